@@ -1,0 +1,3 @@
+"""Codekiln turns source code into code models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,187 @@
+"""A run told from its records: CARD.md in the form of published model cards, and report.html."""
+
+import html
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+from codekiln.corpus.documents import read_manifest
+from codekiln.files import Record, read_record, replacing
+from codekiln.recipe import stage_record
+from codekiln.train.metrics import read_metrics
+
+CARD, REPORT = "CARD.md", "report.html"
+NOT_RECORDED = "/"
+
+
+def write_card(run: Path) -> Path:
+    """Writes CARD.md of a finished run."""
+    recipe, manifest = read_record(run / "recipe.json"), read_manifest(run / "corpus")
+    stages = {name: stage_record(run, name) for name in ("tokens", "train", "evaluation")}
+    lines = [f"# {recipe['name']}", ""]
+    for heading, entries in _sections(recipe, manifest, stages).items():
+        lines += [f"## {heading}", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {_cell(value)} |" for name, value in entries.items()]
+        lines.append("")
+    with replacing(run / CARD) as draft:
+        draft.write_text("\n".join(lines), encoding="utf-8")
+    return run / CARD
+
+
+def write_report(run: Path) -> Path:
+    """Writes report.html, one file that needs no network. Everything from the corpus is escaped."""
+    # Heavy, and needed by this call alone.
+    import plotly.graph_objects as go  # noqa: PLC0415
+    from jinja2 import Environment, select_autoescape  # noqa: PLC0415
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415
+
+    manifest, metrics = read_manifest(run / "corpus"), read_metrics(run / "metrics.jsonl")
+    tokens, trained = stage_record(run, "tokens")["result"], stage_record(run, "train")["result"]
+    charts = {
+        "Loss": _lines(go, metrics, {"training, nats a token": "loss"}),
+        "Validation": _lines(go, metrics, {"held-out, bits a byte": "valid_bits_per_byte"}),
+        "Speed": _lines(go, metrics, {"tokens a second": "tokens_per_second"}),
+        "Token lengths": go.Figure(
+            go.Bar(y=tokens["token_lengths"][1:], x=list(range(1, len(tokens["token_lengths"]))))
+        ),
+    }
+    charts["Token lengths"].update_layout(xaxis_title="bytes", yaxis_title="tokens of the vocabulary")
+    for figure in charts.values():
+        figure.update_layout(height=300, margin={"l": 50, "r": 20, "t": 20, "b": 40}, template="plotly_white")
+    drawn = {title: f.to_html(full_html=False, include_plotlyjs=False) for title, f in charts.items()}
+    environment = Environment(autoescape=select_autoescape(default=True))
+    template = environment.from_string(
+        package_files("codekiln").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        name=read_record(run / "recipe.json")["name"],
+        plotly=get_plotlyjs(),
+        charts=drawn,
+        trained=trained,
+        manifest=manifest,
+        funnel=_funnel(manifest),
+        evaluation=stage_record(run, "evaluation")["result"],
+        functions=stage_record(run, "functions")["result"]["functions"],
+        seconds={name: stage_record(run, name)["seconds"] for name in _STAGES},
+    )
+    with replacing(run / REPORT) as draft:
+        draft.write_text(page, encoding="utf-8")
+    return run / REPORT
+
+
+_STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
+
+
+def results_of(run: Path) -> dict[str, str]:
+    """The measured results in words, with 95 % intervals."""
+    return _results(stage_record(run, "train")["result"], stage_record(run, "evaluation")["result"])
+
+
+def _results(trained: Record, evaluation: Record) -> dict[str, str]:
+    results = {"Validation, left to right": _bits(trained["valid_bits_per_byte"])}
+    for kind, entry in evaluation.items():
+        if not entry["problems"]:
+            results[f"Infilling, {kind}"] = "not measured: nothing is held out"
+            continue
+        results[f"Infilling, {kind}"] = (
+            f"exact match {_share(entry['infill_exact_match'])} infilled, "
+            f"{_share(entry['left_to_right_exact_match'])} left to right (n = {entry['problems']}); "
+            f"{_bits(entry['infill_bits_per_byte'])} against {_bits(entry['left_to_right_bits_per_byte'])} in the holes"
+        )
+    return results
+
+
+def _sections(recipe: Record, manifest: Record, stages: dict[str, Record]) -> dict[str, dict[str, Any]]:
+    model, train, trained = recipe["model"], recipe["train"], stages["train"]["result"]
+    optimizer, objective = train["optimizer"], train["objective"]
+    sources = ", ".join(source["kind"] for source in recipe["corpus"]["sources"])
+    read, kept, dropped = manifest["read"], manifest["kept"], manifest["dropped"]
+    filters = "; ".join(
+        " ".join([rule["kind"], *(f"{k}={v}" for k, v in rule.items() if k != "kind" and not isinstance(v, list))])
+        for rule in recipe["corpus"]["rules"]
+    )
+    return {
+        "Model": {
+            "Publisher": NOT_RECORDED,
+            "Architecture": "decoder-only (kiln: RMSNorm, rotary, grouped-query attention with QK-norm, SwiGLU; Qwen3's shape)",
+            "Model size": f"{trained['parameters']:,} parameters: {model['n_layers']} layers, d_model {model['d_model']}, "
+            f"{model['n_heads']} heads ({model['n_kv_heads']} for keys) of {model['d_head']}, d_ff {model['d_ff']}",
+        },
+        "Data pre-processing": {
+            "Resources": f"{sources}: {read['files']:,} files, {read['bytes'] / 1e6:,.1f} MB read; "
+            f"{kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB kept",
+            "De-duplication": "exact, by ending and alphanumeric tokens: "
+            f"{dropped.get('duplicate', {}).get('documents', 0):,} dropped",
+            "Filters": filters,
+            "Dropped": "; ".join(f"{reason}: {entry['documents']:,}" for reason, entry in dropped.items()) or "none",
+            "E-mail addresses redacted": f"{manifest['emails_redacted']:,}",
+            "Held out": f"by {manifest['heldout']['by']}: {', '.join(manifest['heldout']['repositories']) or NOT_RECORDED}",
+            "Licences": "; ".join(f"{row['license']} ({row['n']:,})" for row in manifest["licenses"]),
+        },
+        "Tokenizer": {
+            "Technology": "byte-level BPE",
+            "Details": f"{recipe['tokenizer']['vocab_size']:,} ids with {recipe['tokenizer']['n_masks'] + 3} control tokens; "
+            "tokens cross spaces and never a newline; "
+            f"{_bytes_per_token(stages['tokens']['result']):.2f} bytes a token on held-out text",
+        },
+        "Hyper-parameters": {
+            "Optimizer": "Muon for matrices in blocks, AdamW for the rest",
+            "Betas": f"{optimizer['betas'][0]}, {optimizer['betas'][1]}; Muon's momentum {optimizer['momentum']}",
+            "Eps": f"{optimizer['eps']:g}",
+            "Batch size": f"{train['batch_rows'] * model['context_length']:,} tokens",
+            "Context window": f"{model['context_length']:,}",
+            "Gradient accumulation": "as memory asks; the batch is the same",
+            "Warm-up": f"{optimizer['schedule']['warmup_share']:.0%} of the steps",
+            "Learning rate": f"{optimizer['muon_rate']:g} (Muon), {optimizer['adamw_rate']:g} (AdamW)",
+            "Weight decay": f"{optimizer['weight_decay']:g}, decoupled, on matrices",
+            "Schedule": f"flat, then linearly to 0 over the last {optimizer['schedule']['decay_share']:.0%}",
+            "Precision": trained["precision"],
+        },
+        "Training": {
+            "Initialization": "from scratch",
+            "Strategy": " ".join([objective["kind"], *(f"{k}={v}" for k, v in objective.items() if k != "kind")]),
+            "Tokens and steps": f"{trained['tokens']:,} tokens in {trained['steps']:,} steps",
+            "Hardware": trained["hardware"],
+            "Time": f"{trained['seconds'] / 60:.1f} minutes, {trained['tokens_per_second']:,.0f} tokens a second, "
+            f"{trained['utilization']:.0%} of the matmul peak",
+            "Carbon and cost": NOT_RECORDED,
+        },
+        "Results": _results(trained, stages["evaluation"]["result"]),
+    }
+
+
+def _bytes_per_token(tokens: Record) -> float:
+    split = tokens["splits"]["heldout"]
+    split = split if split["tokens"] else tokens["splits"]["train"]
+    return float(split["text_bytes"] / max(1, split["tokens"]))
+
+
+def _funnel(manifest: Record) -> list[Record]:
+    """What is left after each reason, largest drop first."""
+    left = manifest["read"]["files"]
+    rows = [{"reason": "read", "documents": left, "left": left, "bytes": manifest["read"]["bytes"], "examples": []}]
+    for reason, entry in manifest["dropped"].items():
+        left -= entry["documents"]
+        rows.append({"reason": reason, "left": left} | entry)
+    return rows
+
+
+def _lines(go: Any, metrics: list[Record], series: dict[str, str]) -> Any:
+    figure = go.Figure()
+    for title, field in series.items():
+        rows = [row for row in metrics if row.get(field) is not None]
+        figure.add_scatter(x=[row["tokens"] for row in rows], y=[row[field] for row in rows], mode="lines", name=title)
+        figure.update_layout(yaxis_title=title)
+    return figure.update_layout(xaxis_title="tokens")
+
+
+def _share(entry: Record) -> str:
+    return f"{entry['value']:.1%} [{entry['low']:.1%}, {entry['high']:.1%}]"
+
+
+def _bits(value: float | None) -> str:
+    return f"{value:.3f} bits a byte" if value is not None else "not measured: nothing is held out"
+
+
+def _cell(value: object) -> str:
+    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,261 @@
+"""The command: every verb, thin; the only place where names become objects.
+
+Heavy imports wait in the verbs that need them, so that `--help` answers at once and serving needs no training code.
+"""
+# ruff: noqa: PLC0415
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from codekiln.generate.sampler import Sampling
+    from codekiln.recipe import Recipe
+
+HOLE = "<HOLE>"
+MODEL = Annotated[Path, typer.Argument(help="A run or a model folder.", show_default=False)]
+OUT = Annotated[Path, typer.Option("--out", help="The run directory; what stands there is gone on with.")]
+CODE = Annotated[
+    Path | None, typer.Option(help="A folder of code instead of the Python installed here.", show_default=False)
+]
+LICENSE = Annotated[
+    str | None, typer.Option(help="SPDX licence of all code in --code, if it is yours to say.", show_default=False)
+]
+SET = Annotated[
+    list[str] | None, typer.Option("--set", help="For experiments: field=value of the recipe.", show_default=False)
+]
+DEVICE = Annotated[str, typer.Option(help="cpu or cuda.")]
+MICRO = Annotated[int, typer.Option(help="Tokens that go through the model at once.")]
+COMPILE = Annotated[
+    bool | None, typer.Option(help="torch.compile; left out, where a C++ compiler is found.", show_default=False)
+]
+NEW_TOKENS = Annotated[int, typer.Option("--max-new-tokens", help="Where an answer is cut.")]
+TEMPERATURE = Annotated[float, typer.Option(help="0 is greedy.")]
+TOP_P = Annotated[float, typer.Option(help="Nucleus of the probability that is drawn from.")]
+SEED = Annotated[int, typer.Option(help="The same seed draws the same tokens.")]
+JSON = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+FILE = Annotated[
+    Path | None, typer.Option("--file", help="Read from this file; - is standard input.", show_default=False)
+]
+
+app = typer.Typer(
+    help="Source code in, code models out.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
+@app.command()
+def demo(
+    out: OUT = Path("runs/demo"),
+    code: CODE = None,
+    license: LICENSE = None,
+    settings: SET = None,
+    device: DEVICE = "cpu",
+    micro_batch_tokens: MICRO = 2048,
+    compile: COMPILE = None,
+) -> None:
+    """Make a small model of the Python code on this machine, and show what it can do."""
+    build("demo", out, code, license, settings, device, micro_batch_tokens, compile)
+    _show(out)
+
+
+@app.command()
+def build(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name.", show_default=False)],
+    out: OUT,
+    code: CODE = None,
+    license: LICENSE = None,
+    settings: SET = None,
+    device: DEVICE = "cpu",
+    micro_batch_tokens: MICRO = 2048,
+    compile: COMPILE = None,
+) -> None:
+    """Build a recipe, all stages; started again it goes on where it was."""
+    from codekiln.recipe import build as build_recipe
+    from codekiln.train.loop import Hardware, has_cxx_compiler
+
+    wanted = _recipe(recipe, code, license, settings)
+    if compile is None and device == "cpu" and not has_cxx_compiler():
+        _note("no C++ compiler is found here: training runs uncompiled, at about two thirds of the speed")
+    try:
+        build_recipe(wanted, out, Hardware(device, micro_batch_tokens, compile))
+    except KeyboardInterrupt:
+        _note("interrupted; nothing is lost, and the same command goes on from here")
+        raise
+    _card(out)
+
+
+@app.command()
+def card(run: MODEL) -> None:
+    """Write CARD.md and report.html of a finished run."""
+    for path in _card(run):
+        typer.echo(path)
+
+
+@app.command()
+def complete(
+    model: MODEL,
+    prompt: Annotated[str | None, typer.Argument(help="The text to go on with.", show_default=False)] = None,
+    file: FILE = None,
+    max_new_tokens: NEW_TOKENS = 64,
+    temperature: TEMPERATURE = 0.2,
+    top_p: TOP_P = 0.95,
+    seed: SEED = 0,
+    as_json: JSON = False,
+) -> None:
+    """Go on with a text from an argument, a file or standard input."""
+    from codekiln.generate.complete import Completer, Request
+
+    text = _text(prompt, file)
+    sampling = _sampling(temperature, top_p, seed)
+    answer = None
+    for piece in Completer.load(model).stream([Request(text)], max_new_tokens=max_new_tokens, sampling=sampling):
+        if not as_json:
+            typer.echo(piece.text, nl=False)
+        answer = piece.answer or answer
+    assert answer is not None
+    typer.echo(json.dumps({"text": answer.text, "is_finished": answer.is_finished}) if as_json else "")
+
+
+@app.command()
+def infill(
+    model: MODEL,
+    prompt: Annotated[str | None, typer.Argument(help="The text before the hole.", show_default=False)] = None,
+    suffix: Annotated[str | None, typer.Argument(help="The text after it.", show_default=False)] = None,
+    file: FILE = None,
+    marker: Annotated[str, typer.Option(help="What stands for a hole in a file or standard input.")] = HOLE,
+    max_new_tokens: NEW_TOKENS = 64,
+    temperature: TEMPERATURE = 0.2,
+    top_p: TOP_P = 0.95,
+    seed: SEED = 0,
+    as_json: JSON = False,
+) -> None:
+    """Fill holes: a file or standard input with a marker for each, or the text before and after one as two arguments.
+
+    Prints the whole text with its holes filled.
+    """
+    from codekiln.generate.complete import Completer
+
+    if prompt is not None and suffix is None:
+        raise typer.BadParameter("give the text before the hole and the text after it, or --file with the marker")
+    parts = [prompt, suffix] if prompt is not None and suffix is not None else _text(None, file).split(marker)
+    if len(parts) < 2:
+        raise ValueError(f"the text has no hole: put {marker} where one is, or name your own mark with --marker")
+    sampling = _sampling(temperature, top_p, seed)
+    answers = Completer.load(model).fill(parts, max_new_tokens=max_new_tokens, sampling=sampling)
+    whole = parts[0] + "".join(answer.text + part for answer, part in zip(answers, parts[1:], strict=True))
+    if as_json:
+        holes = [{"text": answer.text, "is_finished": answer.is_finished} for answer in answers]
+        typer.echo(json.dumps({"text": whole, "holes": holes}))
+    else:
+        typer.echo(whole, nl=not whole.endswith("\n"))
+
+
+@app.command()
+def serve(
+    model: MODEL,
+    host: Annotated[str, typer.Option(help="Where to listen. There is no authentication.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
+) -> None:
+    """Serve /v1/completions (prompt, suffix, stream) and a page to try it."""
+    from codekiln.generate.complete import Completer
+
+    server = _extra("codekiln.serve.server", "serve")
+    listening = server.listen(host, port)
+    name = model.resolve().name
+    application = server.make_app(Completer.load(model), name)
+    typer.echo(f"{name} on http://{host}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+    sys.stdout.flush()
+    server.serve(application, listening)
+
+
+def main() -> None:
+    """Runs the command. Exit status 0 if it did what was asked, 2 for wrong usage, 130 for Ctrl-C, else 1."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        _note(f"error: {_told(error)}")
+        raise SystemExit(1) from None
+
+
+def _told(error: ValueError | OSError) -> str:
+    """The error in words; what the system said of a file is said with the file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _recipe(name: str, code: Path | None, license: str | None, settings: list[str] | None) -> "Recipe":
+    _extra("codekiln.corpus.build", "corpus")
+    from codekiln.recipe import replaced
+    from codekiln.recipes import named
+
+    if license is not None and code is None:
+        raise typer.BadParameter("--license says under which licence the code in --code is: give both")
+    return replaced(named(name, code=code, license=license), settings or [])
+
+
+def _card(run: Path) -> list[Path]:
+    card_module = _extra("codekiln.card", "report")
+    return [card_module.write_card(run), card_module.write_report(run)]
+
+
+def _show(run: Path) -> None:
+    """What the demo ends with: samples, results, and what to try next."""
+    from rich.console import Console
+
+    from codekiln.card import results_of
+    from codekiln.recipe import stage_record
+
+    console = Console(highlight=False, markup=False)
+    for function in stage_record(run, "functions")["result"]["functions"]:
+        is_right = function["infill"] == function["hidden"]
+        console.rule(function["name"], style="dim")
+        console.print("".join(function["prompt"].splitlines(keepends=True)[-6:]), end="", style="dim")
+        console.print(function["infill"] or "(nothing)", style="green" if is_right else "red")
+        console.print("(as it was)" if is_right else f"(it was: {function['hidden'].strip()})", style="dim")
+    console.rule(style="dim")
+    for name, result in results_of(run).items():
+        console.print(f"{name}: {result}", soft_wrap=True)
+    console.print(f"\nHow it was made: {run / 'report.html'} and {run / 'CARD.md'}\nTry next:", soft_wrap=True)
+    console.print(f"  codekiln infill {run} $'def mean(values):\\n    return ' $' / len(values)\\n'", soft_wrap=True)
+    console.print(f"  codekiln serve {run}", soft_wrap=True)
+
+
+def _extra(module: str, extra: str) -> ModuleType:
+    """A module that needs one of the extras. Raises ValueError naming the extra if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("codekiln"):
+            raise
+        raise ValueError(f"{missing.name} is not installed: pip install 'codekiln[{extra}]'") from None
+
+
+def _text(argument: str | None, file: Path | None) -> str:
+    """The text of an argument, a file or standard input. Raises ValueError where it is not UTF-8."""
+    if argument is not None and file is not None:
+        raise typer.BadParameter("give the text as an argument or with --file, not both")
+    if argument is not None:
+        return argument
+    if file is None and sys.stdin.isatty():
+        raise typer.BadParameter("give the text as an argument, with --file, or on standard input")
+    try:
+        raw = sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file or 'standard input'} is not UTF-8 (byte {error.start}): convert it first") from None
+
+
+def _sampling(temperature: float, top_p: float, seed: int) -> "Sampling":
+    from codekiln.generate.sampler import Sampling
+
+    return Sampling(temperature, top_p, seed)
+
+
+def _note(message: str) -> None:
+    typer.echo(f"codekiln: {message}", err=True)

@@ -1,0 +1,1 @@
+"""From the files of repositories to clean documents."""

@@ -1,0 +1,280 @@
+"""Builds a corpus: read, gate by licence, filter, drop duplicates, cap, redact, split, write; every drop is counted.
+
+The engine is Daft: one plan for one machine and for many. Texts go through it once into a scratch folder; what is
+decided over all documents (duplicates, caps) reads only their small columns.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import daft
+import pyarrow as pa
+from daft import DataType, Window, col, lit
+from daft.functions import when
+
+from codekiln.corpus.dedup import duplicate_key
+from codekiln.corpus.documents import MANIFEST, SCHEMA, SPLITS, write_parts
+from codekiln.corpus.filters import CODEGEN, INCODER, Rule, first_reason
+from codekiln.corpus.languages import language_of
+from codekiln.corpus.licenses import PERMISSIVE, is_permissive
+from codekiln.corpus.redact import redact_emails
+from codekiln.corpus.sources.files import Source, SourceFile
+from codekiln.files import Record, write_record
+from codekiln.progress import Task, task
+
+N_EXAMPLES = 10
+DUPLICATE, CAPPED = "duplicate", "over its repository's cap"
+
+
+@dataclass(frozen=True)
+class CorpusPlan:
+    """What becomes a corpus. The order of `rules` decides which reason is counted where several hold."""
+
+    sources: tuple[Source, ...]
+    licenses: frozenset[str] = PERMISSIVE
+    rules: tuple[Rule, ...] = CODEGEN + INCODER
+    max_file_bytes: int = 1_000_000
+    max_repository_bytes: int | None = None
+    heldout_share: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.heldout_share < 0.5:
+            raise ValueError(f"heldout_share is {self.heldout_share}: it must be at least 0 and below 0.5")
+
+
+def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
+    """Writes the corpus into `folder`, which is new or unfinished; its manifest last. Returns the manifest.
+
+    Raises ValueError where nothing is left to train on, telling what was found and dropped.
+    """
+    scratch = folder / ".scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    files = [file for source in plan.sources for file in source.files()]
+    permitted = [file for file in files if is_permissive(file.license, plan.licenses)]
+    refused = [file for file in files if not is_permissive(file.license, plan.licenses)]
+    drops = _Drops()
+    for file in refused:
+        drops.add(f"licence {file.license}", _name(file), _size(file.location))
+    if not permitted:
+        raise ValueError(_nothing_left("no file is under a permissive licence", len(files), drops))
+
+    daft.set_runner_native()
+    with task("Corpus: read and filter", len(permitted)) as progress:
+        _read(permitted, plan, progress).write_parquet(str(scratch), compression="zstd")
+    read = daft.read_parquet(str(scratch / "*.parquet"))
+    decided = _decide(read.exclude("text"), plan).collect()
+    _count_drops(decided, drops)
+    kept = decided.where(col("reason").is_null())
+    sizes = kept.groupby("repository").agg(col("text_bytes").sum(), col("order").count().alias("n")).to_pydict()
+    if not sizes["repository"]:
+        raise ValueError(_nothing_left("every file was dropped", len(files), drops))
+
+    split_by, heldout = _choose_heldout(dict(zip(sizes["repository"], sizes["text_bytes"], strict=True)), plan)
+    is_heldout = col("repository").is_in(sorted(heldout)) if split_by == "repository" else col("draw") < _quantile(plan)
+    if split_by == "repository" and not heldout:
+        is_heldout = lit(False)
+    chosen = kept.select("order", is_heldout.alias("heldout"))
+    splits: dict[str, Any] = {}
+    with task("Corpus: write", len(SPLITS)) as progress:
+        for split in SPLITS:
+            mine = chosen.where(col("heldout") == lit(split == "heldout")).select("order")
+            rows = read.join(mine, on="order", how="inner").sort("order").select(*SCHEMA.names)
+            parts = write_parts(folder / split, _batches(rows))
+            splits[split] = {
+                "documents": sum(part["documents"] for part in parts),
+                "text_bytes": sum(part["text_bytes"] for part in parts),
+                "parts": parts,
+            }
+            progress.advance()
+    if not splits["train"]["documents"]:
+        raise ValueError(_nothing_left("no document is left for training", len(files), drops))
+
+    licenses = kept.groupby("license").agg(col("order").count().alias("n"), col("text_bytes").sum()).sort("license")
+    manifest: Record = {
+        "splits": splits,
+        "read": {"files": len(files), "bytes": sum(_size(file.location) for file in files)},
+        "kept": {"documents": sum(sizes["n"]), "text_bytes": sum(sizes["text_bytes"])},
+        "dropped": drops.record(),
+        "emails_redacted": int(kept.agg(col("emails").sum()).to_pydict()["emails"][0] or 0),
+        "licenses": _rows(licenses),
+        "repositories": _rows(
+            kept.groupby("repository", "revision", "license")
+            .agg(col("order").count().alias("documents"), col("text_bytes").sum())
+            .sort("repository")
+        ),
+        "heldout": {"by": split_by, "repositories": sorted(heldout)},
+    }
+    shutil.rmtree(scratch)
+    write_record(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _read(files: list[SourceFile], plan: CorpusPlan, progress: Task) -> daft.DataFrame:
+    """One row a file: its columns in the corpus, its key, and the reason to drop it or null."""
+    result = DataType.struct(
+        {
+            "text": DataType.string(),
+            "text_bytes": DataType.int64(),
+            "emails": DataType.int64(),
+            "key": DataType.string(),
+            "reason": DataType.string(),
+        }
+    )
+
+    @daft.func.batch(return_dtype=result)
+    def read(location: daft.Series, path: daft.Series) -> list[Record]:
+        rows = [
+            _read_one(Path(loc), name, plan) for loc, name in zip(location.to_pylist(), path.to_pylist(), strict=True)
+        ]
+        progress.advance(len(rows))
+        return rows
+
+    columns = pa.table(
+        {
+            "order": pa.array(range(len(files)), pa.int64()),
+            "draw": [_draw(plan.seed, _name(file)) for file in files],
+            "source": [file.source for file in files],
+            "repository": [file.repository for file in files],
+            "revision": [file.revision for file in files],
+            "license": [file.license for file in files],
+            "path": [file.path for file in files],
+            "language": [language_of(file.path) or "" for file in files],
+            "location": [str(file.location) for file in files],
+        }
+    )
+    frame = daft.from_arrow(columns).into_batches(128).with_column("read", read(col("location"), col("path")))
+    unpacked = [col("read").get(name).alias(name) for name in ("text", "text_bytes", "emails", "key", "reason")]
+    return frame.select(*[name for name in columns.column_names if name != "location"], *unpacked)
+
+
+def _read_one(location: Path, path: str, plan: CorpusPlan) -> Record:
+    """What is read and judged of one file; its text only where no rule drops it."""
+    dropped: Record = {"text": None, "text_bytes": 0, "emails": 0, "key": None}
+    try:
+        size = location.stat().st_size
+        if size > plan.max_file_bytes:
+            return dropped | {"text_bytes": size, "reason": f"over {plan.max_file_bytes:,} bytes"}
+        raw = location.read_bytes()
+    except OSError:
+        return dropped | {"reason": "unreadable"}
+    dropped["text_bytes"] = len(raw)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return dropped | {"reason": "not UTF-8"}
+    if reason := first_reason(text, plan.rules):
+        return dropped | {"reason": reason}
+    redacted, emails = redact_emails(text)
+    size = len(redacted.encode())
+    return {"text": redacted, "text_bytes": size, "emails": emails, "key": duplicate_key(path, text), "reason": None}
+
+
+def _decide(rows: daft.DataFrame, plan: CorpusPlan) -> daft.DataFrame:
+    """Marks duplicates (the first in order stays) and what is over its repository's cap (the lowest draws stay)."""
+    judged, passed = rows.where(col("reason").not_null()), rows.where(col("reason").is_null())
+    first = passed.groupby("key").agg(col("order").min().alias("first"))
+    passed = passed.join(first, on="key", how="inner")
+    unique = passed.where(col("order") == col("first")).exclude("first")
+    repeated = passed.where(col("order") != col("first")).exclude("first").with_column("reason", lit(DUPLICATE))
+    if plan.max_repository_bytes is not None:
+        drawn = Window().partition_by("repository").order_by("draw", "order")
+        drawn = drawn.rows_between(Window.unbounded_preceding, Window.current_row)
+        running = unique.with_column("running", col("text_bytes").sum().over(drawn))
+        is_over = col("running") > lit(plan.max_repository_bytes)
+        reason = when(is_over, lit(CAPPED)).otherwise(lit(None).cast(DataType.string()))
+        unique = running.with_column("reason", reason).exclude("running")
+    columns = rows.column_names
+    return judged.select(*columns).concat(repeated.select(*columns)).concat(unique.select(*columns))
+
+
+class _Drops:
+    """What was dropped, by reason: documents, bytes, and ten examples."""
+
+    def __init__(self) -> None:
+        self._by_reason: dict[str, Record] = {}
+
+    def add(self, reason: str, name: str, size: int, n: int = 1) -> None:
+        entry = self._by_reason.setdefault(reason, {"documents": 0, "bytes": 0, "examples": []})
+        entry["documents"] += n
+        entry["bytes"] += size
+        if len(entry["examples"]) < N_EXAMPLES:
+            entry["examples"].append(name)
+
+    def record(self) -> Record:
+        return dict(sorted(self._by_reason.items(), key=lambda item: (-item[1]["documents"], item[0])))
+
+
+def _count_drops(decided: daft.DataFrame, drops: _Drops) -> None:
+    columns = ("reason", "repository", "revision", "path", "text_bytes")
+    rows = decided.where(col("reason").not_null()).sort(["draw", "order"]).select(*columns).to_pydict()
+    for reason, repository, revision, path, size in zip(*(rows[name] for name in columns), strict=True):
+        drops.add(reason, f"{repository}@{revision}/{path}", size)
+
+
+def _choose_heldout(repository_bytes: dict[str, int], plan: CorpusPlan) -> tuple[str, set[str]]:
+    """Which repositories are held out: in the order of their draws, each that fits, until the share is filled.
+
+    A single repository cannot be on one side alone; then files are held out, and the manifest says so.
+    """
+    if len(repository_bytes) == 1 and plan.heldout_share > 0:
+        return "file", set()
+    wanted = plan.heldout_share * sum(repository_bytes.values())
+    heldout: set[str] = set()
+    held_bytes = 0
+    for name in sorted(repository_bytes, key=lambda name: _draw(plan.seed, name)):
+        if held_bytes + repository_bytes[name] <= 1.2 * wanted:
+            heldout.add(name)
+            held_bytes += repository_bytes[name]
+        if held_bytes >= wanted:
+            break
+    if not heldout and wanted > 0:
+        heldout.add(min(repository_bytes, key=lambda name: (repository_bytes[name], name)))
+    return "repository", heldout
+
+
+def _quantile(plan: CorpusPlan) -> str:
+    """The draw below which a share of `plan.heldout_share` of all draws lies."""
+    return f"{int(plan.heldout_share * 16**16):016x}"
+
+
+def _draw(seed: int, name: str) -> str:
+    """A uniform draw for a name, as 16 hexadecimal digits; independent of all other names."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
+
+
+def _size(location: Path) -> int:
+    """Bytes on the disk; 0 for a file that is listed and not there, which reading counts."""
+    try:
+        return location.stat().st_size
+    except OSError:
+        return 0
+
+
+def _name(file: SourceFile) -> str:
+    return f"{file.repository}@{file.revision}/{file.path}"
+
+
+def _batches(rows: daft.DataFrame) -> Iterator[pa.RecordBatch]:
+    """The rows in short batches, so that parts close near their size whatever the engine hands over at once."""
+    for batch in rows.to_arrow_iter():
+        for start in range(0, batch.num_rows, 256):
+            yield batch.slice(start, 256).cast(SCHEMA)
+
+
+def _rows(frame: daft.DataFrame) -> list[Record]:
+    rows: list[Record] = frame.to_pylist()
+    return rows
+
+
+def _nothing_left(why: str, n_files: int, drops: _Drops) -> str:
+    counts = ", ".join(f"{reason}: {entry['documents']}" for reason, entry in drops.record().items())
+    advice = (
+        "name other sources, or give --license SPDX if the code is yours" if "licence" in why else "name other sources"
+    )
+    return f"nothing to train on: {why} (of {n_files} files; {counts or 'none was found'}): {advice}"

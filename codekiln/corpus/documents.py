@@ -1,0 +1,102 @@
+"""Documents on disk: Parquet parts per split, and the manifest that seals them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from codekiln.files import Record, check_seal, read_record, replacing, seal
+
+SCHEMA = pa.schema(
+    [
+        ("text", pa.large_string()),
+        ("source", pa.string()),
+        ("repository", pa.string()),
+        ("revision", pa.string()),
+        ("license", pa.string()),
+        ("path", pa.string()),
+        ("language", pa.string()),
+    ]
+)
+SPLITS = ("train", "heldout")
+MANIFEST = "manifest.json"
+PART_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Document:
+    """One file with what is known of it. `license` is the SPDX expression its repository declares."""
+
+    text: str
+    source: str
+    repository: str
+    revision: str
+    license: str
+    path: str
+    language: str
+
+    @property
+    def name(self) -> str:
+        """`repository@revision/path`, the same in every report."""
+        return f"{self.repository}@{self.revision}/{self.path}"
+
+
+def write_parts(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[Record]:
+    """Writes batches of `SCHEMA` in order as `part-00000.parquet`, …; a record for each part.
+
+    A part ends at the first batch that takes its text over `PART_BYTES`, so equal batches give equal bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[Record] = []
+    pending: list[pa.RecordBatch] = []
+    pending_bytes = 0
+
+    def close() -> None:
+        path = folder / f"part-{len(parts):05}.parquet"
+        table = pa.Table.from_batches(pending, SCHEMA)
+        with replacing(path) as draft:
+            pq.write_table(table, draft, compression="zstd", row_group_size=4096)
+        parts.append({"file": path.name, "documents": table.num_rows, "text_bytes": _text_bytes(table)} | seal(path))
+        pending.clear()
+
+    for batch in batches:
+        pending.append(batch)
+        pending_bytes += _text_bytes(batch)
+        if pending_bytes >= PART_BYTES:
+            close()
+            pending_bytes = 0
+    if pending:
+        close()
+    return parts
+
+
+def read_manifest(corpus: Path) -> Record:
+    """The manifest of a finished corpus. Raises OSError where there is none."""
+    path = corpus / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{corpus} holds no finished corpus ({MANIFEST} is missing): run `codekiln build` first"
+        )
+    return read_record(path)
+
+
+def read_documents(corpus: Path, split: str, *, parts: range | None = None) -> Iterator[Document]:
+    """The documents of a split in order, each part checked against the manifest before it is read.
+
+    Raises ValueError naming the part that is corrupt.
+    """
+    records = read_manifest(corpus)["splits"][split]["parts"]
+    for index in parts if parts is not None else range(len(records)):
+        path = corpus / split / records[index]["file"]
+        check_seal(path, records[index], made_by="codekiln build")
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield Document(**row)
+
+
+def _text_bytes(data: pa.RecordBatch | pa.Table) -> int:
+    return int(pc.sum(pc.binary_length(data.column("text"))).as_py() or 0)

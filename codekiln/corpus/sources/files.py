@@ -1,0 +1,24 @@
+"""A file that a source offers, before anyone reads it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """Where a file lies and what its repository declares. `path` is relative to the repository, with slashes."""
+
+    source: str
+    repository: str
+    revision: str
+    license: str
+    path: str
+    location: Path
+
+
+class Source(Protocol):
+    """Lists files in a fixed order; the same disk gives the same list."""
+
+    def files(self) -> Iterator[SourceFile]: ...

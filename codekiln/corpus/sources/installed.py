@@ -1,0 +1,65 @@
+"""The Python distributions installed on this machine, and the interpreter's own library.
+
+Each distribution is a repository: its name, version and declared licence stand in its metadata.
+"""
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from codekiln.corpus.languages import language_of
+from codekiln.corpus.licenses import declared_license
+from codekiln.corpus.sources.files import SourceFile
+
+PYTHON_LICENSE = "PSF-2.0"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Distributions that this interpreter and the one beneath its virtual environment can import."""
+
+    languages: tuple[str, ...] = ("Python",)
+
+    def files(self) -> Iterator[SourceFile]:
+        """By distribution name, then path. A name installed twice counts once, as the interpreter finds it first."""
+        found: dict[str, importlib.metadata.Distribution] = {}
+        for distribution in importlib.metadata.distributions(path=_import_path()):
+            name = distribution.metadata["Name"]
+            if name:
+                found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution)
+        yield from self._standard_library()
+        for name in sorted(found):
+            yield from self._distribution(name, found[name])
+
+    def _distribution(self, name: str, distribution: importlib.metadata.Distribution) -> Iterator[SourceFile]:
+        metadata = distribution.metadata
+        declared = declared_license(
+            metadata.get("License-Expression"), metadata.get("License"), metadata.get_all("Classifier") or []
+        )
+        root = Path(str(distribution.locate_file("")))
+        for path in sorted(entry.as_posix() for entry in distribution.files or []):
+            # A RECORD lists the distribution's commands too, outside of its folder.
+            if language_of(path) in self.languages and not path.startswith(("/", "../")):
+                yield SourceFile("installed", name, metadata["Version"], declared, path, root / path)
+
+    def _standard_library(self) -> Iterator[SourceFile]:
+        root = sysconfig.get_path("stdlib")
+        for folder, folders, names in os.walk(root):
+            folders[:] = sorted(set(folders) - {"site-packages", "dist-packages", "__pycache__"})
+            for name in sorted(names):
+                location = Path(folder, name)
+                path = location.relative_to(root).as_posix()
+                if language_of(path) in self.languages and not location.is_symlink():
+                    yield SourceFile("installed", "cpython", platform.python_version(), PYTHON_LICENSE, path, location)
+
+
+def _import_path() -> list[str]:
+    """Where distributions are looked for: this interpreter's path, then that of the interpreter it was made from."""
+    beneath = sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
+    return list(dict.fromkeys([*(entry for entry in sys.path if entry), beneath]))

@@ -1,0 +1,67 @@
+"""A folder of source code: each folder in it is a repository, and files that lie beside them are one of their own."""
+
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from codekiln.corpus.languages import LANGUAGES, language_of
+from codekiln.corpus.licenses import declared_license
+from codekiln.corpus.sources.files import SourceFile
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files below `folder`. `license` is the SPDX expression for all of it; None asks each repository's pyproject.toml.
+
+    Hidden files and folders, and links, are left out.
+    """
+
+    folder: Path
+    license: str | None = None
+    languages: tuple[str, ...] = LANGUAGES
+
+    def files(self) -> Iterator[SourceFile]:
+        """By path. Raises OSError where the folder is missing and ValueError where it holds no source file."""
+        if not self.folder.is_dir():
+            raise NotADirectoryError(f"{self.folder} is not a folder: name one that holds source code")
+        licenses: dict[str, str] = {}
+        n_files = 0
+        for location in _walk(self.folder):
+            path = location.relative_to(self.folder)
+            if language_of(path.name) not in self.languages:
+                continue
+            repository = path.parts[0] if len(path.parts) > 1 else self.folder.resolve().name
+            root = self.folder / path.parts[0] if len(path.parts) > 1 else self.folder
+            if repository not in licenses:
+                licenses[repository] = self.license or _pyproject_license(root)
+            n_files += 1
+            inside = location.relative_to(root).as_posix()
+            yield SourceFile("tree", repository, "-", licenses[repository], inside, location)
+        if not n_files:
+            known = ", ".join(self.languages)
+            raise ValueError(
+                f"{self.folder} holds no source file: name a folder with files of these languages: {known}"
+            )
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Plain files below `folder` in the order of their paths, without hidden ones and without following links."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith(".") or entry.is_symlink():
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path))
+        elif entry.is_file():
+            yield Path(entry.path)
+
+
+def _pyproject_license(root: Path) -> str:
+    try:
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        project = {}
+    declared = project.get("license")
+    text = declared if isinstance(declared, str) else (declared or {}).get("text")
+    return declared_license(text, text, project.get("classifiers", []))

@@ -1,0 +1,190 @@
+"""Infilling on held-out documents: exact match with what stood in the hole, against the same model left to right."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from codekiln.corpus.documents import Document
+from codekiln.files import Record
+from codekiln.generate.complete import Completer, Request
+from codekiln.generate.sampler import GREEDY
+from codekiln.progress import task
+from codekiln.tokenizer.infill import infill_prompt
+
+SINGLE_LINE, SPAN = "single-line", "span"
+SHOWN_CHARACTERS = 600
+
+
+@dataclass(frozen=True)
+class InfillingPlan:
+    """Problems drawn from held-out documents by a seed."""
+
+    n_problems: int = 400
+    context_characters: int = 1200
+    max_new_tokens: int = 48
+    max_span_characters: int = 60
+    max_per_document: int = 8
+    batch_rows: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`truth` stood between `prompt` and `suffix` in the document `name`."""
+
+    kind: str
+    name: str
+    prompt: str
+    truth: str
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`, cut to the truth's length)."""
+
+    problem: Problem
+    infill: str
+    left_to_right: str
+    infill_bits: float
+    left_to_right_bits: float
+
+    @property
+    def is_infill_exact(self) -> bool:
+        return self.infill == self.problem.truth
+
+    @property
+    def is_left_to_right_exact(self) -> bool:
+        return self.left_to_right == self.problem.truth
+
+
+def draw_problems(documents: Iterable[Document], plan: InfillingPlan) -> dict[str, list[Problem]]:
+    """Problems by kind, in an order that the seed decides. A document gives at most `max_per_document` of a kind."""
+    drawn: dict[str, list[tuple[str, Problem]]] = {SINGLE_LINE: [], SPAN: []}
+    for document in documents:
+        rng = np.random.default_rng(
+            int.from_bytes(hashlib.sha256(f"{plan.seed}:{document.name}".encode()).digest()[:8])
+        )
+        for number in range(plan.max_per_document):
+            for kind, hole in ((SINGLE_LINE, _line(document.text, rng)), (SPAN, _span(document.text, plan, rng))):
+                if hole is not None:
+                    key = hashlib.sha256(f"{plan.seed}:{kind}:{number}:{document.name}".encode()).hexdigest()
+                    drawn[kind].append((key, _problem(kind, document, hole, plan)))
+    return {
+        kind: [problem for _, problem in sorted(found, key=lambda e: e[0])][: plan.n_problems]
+        for kind, found in drawn.items()
+    }
+
+
+def judge(completer: Completer, problems: Sequence[Problem], plan: InfillingPlan, *, title: str) -> list[Verdict]:
+    """A verdict a problem. Greedy. Left to right the model is told how many characters are missing, infilling is not."""
+    verdicts: list[Verdict] = []
+    with task(title, len(problems)) as progress:
+        for start in range(0, len(problems), plan.batch_rows):
+            batch = problems[start : start + plan.batch_rows]
+            requests = [Request(p.prompt, p.suffix) for p in batch]
+            infilled = completer.complete(requests, max_new_tokens=plan.max_new_tokens, sampling=GREEDY)
+            onward = completer.complete(
+                [Request(p.prompt) for p in batch], max_new_tokens=plan.max_new_tokens, sampling=GREEDY
+            )
+            bits = [hole_bits(completer, batch, with_suffix=known) for known in (True, False)]
+            for problem, infill, left_to_right, *both in zip(batch, infilled, onward, *bits, strict=True):
+                text = infill.text if infill.is_finished else infill.text + "…"
+                verdicts.append(Verdict(problem, text, left_to_right.text[: len(problem.truth)], *both))
+            progress.advance(len(batch))
+    return verdicts
+
+
+def hole_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix: bool) -> list[float]:
+    """Bits that the model spends on each truth, its end not counted, with or without what comes after in view."""
+    tokenizer = completer.tokenizer
+    rows, n_truths = [], []
+    for problem in problems:
+        left, truth = tokenizer.encode(problem.prompt), tokenizer.encode(problem.truth)
+        prompt = infill_prompt(tokenizer, [left, tokenizer.encode(problem.suffix)], []) if with_suffix else left
+        row = [tokenizer.end_of_text, *prompt, *truth]
+        rows.append(row[-completer.context_length :])
+        n_truths.append(len(truth))
+    ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad)
+    for r, row in enumerate(rows):
+        ids[r, : len(row)] = torch.tensor(row)
+    bits = []
+    with torch.inference_mode():
+        hidden = completer.model(ids)
+        for r, (row, n) in enumerate(zip(rows, n_truths, strict=True)):
+            logits = completer.model.head(hidden[r, len(row) - n - 1 : len(row) - 1]).float()
+            bits.append(float(F.cross_entropy(logits, ids[r, len(row) - n : len(row)], reduction="sum")) / math.log(2))
+    return bits
+
+
+def summary(verdicts: Sequence[Verdict]) -> Record:
+    """Exact match both ways with 95 % intervals, the paired difference, and bits per byte of the holes."""
+    n = len(verdicts)
+    if not n:
+        return {"problems": 0}
+    infill = np.array([v.is_infill_exact for v in verdicts], float)
+    onward = np.array([v.is_left_to_right_exact for v in verdicts], float)
+    n_bytes = sum(len(v.problem.truth.encode()) for v in verdicts)
+    return {
+        "problems": n,
+        "infill_exact_match": _share(infill),
+        "left_to_right_exact_match": _share(onward),
+        "difference": _interval(infill - onward),
+        "infill_bits_per_byte": sum(v.infill_bits for v in verdicts) / n_bytes,
+        "left_to_right_bits_per_byte": sum(v.left_to_right_bits for v in verdicts) / n_bytes,
+    }
+
+
+def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
+    """A line that is not blank, with its indentation and without its newline."""
+    lines = text.split("\n")
+    candidates = [i for i, line in enumerate(lines) if i and len(line.strip()) >= 4 and len(line) <= 100]
+    if not candidates:
+        return None
+    chosen = candidates[int(rng.integers(len(candidates)))]
+    start = sum(len(line) + 1 for line in lines[:chosen])
+    return start, start + len(lines[chosen])
+
+
+def _span(text: str, plan: InfillingPlan, rng: np.random.Generator) -> tuple[int, int] | None:
+    """A run of characters anywhere, its length uniform on a logarithmic scale, not of white space alone."""
+    if len(text) < 4 * plan.max_span_characters:
+        return None
+    length = int(np.exp(rng.uniform(math.log(2), math.log(plan.max_span_characters + 1))))
+    start = int(rng.integers(len(text) - length))
+    return (start, start + length) if text[start : start + length].strip() else None
+
+
+def _problem(kind: str, document: Document, hole: tuple[int, int], plan: InfillingPlan) -> Problem:
+    """The hole with `context_characters` around it, two thirds before it, cut at line ends."""
+    text, (start, end) = document.text, hole
+    before = max(0, start - plan.context_characters * 2 // 3)
+    after = min(len(text), end + plan.context_characters // 3)
+    if before:
+        before = text.find("\n", before, start) + 1 or before
+    after = text.rfind("\n", end, after) + 1 or after
+    return Problem(kind, document.name, text[before:start], text[start:end], text[end:after])
+
+
+def _share(hits: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Record:
+    """A share with Wilson's 95 % interval."""
+    n, p, z = len(hits), float(hits.mean()), 1.96
+    middle, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2),
+    )
+    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
+
+
+def _interval(differences: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Record:
+    """A mean with its normal 95 % interval."""
+    mean, half = (
+        float(differences.mean()),
+        1.96 * float(differences.std(ddof=1) if len(differences) > 1 else 0) / math.sqrt(len(differences)),
+    )
+    return {"value": mean, "low": mean - half, "high": mean + half}

@@ -1,0 +1,133 @@
+"""Files that are whole or absent: atomic writes, records, checksums, room on the disk."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file or folder at; it takes `path`'s place when the block ends without an error.
+
+    Whatever interrupts the block, `path` is the old state or the new one. What a killed process left is removed by the
+    next one that writes the same path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    _remove(draft)
+    try:
+        yield draft
+        _flush(draft)
+        if draft.is_dir() and path.exists():
+            _remove(path)
+        draft.replace(path)
+        _flush(path.parent)
+    except BaseException as error:
+        _remove(draft)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise OSError(
+                error.errno, f"no room on the disk to write {path}: free some space, then run again"
+            ) from error
+        raise
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes plain JSON, whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> Record:
+    """The JSON object in `path`. Raises OSError where it is missing and ValueError where it is not a JSON object."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not readable JSON ({error}): remove it and run the stage that makes it again"
+        ) from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds a {type(record).__name__}, not a JSON object: remove it and make it again")
+    return record
+
+
+def first_difference(found: Any, wanted: Any, field: str = "") -> str | None:
+    """Where two records differ first, as `field: found X, wanted Y`; None where they are equal."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            inner = f"{field}.{key}" if field else key
+            if difference := first_difference(found.get(key), wanted.get(key), inner):
+                return difference
+        return None
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = enumerate(zip(found, wanted, strict=True))
+        return next((d for i, (a, b) in pairs if (d := first_difference(a, b, f"{field}[{i}]"))), None)
+    return None if found == wanted else f"{field}: found {_short(found)}, wanted {_short(wanted)}"
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path) -> Record:
+    """What `check_seal` needs to know the file again."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def check_seal(path: Path, sealed: Record, *, made_by: str) -> None:
+    """Raises OSError where the file is missing and ValueError where it is not the sealed one, byte for byte."""
+    remedy = f"remove its folder and run `{made_by}` again"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {remedy}")
+    found = path.stat().st_size
+    if found != sealed["bytes"]:
+        raise ValueError(f"{path} is corrupt, {found} bytes where {sealed['bytes']} were written: {remedy}")
+    if sha256_of(path) != sealed["sha256"]:
+        raise ValueError(f"{path} is corrupt, its SHA-256 is not the one recorded when it was written: {remedy}")
+
+
+def require_room(folder: Path, needed_bytes: int) -> None:
+    """Raises OSError if the disk of `folder` has less than `needed_bytes` free."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{existing} has {free / 1e6:.0f} MB free and this run needs about {needed_bytes / 1e6:.0f} MB: "
+            "free some space or name another folder with --out",
+        )
+
+
+def _flush(path: Path) -> None:
+    """Waits until the file, or the folder with all in it, is on the disk."""
+    for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,185 @@
+"""Text in, text out: complete what comes after, or fill the holes of a document."""
+
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from codekiln.generate.engine import generate
+from codekiln.generate.sampler import Sampling
+from codekiln.model.huggingface import TOKENIZER, load_model
+from codekiln.model.transformer import Transformer
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.infill import infill_prompt
+
+RIGHT_SHARE = 0.25  # of the room for context: what comes before a hole says more than what comes after
+
+
+@dataclass(frozen=True)
+class Request:
+    """Text around a hole; `suffix` None means that nothing is known of what comes after, and nothing is infilled."""
+
+    prompt: str
+    suffix: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`is_finished`: the model, or a stop string, ended it, not the limit. `n_prompt_tokens` were read."""
+
+    text: str
+    is_finished: bool
+    n_prompt_tokens: int
+    n_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of one request as it comes; the last piece of a request carries its answer."""
+
+    index: int
+    text: str
+    answer: Answer | None = None
+
+
+class Completer:
+    """A model and its tokenizer. One call at a time."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size} rows: "
+                "use the tokenizer saved with this model"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.context_length = model.config.context_length
+        unused = frozenset(range(tokenizer.vocab_size, model.config.vocab_size))
+        self._stop_tokens = frozenset({tokenizer.end_of_text, tokenizer.end_of_mask})
+        self._banned_tokens = unused | (tokenizer.control_ids - self._stop_tokens)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Completer":
+        """From a run or a model directory. Raises OSError or ValueError."""
+        inner = folder / "model" if (folder / "model").is_dir() else folder
+        return cls(load_model(inner), Tokenizer.load(inner / TOKENIZER))
+
+    def stream(
+        self, requests: Sequence[Request], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str] = ()
+    ) -> Iterator[Piece]:
+        """Pieces of all requests, which are decoded together. An answer ends before the first stop string in it."""
+        if max_new_tokens >= self.context_length // 2:
+            raise ValueError(
+                f"{max_new_tokens} new tokens: ask for fewer than half of the context of {self.context_length}"
+            )
+        prompts = [self._prompt_ids(request, max_new_tokens) for request in requests]
+        texts = [_Text(stop) for _ in requests]
+        counts = [0] * len(requests)
+        is_open = [True] * len(requests)
+
+        def finish(row: int, *, is_finished: bool) -> Piece:
+            rest = texts[row].rest()
+            is_open[row] = False
+            return Piece(row, rest, Answer(texts[row].sent, is_finished, len(prompts[row]), counts[row]))
+
+        steps = generate(
+            self.model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            stop_tokens=self._stop_tokens,
+            banned_tokens=self._banned_tokens,
+            sampling=sampling,
+        )
+        for step in steps:
+            if not is_open[step.row]:
+                continue
+            counts[step.row] += 1
+            if step.token in self._stop_tokens:
+                yield finish(step.row, is_finished=True)
+            else:
+                fresh = texts[step.row].add(self.tokenizer.token_bytes[step.token])
+                if texts[step.row].is_stopped:
+                    yield Piece(step.row, fresh)
+                    yield finish(step.row, is_finished=True)
+                elif fresh:
+                    yield Piece(step.row, fresh)
+            if not any(is_open):
+                return
+        for row in range(len(requests)):
+            if is_open[row]:
+                yield finish(row, is_finished=False)
+
+    def complete(
+        self, requests: Sequence[Request], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str] = ()
+    ) -> list[Answer]:
+        """The answers of all requests, in their order."""
+        answers: dict[int, Answer] = {}
+        for piece in self.stream(requests, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
+            if piece.answer is not None:
+                answers[piece.index] = piece.answer
+        return [answers[i] for i in range(len(requests))]
+
+    def fill(self, parts: Sequence[str], *, max_new_tokens: int, sampling: Sampling) -> list[Answer]:
+        """The texts of the holes between `parts`, left to right; each sees the ones before it."""
+        answers: list[Answer] = []
+        for k in range(len(parts) - 1):
+            before = parts[0] + "".join(a.text + part for a, part in zip(answers, parts[1:], strict=False))
+            request = Request(before, "".join(parts[k + 1 :]))
+            answers += self.complete([request], max_new_tokens=max_new_tokens, sampling=sampling)
+        return answers
+
+    def _prompt_ids(self, request: Request, max_new_tokens: int) -> list[int]:
+        """The layout's prompt within the context. What is too far away is left out, whole lines where that is possible."""
+        room = self.context_length - max_new_tokens - 3  # end of text, and two sentinels
+        left, right = self.tokenizer.encode(request.prompt), self.tokenizer.encode(request.suffix or "")
+        for_right = min(len(right), max(int(room * RIGHT_SHARE), room - len(left)))
+        right = right[:for_right]
+        is_start = len(left) <= room - for_right
+        left = left if is_start else self._from_line_start(left[len(left) - (room - for_right) :])
+        left = [self.tokenizer.end_of_text, *left] if is_start else left
+        return left if request.suffix is None else infill_prompt(self.tokenizer, [left, right], [])
+
+    def _from_line_start(self, ids: list[int]) -> list[int]:
+        """Ids from the first whole line on, if at least half of them remain."""
+        table = self.tokenizer.token_bytes
+        for i, token in enumerate(ids[: len(ids) // 2]):
+            if table[token].endswith(b"\n"):
+                return ids[i + 1 :]
+        return ids
+
+
+class _Text:
+    """Bytes to text as they come: whole characters only, and nothing that may yet become a stop string."""
+
+    def __init__(self, stop: Iterable[str]) -> None:
+        self._stop = tuple(s for s in stop if s)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.sent = ""
+        self.is_stopped = False
+
+    def add(self, data: bytes) -> str:
+        """What can be sent now."""
+        self._held += self._decoder.decode(data)
+        found = [at for s in self._stop if (at := self._held.find(s)) != -1]
+        if found:
+            self.is_stopped = True
+            return self._send(min(found), keep=False)
+        return self._send(len(self._held) - self._possible_stop(), keep=True)
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        if not self.is_stopped:
+            self._held += self._decoder.decode(b"", final=True)
+        return self._send(0 if self.is_stopped else len(self._held), keep=False)
+
+    def _send(self, n: int, *, keep: bool) -> str:
+        fresh, self._held = self._held[:n], self._held[n:] if keep else ""
+        self.sent += fresh
+        return fresh
+
+    def _possible_stop(self) -> int:
+        """The length of the longest end of what is held that begins a stop string."""
+        lengths = (
+            n for s in self._stop for n in range(min(len(s) - 1, len(self._held)), 0, -1) if self._held.endswith(s[:n])
+        )
+        return max(lengths, default=0)

@@ -1,0 +1,82 @@
+"""Rows of tokens continued together: prefill, then a token a row and step, until each row ends.
+
+B row, T position, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from codekiln.generate.sampler import Sampling, next_tokens
+from codekiln.model.cache import LayerCache, empty_cache
+from codekiln.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token of one row."""
+
+    row: int
+    token: int
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_tokens: frozenset[int],
+    banned_tokens: frozenset[int],
+    sampling: Sampling,
+) -> Iterator[Step]:
+    """New tokens as they come, rows in turn, stop tokens included; a row ends with its stop token.
+
+    Prompts are of any lengths; each row's tokens are those it would have alone. Ids past the tokenizer's are to be among
+    the banned. Raises ValueError if a prompt with its continuation would not fit the model's context.
+    """
+    config = model.config
+    longest = max(len(prompt) for prompt in prompts)
+    if not min(len(prompt) for prompt in prompts):
+        raise ValueError("a prompt is empty: give at least one token")
+    if longest + max_new_tokens > config.context_length:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of "
+            f"{config.context_length}: shorten the prompt or ask for fewer"
+        )
+    device = model.embedding.weight.device
+    generator = torch.Generator(device).manual_seed(sampling.seed)
+    banned = torch.tensor(sorted(banned_tokens), dtype=torch.long, device=device)
+    cache = empty_cache(config, len(prompts), longest + max_new_tokens, like=model.embedding.weight)
+    with torch.inference_mode():
+        logits = _prefill(model, prompts, longest, cache)
+        is_open = [True] * len(prompts)
+        for n_made in range(max_new_tokens):
+            logits[:, banned] = -torch.inf
+            tokens = next_tokens(logits, sampling, generator)
+            for row, token in enumerate(tokens.tolist()):
+                if is_open[row]:
+                    yield Step(row, token)
+                    is_open[row] = token not in stop_tokens
+            if not any(is_open) or n_made + 1 == max_new_tokens:
+                return
+            hidden = model(tokens[:, None], cache=cache)
+            cache[0].lengths += 1
+            logits = model.head(hidden[:, -1]).float()
+
+
+def _prefill(model: Transformer, prompts: Sequence[Sequence[int]], longest: int, cache: list[LayerCache]) -> Tensor:
+    """Reads the prompts into the cache; logits (B, V) after each one's last token.
+
+    Rows are padded on the right: what stands behind a row's length is not seen, and overwritten by what comes.
+    """
+    device = cache[0].lengths.device
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    hidden = model(ids, cache=cache)
+    cache[0].lengths += lengths
+    last: Tensor = model.head(hidden[torch.arange(len(prompts), device=device), lengths - 1]).float()
+    return last

@@ -1,0 +1,35 @@
+"""The next token from logits. B row, V vocabulary."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Temperature 0 is greedy. `top_p` keeps the fewest tokens whose probabilities reach it (Holtzman et al. 2020)."""
+
+    temperature: float = 0.2
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 2:
+            raise ValueError(f"temperature is {self.temperature}: it must be from 0 to 2")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def next_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Tokens (B,) drawn from logits (B, V); what must not be drawn is -inf there."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    ordered, tokens = (logits.float() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    kept = ordered.masked_fill(before >= sampling.top_p, 0.0)
+    drawn = torch.multinomial(kept, 1, generator=generator)
+    return tokens.gather(-1, drawn).squeeze(-1)

@@ -1,0 +1,1 @@
+"""Decoder-only transformers, their weights, and the formats that others load."""

@@ -1,0 +1,82 @@
+"""A checkpoint: weights and moments as safetensors, the step and what it was made from as JSON."""
+
+import re
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from codekiln.files import Record, check_seal, first_difference, read_record, replacing, seal, write_record
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+N_KEPT = 2
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: dict[str, Tensor], made_from: Record) -> Path:
+    """Writes `step-00000123`, whole or not at all, then removes all but the last `N_KEPT`."""
+    path = folder / f"step-{step:08}"
+    with replacing(path) as draft:
+        draft.mkdir()
+        save_file(weights_of(model), draft / WEIGHTS)
+        save_file({name: value.contiguous() for name, value in optimizer.items()}, draft / OPTIMIZER)
+        seals = {name: seal(draft / name) for name in (WEIGHTS, OPTIMIZER)}
+        write_record(draft / STATE, {"step": step, "made_from": made_from, "files": seals})
+    for old in checkpoints(folder)[:-N_KEPT]:
+        shutil.rmtree(old)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if _NAME.fullmatch(path.name) and (path / STATE).is_file())
+
+
+def load_checkpoint(path: Path, model: nn.Module, made_from: Record) -> tuple[int, dict[str, Tensor]]:
+    """Puts the weights into `model`; the step and the optimizer's tensors.
+
+    Raises ValueError if the checkpoint was made from something else than `made_from`, naming the field, or is corrupt.
+    """
+    state = read_record(path / STATE)
+    if difference := first_difference(state["made_from"], made_from):
+        raise ValueError(
+            f"{path} is a checkpoint of another recipe ({difference}): go on with that recipe or name another --out"
+        )
+    for name, sealed in state["files"].items():
+        check_seal(path / name, sealed, made_by="codekiln build")
+    load_weights(model, read_tensors(path / WEIGHTS))
+    return int(state["step"]), read_tensors(path / OPTIMIZER)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Weights by name, a tied one once."""
+    return {name: weight.detach().contiguous() for name, weight in model.named_parameters()}
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copies tensors into the model. Raises ValueError that names all missing, extra and wrongly shaped ones."""
+    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    faults = [f"{name} is missing" for name in wanted.keys() - tensors.keys()]
+    faults += [f"{name} is not of this model" for name in tensors.keys() - wanted.keys()]
+    faults += [
+        f"{name} is {tuple(tensors[name].shape)} and must be {shape}"
+        for name, shape in wanted.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if faults:
+        raise ValueError(f"the weights do not fit the model: {'; '.join(sorted(faults))}")
+    for name, weight in model.named_parameters():
+        weight.data.copy_(tensors[name])
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises OSError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: name a run or a model folder that holds it")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): make or copy it again") from None

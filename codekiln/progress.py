@@ -1,0 +1,71 @@
+"""How far long work is: bars on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+
+SPARKS = "▁▂▃▄▅▆▇█"
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Task:
+    """One piece of long work; `advance` may be called from any thread."""
+
+    def __init__(self, title: str, total: int, done: int, bar: Progress | None) -> None:
+        self.title, self.total, self.done, self._bar = title, total, done, bar
+        self._begun = self._said = time.monotonic()
+        self._done_before = done
+        self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
+
+    def advance(self, n: int = 1, *, note: str = "") -> None:
+        """`n` more units are done; `note` stands beside the bar."""
+        self.done += n
+        if self._bar is not None and self._id is not None:
+            self._bar.update(self._id, completed=self.done, **({"note": note} if note else {}))
+        elif (now := time.monotonic()) - self._said >= PLAIN_LINE_SECONDS:
+            self._said = now
+            rate = (self.done - self._done_before) / (now - self._begun)
+            left = f"{_clock((self.total - self.done) / rate)} left" if rate > 0 else ""
+            _say(f"{self.title}: {self.done:,}/{self.total:,}  {left}  {note}".rstrip())
+
+
+@contextlib.contextmanager
+def task(title: str, total: int, *, done: int = 0) -> Iterator[Task]:
+    """A bar for `total` units of work, `done` of them from before, with an estimate of what is left."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        _say(f"{title}: {done:,}/{total:,}" if done else f"{title} …")
+        yield Task(title, total, done, None)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), Remaining(), TextColumn("{task.fields[note]}"), console=console
+    ) as bar:
+        yield Task(title, total, done, bar)
+
+
+def sparkline(values: list[float], width: int = 24) -> str:
+    """The course of `values` in at most `width` characters; each is the mean of its share."""
+    if not values:
+        return ""
+    width = min(width, len(values))
+    shares = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
+    means = [sum(share) / len(share) for share in shares]
+    low, high = min(means), max(means)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,308 @@
+"""A recipe is everything that decides what a model becomes; building it leaves a run directory with the whole lineage.
+
+Each stage writes its record last. Started again it does nothing if the record fits, goes on if it is unfinished, and
+refuses, naming the field, if the record is of another recipe.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codekiln.corpus.build import CorpusPlan, build_corpus
+from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
+from codekiln.evaluate.functions import draw_functions
+from codekiln.evaluate.infilling import InfillingPlan, draw_problems, judge, summary
+from codekiln.files import Record, first_difference, read_record, require_room, sha256_of, write_record
+from codekiln.generate.complete import Completer, Request
+from codekiln.generate.sampler import GREEDY
+from codekiln.model.families import KilnConfig
+from codekiln.model.huggingface import TOKENIZER, WEIGHTS, save_model
+from codekiln.tokenizer.bpe import Tokenizer, TokenizerPlan, hugging_face_configs, train_tokenizer
+from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.train.metrics import read_metrics
+from codekiln.train.prepare import prepare_shards
+
+SAMPLED_ANEW = 4  # problems of each kind that are kept in the record to be shown, in the order they were drawn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All plans of a model, first stage to last. `needed_bytes` is the room on the disk that a run takes."""
+
+    name: str
+    corpus: CorpusPlan
+    tokenizer: TokenizerPlan
+    model: KilnConfig
+    train: TrainPlan
+    infilling: InfillingPlan
+    n_functions: int = 4
+    needed_bytes: int = 600_000_000
+
+    def __post_init__(self) -> None:
+        if self.model.vocab_size < self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the model has {self.model.vocab_size} rows for {self.tokenizer.vocab_size} tokens: "
+                "raise model.vocab_size or lower tokenizer.vocab_size"
+            )
+
+
+def build(recipe: Recipe, run: Path, hardware: Hardware) -> None:
+    """All stages into `run`. Raises OSError or ValueError in words for the user; what is interrupted resumes."""
+    with _locked(run):
+        wanted = record_of(recipe)
+        _refuse_other_recipe(run, wanted)
+        if not (run / "recipe.json").exists():
+            require_room(run, recipe.needed_bytes)
+            write_record(run / "recipe.json", wanted)
+        corpus = run / "corpus"
+        run_stage(run, "corpus", wanted["corpus"], lambda: _corpus_result(build_corpus(recipe.corpus, corpus)))
+        made_from = {"corpus": sha256_of(corpus / MANIFEST)}
+        run_stage(
+            run, "tokenizer", made_from | {"plan": wanted["tokenizer"]}, lambda: _tokenizer(recipe.tokenizer, run)
+        )
+        made_from |= {"tokenizer": sha256_of(run / TOKENIZER)}
+        run_stage(run, "tokens", made_from, lambda: _tokens(run))
+        made_from |= {"tokens": sha256_of(run / "tokens" / MANIFEST)}
+        made_from |= {"model": wanted["model"], "train": wanted["train"]}
+        run_stage(run, "train", made_from, lambda: _train(recipe, run, hardware, made_from))
+        weights = {"weights": sha256_of(run / "model" / WEIGHTS), "corpus": made_from["corpus"]}
+        run_stage(run, "evaluation", weights | {"plan": wanted["infilling"]}, lambda: _evaluate(recipe.infilling, run))
+        run_stage(run, "functions", weights | {"n": recipe.n_functions}, lambda: _functions(recipe, run))
+
+
+def run_stage(run: Path, name: str, made_from: Record, work: Callable[[], Record]) -> Record:
+    """The record of a stage: the one that stands if it fits, else of the work done now."""
+    path = run / "stages" / f"{name}.json"
+    if path.is_file():
+        record = read_record(path)
+        if difference := first_difference(record["made_from"], made_from):
+            raise ValueError(
+                f"{run} holds the stage {name} of another recipe ({difference}): go on with that recipe or name another --out"
+            )
+        return record
+    begun = time.perf_counter()
+    result = work()
+    record = {"made_from": made_from, "seconds": round(time.perf_counter() - begun, 2), "result": result}
+    write_record(path, record)
+    return record
+
+
+def stage_record(run: Path, name: str) -> Record:
+    """The record of a finished stage. Raises OSError where it is not finished."""
+    path = run / "stages" / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} has no finished stage {name}: run `codekiln build` on it to the end")
+    return read_record(path)
+
+
+def record_of(value: Any) -> Any:
+    """Plain JSON of a recipe and all in it; objects carry their class as `kind`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: record_of(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind": type(value).__name__} | fields
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple | list):
+        return [record_of(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def replaced(recipe: Recipe, settings: list[str]) -> Recipe:
+    """The recipe with `train.total_tokens=100000` and the like applied together. Raises ValueError for unknown fields."""
+    changes: Record = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting}: write it as field=value, for instance train.total_tokens=100000")
+        *outer, last = path.split(".")
+        inner = changes
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = text
+    changed: Recipe = _replaced(recipe, changes, "")
+    return changed
+
+
+def _replaced(value: Any, changes: Record, prefix: str) -> Any:
+    known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    fresh = {}
+    for name, change in changes.items():
+        if name not in known:
+            raise ValueError(f"--set {prefix}{name}: unknown; known here are {', '.join(known)}")
+        old = known[name]
+        if isinstance(change, dict):
+            if not dataclasses.is_dataclass(old):
+                raise ValueError(f"--set {prefix}{name}: it has no fields of its own")
+            fresh[name] = _replaced(old, change, f"{prefix}{name}.")
+        else:
+            fresh[name] = _parsed(change, old, prefix + name)
+    return dataclasses.replace(value, **fresh)
+
+
+def _parsed(text: str, old: Any, name: str) -> Any:
+    """The text as a value of the old one's type."""
+    try:
+        new = json.loads(text)
+    except json.JSONDecodeError:
+        new = text
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if old is not None and type(new) is not type(old):
+        raise ValueError(
+            f"--set {name}={text}: it must be of type {type(old).__name__}, like {json.dumps(record_of(old))}"
+        )
+    return new
+
+
+def _refuse_other_recipe(run: Path, wanted: Record) -> None:
+    path = run / "recipe.json"
+    if path.is_file() and (difference := first_difference(read_record(path), wanted)):
+        raise ValueError(
+            f"{run} was made by another recipe ({difference}): go on with that recipe or name another --out"
+        )
+
+
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """One process at a time works in a run. The lock goes with the process, however it ends."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is at work in {run}: wait for it, or name another --out") from None
+        yield
+
+
+def _corpus_result(manifest: Record) -> Record:
+    return {
+        split: {key: entry[key] for key in ("documents", "text_bytes")} for split, entry in manifest["splits"].items()
+    }
+
+
+def _tokenizer(plan: TokenizerPlan, run: Path) -> Record:
+    """Trains on documents drawn from all repositories alike, up to the plan's bytes."""
+    documents = sorted(read_documents(run / "corpus", "train"), key=lambda document: _draw(plan.seed, document.name))
+    sample = list(_up_to(documents, plan.sample_bytes))
+    tokenizer = train_tokenizer(plan, (document.text for document in sample))
+    tokenizer.save(run / TOKENIZER)
+    return {"documents": len(sample), "bytes": sum(len(document.text.encode()) for document in sample)}
+
+
+def _tokens(run: Path) -> Record:
+    manifest = prepare_shards(run / "corpus", run / TOKENIZER, run / "tokens")
+    tokenizer = Tokenizer.load(run / TOKENIZER)
+    lengths = [0] * (1 + max(len(token) for token in tokenizer.token_bytes))
+    for token in tokenizer.token_bytes:
+        lengths[len(token)] += bool(token)
+    splits = {
+        name: {key: entry[key] for key in ("documents", "tokens", "text_bytes")}
+        for name, entry in manifest["splits"].items()
+    }
+    return {"splits": splits, "token_lengths": lengths}
+
+
+def _train(recipe: Recipe, run: Path, hardware: Hardware, made_from: Record) -> Record:
+    tokenizer = Tokenizer.load(run / TOKENIZER)
+    model = train(
+        recipe.train,
+        recipe.model,
+        tokens=run / "tokens",
+        tokenizer=tokenizer,
+        run=run,
+        hardware=hardware,
+        made_from=made_from,
+    )
+    configs = hugging_face_configs(tokenizer, recipe.model.context_length)
+    save_model(run / "model", model, run / TOKENIZER, configs, tokenizer.end_of_text)
+    rows = read_metrics(run / "metrics.jsonl")
+    steady = sorted(rows[1:] or rows, key=lambda row: float(row["tokens_per_second"]))
+    median = steady[len(steady) // 2]
+    return {
+        "parameters": recipe.model.n_parameters,
+        "steps": len(rows),
+        "tokens": rows[-1]["tokens"],
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "valid_bits_per_byte": rows[-1].get("valid_bits_per_byte"),
+        "tokens_per_second": median["tokens_per_second"],
+        "utilization": median["utilization"],
+        "hardware": f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, {hardware.device}",
+        "precision": "float32" if hardware.device == "cpu" else "bfloat16 with float32 weights",
+    }
+
+
+def _evaluate(plan: InfillingPlan, run: Path) -> Record:
+    """Infilling of both kinds, on held-out documents; none where nothing is held out."""
+    completer = Completer.load(run)
+    result: Record = {}
+    for kind, problems in draw_problems(_heldout(run), plan).items():
+        verdicts = judge(completer, problems, plan, title=f"Measure: {kind} infilling")
+        shown = [verdict for exact in (True, False) for verdict in _first(verdicts, exact)]
+        samples = [
+            dataclasses.asdict(v.problem) | {"infill": v.infill, "left_to_right": v.left_to_right} for v in shown
+        ]
+        result[kind] = summary(verdicts) | {"samples": samples}
+    return result
+
+
+def _first(verdicts: list[Any], exact: bool) -> Iterator[Any]:
+    """The first drawn verdicts that infilling got right, or wrong."""
+    return islice((verdict for verdict in verdicts if verdict.is_infill_exact is exact), SAMPLED_ANEW)
+
+
+def _functions(recipe: Recipe, run: Path) -> Record:
+    """What the model makes of held-out functions: the body completed, and a hidden line infilled."""
+    completer = Completer.load(run)
+    plan = recipe.infilling
+    shown = []
+    for function in draw_functions(_heldout(run), recipe.n_functions, seed=plan.seed):
+        lines = function.body.splitlines(keepends=True)
+        truth = lines[function.hidden_line].rstrip("\n")
+        prompt = function.before + "".join(lines[: function.hidden_line])
+        suffix = "".join(["\n" * lines[function.hidden_line].endswith("\n"), *lines[function.hidden_line + 1 :]])
+        limit = 2 * plan.max_new_tokens
+        completion = completer.complete([Request(function.before)], max_new_tokens=limit, sampling=GREEDY)[0]
+        infill = completer.complete([Request(prompt, suffix)], max_new_tokens=limit, sampling=GREEDY)[0]
+        shown.append(
+            {
+                "name": function.name,
+                "before": function.before,
+                "body": function.body,
+                "completion": completion.text,
+                "hidden": truth,
+                "prompt": prompt,
+                "suffix": suffix,
+                "infill": infill.text,
+            }
+        )
+    return {"functions": shown}
+
+
+def _heldout(run: Path) -> Iterator[Document]:
+    has_any = read_manifest(run / "corpus")["splits"]["heldout"]["documents"]
+    return read_documents(run / "corpus", "heldout") if has_any else iter(())
+
+
+def _up_to(documents: list[Document], limit_bytes: int) -> Iterator[Document]:
+    """Documents in order until their text reaches the limit."""
+    taken = 0
+    for document in documents:
+        if taken >= limit_bytes:
+            return
+        taken += len(document.text.encode())
+        yield document
+
+
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()

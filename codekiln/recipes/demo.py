@@ -1,0 +1,32 @@
+"""A small model of the Python code on this machine, in minutes on two cores. Every number here is ours."""
+
+from pathlib import Path
+
+from codekiln.corpus.build import CorpusPlan
+from codekiln.corpus.sources.installed import Installed
+from codekiln.corpus.sources.tree import Tree
+from codekiln.evaluate.infilling import InfillingPlan
+from codekiln.model.families import KilnConfig
+from codekiln.recipe import Recipe
+from codekiln.tokenizer.bpe import TokenizerPlan
+from codekiln.train.loop import TrainPlan
+from codekiln.train.objectives import InfillMixture
+
+
+def demo(code: Path | None = None, license: str | None = None) -> Recipe:
+    """The recipe on the Python installed here, or on a folder of code, under `license` if that is given."""
+    source = Installed() if code is None else Tree(code.absolute(), license, languages=("Python",))
+    return Recipe(
+        name="demo",
+        corpus=CorpusPlan(
+            sources=(source,),
+            max_repository_bytes=2_000_000,  # or a few large distributions would be most of it
+            heldout_share=0.03,
+        ),
+        tokenizer=TokenizerPlan(vocab_size=4096, sample_bytes=6_000_000),
+        model=KilnConfig(
+            n_layers=4, d_model=128, n_heads=4, n_kv_heads=2, d_head=32, d_ff=384, vocab_size=4096, context_length=512
+        ),
+        train=TrainPlan(objective=InfillMixture(), total_tokens=2_400_000, batch_rows=8),
+        infilling=InfillingPlan(),
+    )

@@ -1,0 +1,1 @@
+"""From text to ids and back, and the layout of a document with holes."""

@@ -1,0 +1,146 @@
+"""Batches as a pure function of (seed, step, shards).
+
+An epoch is planned from the documents' lengths alone: documents are cut into units that fit a row, units are shuffled,
+and packed. Where a batch stands in the plan follows from its step, so any process can make any batch, and a resumed run
+reads what an undisturbed one would. B row, T position.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.infill import Layout
+from codekiln.train.objectives import Objective
+from codekiln.train.prepare import Shards
+
+OPEN_ROWS = 64  # rows that packing holds open; more fill better and cost more time
+MIN_UNIT_TOKENS = 16  # what is left of a document below this is dropped
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids, targets and documents (B, T) int64, weights (B, T) float32; padding has weight 0 and document -1.
+
+    `n_bytes` counts the text behind the predicted targets, for bits per byte.
+    """
+
+    ids: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    documents: npt.NDArray[np.int64]
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Ids [start, stop) of a document."""
+
+    document: int
+    start: int
+    stop: int
+    is_end: bool
+
+
+class Loader:
+    """`batch(step)` for any step, over as many epochs as it takes."""
+
+    def __init__(
+        self, shards: Shards, tokenizer: Tokenizer, objective: Objective, *, context_length: int, rows: int, seed: int
+    ) -> None:
+        self._shards, self._tokenizer, self._objective = shards, tokenizer, objective
+        self._context_length, self._rows, self._seed = context_length, rows, seed
+        # Beside what the objective adds, a unit may begin and end with the end-of-text token.
+        capacity = context_length + 1 - objective.n_added - 2
+        if capacity < MIN_UNIT_TOKENS:
+            raise ValueError(
+                f"context_length is {context_length}: this objective needs at least {context_length + MIN_UNIT_TOKENS - capacity}"
+            )
+        self._units = list(_cut(shards.lengths(), capacity))
+        if not self._units:
+            raise ValueError(f"no document has {MIN_UNIT_TOKENS} tokens: use a larger corpus")
+        self._lengths = np.array([unit.stop - unit.start + objective.n_added + 1 for unit in self._units], np.int64)
+        self._epoch_rows = lru_cache(maxsize=2)(self._plan_epoch)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of the first epoch; other shuffles pack a little better or worse."""
+        return len(self._epoch_rows(0))
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, which counts from 0."""
+        first = step * self._rows
+        epoch = 0
+        while first >= len(self._epoch_rows(epoch)):
+            first -= len(self._epoch_rows(epoch))
+            epoch += 1
+        rows: list[list[tuple[Layout, int]]] = []
+        while len(rows) < self._rows:
+            plan = self._epoch_rows(epoch)
+            rows += [self._layouts(row, epoch) for row in plan[first : first + self._rows - len(rows)]]
+            epoch, first = epoch + 1, 0
+        return self._collate(rows)
+
+    def _layouts(self, row: list[int], epoch: int) -> list[tuple[Layout, int]]:
+        return [(self._layout(self._units[index], epoch), self._units[index].document) for index in row]
+
+    def _layout(self, unit: _Unit, epoch: int) -> Layout:
+        """A unit through the objective; it begins with end-of-text where its document does, and ends with it likewise."""
+        rng = np.random.default_rng((self._seed, epoch, unit.document, unit.start))
+        ids = self._shards.slice(unit.document, unit.start, unit.stop)
+        layout = self._objective(ids, self._tokenizer, rng)
+        assert len(layout.ids) <= len(ids) + self._objective.n_added
+        before = [self._tokenizer.end_of_text] if unit.start == 0 else []
+        has_holes = self._tokenizer.masks[0] in layout.ids
+        after = [self._tokenizer.end_of_text] if unit.is_end and not has_holes else []
+        learned = [False] * len(before) + layout.is_learned + [True] * len(after)
+        return Layout(before + layout.ids + after, learned)
+
+    def _collate(self, rows: list[list[tuple[Layout, int]]]) -> Batch:
+        shape = (len(rows), self._context_length)
+        ids, targets = np.full(shape, self._tokenizer.pad), np.full(shape, self._tokenizer.pad)
+        weights, documents = np.zeros(shape, np.float32), np.full(shape, -1)
+        for r, row in enumerate(rows):
+            at = 0
+            for number, (layout, _) in enumerate(row):
+                n = len(layout.ids) - 1
+                ids[r, at : at + n], targets[r, at : at + n] = layout.ids[:-1], layout.ids[1:]
+                weights[r, at : at + n] = layout.is_learned[1:]
+                documents[r, at : at + n] = number
+                at += n
+        n_bytes = int(self._tokenizer.byte_lengths[targets[weights > 0]].sum())
+        return Batch(ids, targets, weights, documents, n_bytes)
+
+    def _plan_epoch(self, epoch: int) -> list[list[int]]:
+        """Units shuffled and packed into rows: each goes into the fullest open row that has room for it."""
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._units))
+        rows: list[list[int]] = []
+        open_rows: list[tuple[int, int]] = []  # (room, row)
+        for unit, length in zip(order.tolist(), self._lengths[order].tolist(), strict=True):
+            fitting = [entry for entry in open_rows if entry[0] >= length]
+            if fitting:
+                room, row = min(fitting)
+                open_rows.remove((room, row))
+            else:
+                room, row = self._context_length, len(rows)
+                rows.append([])
+                if len(open_rows) == OPEN_ROWS:
+                    open_rows.remove(min(open_rows))
+            rows[row].append(unit)
+            if room - length > MIN_UNIT_TOKENS + self._objective.n_added:
+                open_rows.append((room - length, row))
+        shuffled = np.random.default_rng((self._seed, epoch, 1)).permutation(len(rows))
+        return [rows[row] for row in shuffled.tolist()]
+
+
+def _cut(lengths: npt.NDArray[np.int64], capacity: int) -> list[_Unit]:
+    """Documents in pieces of `capacity` tokens; a last piece that is too short is dropped."""
+    units = []
+    for document, length in enumerate(lengths.tolist()):
+        for start in range(0, length, capacity):
+            stop = min(start + capacity, length)
+            if stop - start >= MIN_UNIT_TOKENS:
+                units.append(_Unit(document, start, stop, stop == length))
+    return units

@@ -1,0 +1,150 @@
+"""What a model learns from a piece of a document: pure functions of (ids, rng).
+
+An objective turns ids into a layout: ids again, and which of them are to be predicted. It may add at most `n_added`
+ids; what would be more is cut from the end of the right context.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.infill import Layout, n_layout_tokens, training_layout
+
+Ids = npt.NDArray[np.int64]
+_NEWLINE = ord("\n")
+
+
+class Objective(Protocol):
+    """`n_added` bounds the ids that a call adds to those it is given."""
+
+    @property
+    def n_added(self) -> int: ...
+
+    def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> Layout: ...
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Left to right, every token predicted."""
+
+    @property
+    def n_added(self) -> int:
+        return 0
+
+    def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> Layout:
+        return Layout(ids.tolist(), [True] * len(ids))
+
+
+@dataclass(frozen=True)
+class InfillMixture:
+    """Left to right, or with a share `infill_rate` one hole in InCoder's layout. All of it is ours.
+
+    A hole is a run of whole lines with a share `line_rate`, else a run of characters anywhere; lengths are drawn
+    uniformly on a logarithmic scale, because editors ask for short holes and the papers' uniform ones are mostly long.
+    Holes are cut between characters and what they cut is encoded anew, as a prompt is, so tokens that would have
+    crossed the edge of a hole never betray it.
+    """
+
+    infill_rate: float = 0.7
+    line_rate: float = 0.5
+    max_lines: int = 8
+    max_characters: int = 200
+
+    @property
+    def n_added(self) -> int:
+        return n_layout_tokens(1) + 8
+
+    def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> Layout:
+        if rng.random() < self.infill_rate:
+            text = tokenizer.decode_bytes(ids.tolist())
+            hole = self._lines(text, rng) if rng.random() < self.line_rate else self._characters(text, rng)
+            if hole is not None and (cut := split_at(ids, hole, tokenizer)) is not None:
+                left, middle, right = cut
+                room = len(ids) + self.n_added - n_layout_tokens(1) - len(left) - len(middle)
+                if room >= 0:
+                    return training_layout(tokenizer, [left, right[:room]], [middle])
+        return Layout(ids.tolist(), [True] * len(ids))
+
+    def _lines(self, text: bytes, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Whole lines without the last newline; the first is not blank and not the piece's first, which may be cut."""
+        starts = [i + 1 for i in np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)]
+        starts = [start for start in starts if start < len(text) and text[start] != _NEWLINE]
+        if not starts:
+            return None
+        first = int(rng.integers(len(starts)))
+        n_lines = _log_uniform(1, self.max_lines, rng)
+        end = starts[first]
+        for _ in range(n_lines):
+            newline = text.find(b"\n", end)
+            if newline == -1:
+                return None
+            end = newline + 1
+        return starts[first], end - 1
+
+    def _characters(self, text: bytes, rng: np.random.Generator) -> tuple[int, int] | None:
+        if len(text) < 2:
+            return None
+        length = _log_uniform(1, min(self.max_characters, len(text) - 1), rng)
+        start = int(rng.integers(len(text) - length))
+        return start, start + length
+
+
+def split_at(ids: Ids, hole: tuple[int, int], tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]] | None:
+    """Ids left of, in and right of a hole of bytes, each as its text alone is encoded; None if a cut text is no UTF-8.
+
+    Only the line that a cut falls into is encoded anew: pieces end at newlines, so the others keep their ids.
+    """
+    ends = np.cumsum(tokenizer.byte_lengths[ids])
+    data = tokenizer.decode_bytes(ids.tolist())
+    start, stop = (_character_start(data, at) for at in hole)
+    try:
+        left = _encode_until(ids, ends, data, start, tokenizer)
+        middle = tokenizer.encode(data[start:stop].decode())
+        right = _encode_from(ids, ends, data, stop, tokenizer)
+    except UnicodeDecodeError:
+        return None
+    return left, middle, right
+
+
+def _encode_until(ids: Ids, ends: Ids, data: bytes, at: int, tokenizer: Tokenizer) -> list[int]:
+    """Ids of data[:at]: those of the whole pieces, then the cut piece's beginning encoded anew."""
+    whole = _piece_start(data, at)
+    n_kept = int(np.searchsorted(ends, whole, side="right"))
+    return [*ids[:n_kept].tolist(), *tokenizer.encode(data[whole:at].decode())]
+
+
+def _encode_from(ids: Ids, ends: Ids, data: bytes, at: int, tokenizer: Tokenizer) -> list[int]:
+    """Ids of data[at:]: the cut piece's end encoded anew, then those of the whole pieces."""
+    whole = _piece_end(data, at)
+    n_dropped = int(np.searchsorted(ends, whole, side="right"))
+    return [*tokenizer.encode(data[at:whole].decode()), *ids[n_dropped:].tolist()]
+
+
+def _piece_start(data: bytes, at: int) -> int:
+    """Where the line, or the run of newlines, that holds data[at - 1] begins."""
+    if at and data[at - 1] == _NEWLINE:
+        return len(data[:at].rstrip(b"\n"))
+    return data.rfind(b"\n", 0, at) + 1
+
+
+def _piece_end(data: bytes, at: int) -> int:
+    """Where the line, or the run of newlines, that begins or goes on at data[at] ends."""
+    if at < len(data) and data[at] == _NEWLINE:
+        return len(data) - len(data[at:].lstrip(b"\n"))
+    newline = data.find(b"\n", at)
+    return len(data) if newline == -1 else newline
+
+
+def _character_start(data: bytes, at: int) -> int:
+    """The nearest place at or before `at` that is not inside a UTF-8 character."""
+    while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+def _log_uniform(low: int, high: int, rng: np.random.Generator) -> int:
+    """A whole number of [low, high], uniform on a logarithmic scale."""
+    return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))

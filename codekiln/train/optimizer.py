@@ -1,0 +1,129 @@
+"""Optimizers and schedules: AdamW, Muon for matrices, warm-up-stable-decay."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay:
+    """A learning-rate factor: linear up, flat, linear down to 0 (MiniCPM, arXiv 2404.06395, section 4)."""
+
+    warmup_share: float = 0.02
+    decay_share: float = 0.3
+
+    def __call__(self, step: int, n_steps: int) -> float:
+        """The factor of step `step`, which counts from 0."""
+        warmup, decay = max(1.0, self.warmup_share * n_steps), max(1.0, self.decay_share * n_steps)
+        return min(1.0, (step + 1) / warmup, (n_steps - step) / decay)
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """Muon for the matrices inside blocks, AdamW for embeddings and norms. Decay is decoupled, on matrices only."""
+
+    muon_rate: float = 0.02
+    adamw_rate: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-10
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    max_grad_norm: float = 1.0
+    schedule: WarmupStableDecay = WarmupStableDecay()
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is the nearest orthogonal matrix (Jordan et al. 2024), by five Newton-Schulz iterations.
+
+    Iterates in the weights' own precision on CPUs, where bfloat16 is slow, and in bfloat16 on accelerators. Matrices of
+    one shape are iterated together. The update's scale, sqrt(max(1, rows / columns)), is the authors'.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    by_shape.setdefault(weight.shape, []).append(weight)
+            for shape, weights in by_shape.items():
+                updates = orthogonalized(torch.stack([self._momentum(w, group["momentum"]) for w in weights]))
+                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                for weight, update in zip(weights, updates, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(update, alpha=-group["lr"] * scale)
+
+    def _momentum(self, weight: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov's look-ahead on the moving average of gradients."""
+        assert weight.grad is not None
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+        average: Tensor = state["momentum"]
+        average.lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(average, momentum)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """U V^T of each matrix (N, rows, columns) = U S V^T, approximately: singular values land in about [0.7, 1.2]."""
+    x = matrices if matrices.device.type == "cpu" else matrices.bfloat16()
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+class Optimizers:
+    """The optimizers of a model as one: step, schedule, and a state of named tensors."""
+
+    def __init__(self, model: nn.Module, plan: OptimizerPlan) -> None:
+        named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        self._name_of = {weight: name for name, weight in named}
+        matrices = [weight for name, weight in named if weight.ndim == 2 and name.startswith("blocks.")]
+        embeddings = [weight for name, weight in named if weight.ndim == 2 and not name.startswith("blocks.")]
+        vectors = [weight for _, weight in named if weight.ndim < 2]
+        self._plan = plan
+        muon = Muon(matrices, lr=plan.muon_rate, momentum=plan.momentum, weight_decay=plan.weight_decay)
+        groups = [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}]
+        adamw = torch.optim.AdamW(
+            groups, lr=plan.adamw_rate, betas=plan.betas, eps=plan.eps, weight_decay=plan.weight_decay, fused=True
+        )
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
+        self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
+
+    def step(self, step: int, n_steps: int) -> float:
+        """Applies the gradients at the schedule's rate for a step and clears them; the factor that was used."""
+        factor = self._plan.schedule(step, n_steps)
+        for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return factor
+
+    def state(self) -> dict[str, Tensor]:
+        """All moments by the name of their weight, to be saved."""
+        return {
+            f"{self._name_of[weight]}.{key}": value
+            for optimizer in self._optimizers
+            for weight, entry in optimizer.state.items()
+            for key, value in entry.items()
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    prefix = self._name_of[weight] + "."
+                    entry = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+                    optimizer.state[weight] = {key: value for key, value in entry.items() if "." not in key}

@@ -1,0 +1,59 @@
+"""What tests build on: a folder of twenty small files, and a recipe that learns them in seconds."""
+
+import dataclasses
+from pathlib import Path
+
+from codekiln.corpus.build import CorpusPlan
+from codekiln.corpus.sources.tree import Tree
+from codekiln.evaluate.infilling import InfillingPlan
+from codekiln.model.families import KilnConfig
+from codekiln.recipe import Recipe
+from codekiln.tokenizer.bpe import TokenizerPlan
+from codekiln.train.loop import TrainPlan
+from codekiln.train.objectives import InfillMixture
+
+VERBS = ("open", "close", "start", "stop", "read", "write", "load", "store", "push", "pull")
+NOUNS = ("door", "window")
+
+
+def write_tree(folder: Path) -> Path:
+    """Twenty files in four repositories, each with two functions of its own."""
+    for n, (verb, noun) in enumerate((verb, noun) for verb in VERBS for noun in NOUNS):
+        path = folder / f"repository{n % 4}" / f"{verb}_{noun}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            f'"""How to {verb} a {noun}."""\n\nLIMIT_{verb.upper()} = {n * 37 + 11}\n\n\n'
+            f"def {verb}_{noun}(name, count={n + 1}):\n"
+            f"    steps = [name.{verb}({noun}) for {noun} in range(count)]\n"
+            f"    if len(steps) > LIMIT_{verb.upper()}:\n"
+            f'        raise ValueError("cannot {verb} so many {noun}s")\n'
+            f"    return steps\n\n\n"
+            f"def count_{noun}s(items):\n"
+            f"    return sum(item.is_{verb} for item in items)\n",
+            encoding="utf-8",
+        )
+    return folder
+
+
+def small_recipe(code: Path, *, total_tokens: int = 20_000) -> Recipe:
+    """A recipe of a 60,000-parameter model on the code in a folder."""
+    return Recipe(
+        name="small",
+        corpus=CorpusPlan((Tree(code, "MIT"),), heldout_share=0.2),
+        tokenizer=TokenizerPlan(vocab_size=384, n_masks=4),
+        model=KilnConfig(
+            n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, d_head=16, d_ff=128, vocab_size=384, context_length=256
+        ),
+        train=TrainPlan(
+            InfillMixture(), total_tokens=total_tokens, batch_rows=4, valid_every=5, valid_rows=4, checkpoint_every=4
+        ),
+        infilling=InfillingPlan(n_problems=8, context_characters=300, max_new_tokens=24, max_span_characters=20),
+        n_functions=2,
+        needed_bytes=1_000_000,
+    )
+
+
+def with_train(recipe: Recipe, **changes: object) -> Recipe:
+    """The recipe with another train plan."""
+    train = dataclasses.replace(recipe.train, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(recipe, train=train)
