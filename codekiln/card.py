@@ -120,7 +120,7 @@ def _sections(recipe: Record, manifest: Record, stages: dict[str, Record]) -> di
         },
         "Tokenizer": {
             "Technology": "byte-level BPE",
-            "Details": f"{recipe['tokenizer']['vocab_size']:,} ids with {recipe['tokenizer']['n_masks'] + 3} control tokens; "
+            "Details": f"{recipe['tokenizer']['vocab_size']:,} ids, control tokens among them; "
             "tokens cross spaces and never a newline; "
             f"{_bytes_per_token(stages['tokens']['result']):.2f} bytes a token on held-out text",
         },

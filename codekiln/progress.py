@@ -19,14 +19,15 @@ class Task:
     def __init__(self, title: str, total: int, done: int, bar: Progress | None) -> None:
         self.title, self.total, self.done, self._bar = title, total, done, bar
         self._begun = self._said = time.monotonic()
-        self._done_before = done
+        self._done_before, self._note = done, ""
         self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def advance(self, n: int = 1, *, note: str = "") -> None:
         """`n` more units are done; `note` stands beside the bar."""
         self.done += n
         if self._bar is not None and self._id is not None:
-            self._bar.update(self._id, completed=self.done, **({"note": note} if note else {}))
+            self._note = note or self._note
+            self._bar.update(self._id, completed=self.done, note=self._note)
         elif (now := time.monotonic()) - self._said >= PLAIN_LINE_SECONDS:
             self._said = now
             rate = (self.done - self._done_before) / (now - self._begun)

@@ -40,7 +40,7 @@ def small_recipe(code: Path, *, total_tokens: int = 20_000) -> Recipe:
     return Recipe(
         name="small",
         corpus=CorpusPlan((Tree(code, "MIT"),), heldout_share=0.2),
-        tokenizer=TokenizerPlan(vocab_size=384, n_masks=4),
+        tokenizer=TokenizerPlan(vocab_size=384),
         model=KilnConfig(
             n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, d_head=16, d_ff=128, vocab_size=384, context_length=256
         ),

@@ -5,6 +5,7 @@ decided over all documents (duplicates, caps) reads only their small columns.
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
     if not permitted:
         raise ValueError(_nothing_left("no file is under a permissive licence", len(files), drops))
 
-    daft.set_runner_native()
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars here are ours
     with task("Corpus: read and filter", len(permitted)) as progress:
         _read(permitted, plan, progress).write_parquet(str(scratch), compression="zstd")
     read = daft.read_parquet(str(scratch / "*.parquet"))
@@ -76,7 +77,9 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
         raise ValueError(_nothing_left("every file was dropped", len(files), drops))
 
     split_by, heldout = _choose_heldout(dict(zip(sizes["repository"], sizes["text_bytes"], strict=True)), plan)
-    is_heldout = col("repository").is_in(sorted(heldout)) if split_by == "repository" else col("draw") < _quantile(plan)
+    is_heldout = (
+        col("repository").is_in(sorted(heldout)) if split_by == "repository" else col("draw") < lit(_quantile(plan))
+    )
     if split_by == "repository" and not heldout:
         is_heldout = lit(False)
     chosen = kept.select("order", is_heldout.alias("heldout"))

@@ -14,7 +14,6 @@ from codekiln.files import Record
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
 from codekiln.progress import task
-from codekiln.tokenizer.infill import infill_prompt
 
 SINGLE_LINE, SPAN = "single-line", "span"
 SHOWN_CHARACTERS = 600
@@ -24,9 +23,9 @@ SHOWN_CHARACTERS = 600
 class InfillingPlan:
     """Problems drawn from held-out documents by a seed."""
 
-    n_problems: int = 400
-    context_characters: int = 1200
-    max_new_tokens: int = 48
+    n_problems: int = 250
+    context_characters: int = 1000
+    max_new_tokens: int = 32
     max_span_characters: int = 60
     max_per_document: int = 8
     batch_rows: int = 32
@@ -105,10 +104,9 @@ def hole_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix:
     tokenizer = completer.tokenizer
     rows, n_truths = [], []
     for problem in problems:
-        left, truth = tokenizer.encode(problem.prompt), tokenizer.encode(problem.truth)
-        prompt = infill_prompt(tokenizer, [left, tokenizer.encode(problem.suffix)], []) if with_suffix else left
-        row = [tokenizer.end_of_text, *prompt, *truth]
-        rows.append(row[-completer.context_length :])
+        truth = tokenizer.encode(problem.truth)
+        request = Request(problem.prompt, problem.suffix if with_suffix else None)
+        rows.append([*completer.prompt_ids(request, len(truth)), *truth])
         n_truths.append(len(truth))
     ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad)
     for r, row in enumerate(rows):
@@ -143,7 +141,7 @@ def summary(verdicts: Sequence[Verdict]) -> Record:
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
     """A line that is not blank, with its indentation and without its newline."""
     lines = text.split("\n")
-    candidates = [i for i, line in enumerate(lines) if i and len(line.strip()) >= 4 and len(line) <= 100]
+    candidates = [i for i, line in enumerate(lines) if i and line.strip() and len(line) <= 100]
     if not candidates:
         return None
     chosen = candidates[int(rng.integers(len(candidates)))]

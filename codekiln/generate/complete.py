@@ -10,7 +10,7 @@ from codekiln.generate.sampler import Sampling
 from codekiln.model.huggingface import TOKENIZER, load_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import infill_prompt
+from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, infill_prompt
 
 RIGHT_SHARE = 0.25  # of the room for context: what comes before a hole says more than what comes after
 
@@ -54,7 +54,7 @@ class Completer:
         self.model, self.tokenizer = model, tokenizer
         self.context_length = model.config.context_length
         unused = frozenset(range(tokenizer.vocab_size, model.config.vocab_size))
-        self._stop_tokens = frozenset({tokenizer.end_of_text, tokenizer.end_of_mask})
+        self._stop_tokens = frozenset({tokenizer.end_of_text})
         self._banned_tokens = unused | (tokenizer.control_ids - self._stop_tokens)
 
     @classmethod
@@ -71,7 +71,7 @@ class Completer:
             raise ValueError(
                 f"{max_new_tokens} new tokens: ask for fewer than half of the context of {self.context_length}"
             )
-        prompts = [self._prompt_ids(request, max_new_tokens) for request in requests]
+        prompts = [self.prompt_ids(request, max_new_tokens) for request in requests]
         texts = [_Text(stop) for _ in requests]
         counts = [0] * len(requests)
         is_open = [True] * len(requests)
@@ -127,16 +127,16 @@ class Completer:
             answers += self.complete([request], max_new_tokens=max_new_tokens, sampling=sampling)
         return answers
 
-    def _prompt_ids(self, request: Request, max_new_tokens: int) -> list[int]:
+    def prompt_ids(self, request: Request, max_new_tokens: int) -> list[int]:
         """The layout's prompt within the context. What is too far away is left out, whole lines where that is possible."""
-        room = self.context_length - max_new_tokens - 3  # end of text, and two sentinels
+        room = self.context_length - max_new_tokens - N_LAYOUT_TOKENS
         left, right = self.tokenizer.encode(request.prompt), self.tokenizer.encode(request.suffix or "")
         for_right = min(len(right), max(int(room * RIGHT_SHARE), room - len(left)))
         right = right[:for_right]
         is_start = len(left) <= room - for_right
         left = left if is_start else self._from_line_start(left[len(left) - (room - for_right) :])
-        left = [self.tokenizer.end_of_text, *left] if is_start else left
-        return left if request.suffix is None else infill_prompt(self.tokenizer, [left, right], [])
+        prompt = left if request.suffix is None else infill_prompt(self.tokenizer, left, right)
+        return [self.tokenizer.end_of_text, *prompt] if is_start else prompt
 
     def _from_line_start(self, ids: list[int]) -> list[int]:
         """Ids from the first whole line on, if at least half of them remain."""

@@ -3,16 +3,19 @@
 Requests wait for each other: one is decoded at a time. There is no authentication; it listens where it is told to.
 """
 
+import asyncio
 import json
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from importlib.resources import files as package_files
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from codekiln.files import Record
 from codekiln.generate import complete
@@ -28,7 +31,7 @@ PAGE_HEADERS = {
 def make_app(completer: Completer, model_name: str) -> FastAPI:
     """The application for one model."""
     app = FastAPI(title="codekiln", docs_url=None, redoc_url=None)
-    turn = threading.Lock()
+    turn = asyncio.Lock()
 
     @app.exception_handler(RequestValidationError)
     async def refuse(_: Request, refusal: RequestValidationError) -> JSONResponse:
@@ -36,22 +39,26 @@ def make_app(completer: Completer, model_name: str) -> FastAPI:
         field = ".".join(str(part) for part in first["loc"][1:]) or "body"
         return JSONResponse(error(f"{field}: {first['msg']}", param=field), status_code=400)
 
+    @app.exception_handler(HTTPException)
+    async def fail(_: Request, failure: HTTPException) -> JSONResponse:
+        return JSONResponse(error(str(failure.detail)), status_code=failure.status_code)
+
     @app.post("/v1/completions", response_model=None)
-    def completions(body: CompletionRequest) -> Response:
+    async def completions(body: CompletionRequest) -> Response:
         limit = completer.context_length // 2 - 1
         if body.max_tokens > limit:
-            return JSONResponse(
-                error(f"max_tokens: this model takes at most {limit}", param="max_tokens"), status_code=400
-            )
+            message = f"max_tokens: this model takes at most {limit}"
+            return JSONResponse(error(message, param="max_tokens"), status_code=400)
         requests = [complete.Request(prompt, body.suffix) for prompt in body.prompts()]
+        pieces = completer.stream(requests, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stops())
         envelope = Envelope(model_name)
         if body.stream:
-            return StreamingResponse(_events(completer, turn, requests, body, envelope), media_type="text/event-stream")
-        with turn:
-            answers = completer.complete(
-                requests, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stops()
-            )
-        return JSONResponse(envelope.whole(answers))
+            return StreamingResponse(_events(pieces, turn, envelope), media_type="text/event-stream")
+        answers: dict[int, complete.Answer] = {}
+        async for piece in _in_turn(pieces, turn):
+            if piece.answer is not None:
+                answers[piece.index] = piece.answer
+        return JSONResponse(envelope.whole([answers[i] for i in range(len(requests))]))
 
     @app.get("/v1/models")
     def models() -> Record:
@@ -97,17 +104,17 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _events(
-    completer: Completer,
-    turn: threading.Lock,
-    requests: list[complete.Request],
-    body: CompletionRequest,
-    envelope: Envelope,
-) -> Iterator[str]:
+async def _in_turn(pieces: Iterator[complete.Piece], turn: asyncio.Lock) -> AsyncGenerator[complete.Piece, None]:
+    """The pieces, made in a thread while no other request's are; a client that leaves ends them and the turn."""
+    async with turn:
+        while (piece := await run_in_threadpool(next, pieces, None)) is not None:
+            yield piece
+
+
+async def _events(pieces: Iterator[complete.Piece], turn: asyncio.Lock, envelope: Envelope) -> AsyncIterator[str]:
     """Server-sent events, one a piece, and the end mark."""
-    with turn:
-        pieces = completer.stream(requests, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stops())
-        for piece in pieces:
+    async with aclosing(_in_turn(pieces, turn)) as made:
+        async for piece in made:
             finish = finish_of(piece.answer) if piece.answer is not None else None
             yield f"data: {json.dumps(envelope.chunk(piece.index, piece.text, finish))}\n\n"
     yield "data: [DONE]\n\n"

@@ -15,7 +15,11 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from codekiln.files import Record, replacing
 
-END_OF_TEXT, PAD, END_OF_MASK = "<|endoftext|>", "<pad>", "<|endofmask|>"
+END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
+# As Qwen2.5-Coder spells them, so that other servers find them by name.
+FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
+# Their ids follow the merges in this order.
+CONTROL_TOKENS = (END_OF_TEXT, PAD, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)
 FILE = "tokenizer.json"
 N_BYTES = 256
 
@@ -25,23 +29,17 @@ class TokenizerPlan:
     """What to train. `vocab_size` counts all ids: bytes, merges and control tokens."""
 
     vocab_size: int
-    n_masks: int = 16
     sample_bytes: int = 8_000_000
     max_token_bytes: int = 32  # banners and licence boxes would make tokens of 200 bytes
     max_line_characters: int = 300  # a line is one piece, and distinct pieces are what training holds in memory
     seed: int = 0
 
     def __post_init__(self) -> None:
-        needed = N_BYTES + len(control_tokens(self.n_masks))
+        needed = N_BYTES + len(CONTROL_TOKENS)
         if self.vocab_size < needed:
             raise ValueError(
                 f"vocab_size is {self.vocab_size}: {N_BYTES} bytes and {needed - N_BYTES} control tokens need at least {needed}"
             )
-
-
-def control_tokens(n_masks: int) -> tuple[str, ...]:
-    """Their spellings in the order of their ids, which follow the merges."""
-    return (END_OF_TEXT, PAD, *(f"<|mask:{k}|>" for k in range(n_masks)), END_OF_MASK)
 
 
 class Tokenizer:
@@ -51,16 +49,13 @@ class Tokenizer:
         self._backend = backend
         # Added tokens in text are split into plain pieces: their spelling is text like any other.
         backend.encode_special_tokens = True
-        missing = [
-            token for token in (END_OF_TEXT, PAD, END_OF_MASK, "<|mask:0|>") if backend.token_to_id(token) is None
-        ]
-        if missing:
+        known = {token: number for token in CONTROL_TOKENS if (number := backend.token_to_id(token)) is not None}
+        if missing := [token for token in CONTROL_TOKENS if token not in known]:
             raise ValueError(f"{origin} has no {', '.join(missing)}: use the {FILE} that was saved with this model")
-        self.end_of_text: int = backend.token_to_id(END_OF_TEXT)
-        self.pad: int = backend.token_to_id(PAD)
-        self.end_of_mask: int = backend.token_to_id(END_OF_MASK)
+        self.end_of_text, self.pad = known[END_OF_TEXT], known[PAD]
+        self.fim_prefix, self.fim_suffix, self.fim_middle = known[FIM_PREFIX], known[FIM_SUFFIX], known[FIM_MIDDLE]
+        self.control_ids = frozenset(known.values())  # all ids that text never becomes
         self.vocab_size: int = backend.get_vocab_size()
-        self.masks: tuple[int, ...] = tuple(self._mask_ids())
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -99,25 +94,13 @@ class Tokenizer:
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes of each id, (vocab_size,); empty for control tokens."""
         byte_of = {character: byte for byte, character in _byte_alphabet().items()}
-        controls = self.control_ids
-        spelled = [self._backend.id_to_token(i) for i in range(self.vocab_size)]
-        return tuple(b"" if i in controls else bytes(byte_of[c] for c in token) for i, token in enumerate(spelled))
+        spelled = ["" if i in self.control_ids else self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
+        return tuple(bytes(byte_of[character] for character in token) for token in spelled)
 
     @cached_property
     def byte_lengths(self) -> npt.NDArray[np.int32]:
         """Bytes of each id, (vocab_size,)."""
         return np.array([len(token) for token in self.token_bytes], np.int32)
-
-    @property
-    def control_ids(self) -> frozenset[int]:
-        """All ids that text never becomes."""
-        return frozenset({self.end_of_text, self.pad, self.end_of_mask, *self.masks})
-
-    def _mask_ids(self) -> Iterator[int]:
-        k = 0
-        while (mask := self._backend.token_to_id(f"<|mask:{k}|>")) is not None:
-            yield mask
-            k += 1
 
 
 def train_tokenizer(plan: TokenizerPlan, texts: Iterable[str]) -> Tokenizer:
@@ -125,7 +108,6 @@ def train_tokenizer(plan: TokenizerPlan, texts: Iterable[str]) -> Tokenizer:
 
     Raises ValueError for an empty sample, and where the texts have fewer merges than `vocab_size` asks for.
     """
-    controls = control_tokens(plan.n_masks)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -135,23 +117,23 @@ def train_tokenizer(plan: TokenizerPlan, texts: Iterable[str]) -> Tokenizer:
     )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=plan.vocab_size - len(controls),
+        vocab_size=plan.vocab_size - len(CONTROL_TOKENS),
         initial_alphabet=list(_byte_alphabet().values()),
         max_token_length=plan.max_token_bytes,
         show_progress=False,
     )
-    backend.train_from_iterator(_training_lines(plan, texts, controls), trainer)
+    backend.train_from_iterator(_training_lines(plan, texts), trainer)
     n_learned = backend.get_vocab_size()
     if n_learned == N_BYTES:
         raise ValueError("the sample to train the tokenizer on is empty: the corpus needs at least one document")
-    if n_learned != plan.vocab_size - len(controls):
+    if n_learned != plan.vocab_size - len(CONTROL_TOKENS):
         raise ValueError(
-            f"the corpus has merges for {n_learned + len(controls)} ids and the recipe asks for {plan.vocab_size}: "
+            f"the corpus has merges for {n_learned + len(CONTROL_TOKENS)} ids and the recipe asks for {plan.vocab_size}: "
             "use a larger corpus or a smaller vocab_size"
         )
-    leaked = [token for token in controls if backend.token_to_id(token) is not None]
+    leaked = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is not None]
     assert not leaked, f"merges spell {leaked}"
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in controls])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     return Tokenizer(backend, origin="the trained tokenizer")
 
 
@@ -170,11 +152,11 @@ def hugging_face_configs(tokenizer: Tokenizer, context_length: int) -> dict[str,
     }
 
 
-def _training_lines(plan: TokenizerPlan, texts: Iterable[str], controls: Sequence[str]) -> Iterator[str]:
+def _training_lines(plan: TokenizerPlan, texts: Iterable[str]) -> Iterator[str]:
     """Texts in pieces that hold no spelling of a control token (a merge could learn it) and no over-long line."""
     for text in texts:
         cleaned = text
-        for token in controls:
+        for token in CONTROL_TOKENS:
             cleaned = cleaned.replace(token, "\n")
         lines = cleaned.splitlines(keepends=True)
         yield "".join(line for line in lines if len(line) <= plan.max_line_characters)

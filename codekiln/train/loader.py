@@ -56,7 +56,8 @@ class Loader:
         capacity = context_length + 1 - objective.n_added - 2
         if capacity < MIN_UNIT_TOKENS:
             raise ValueError(
-                f"context_length is {context_length}: this objective needs at least {context_length + MIN_UNIT_TOKENS - capacity}"
+                f"context_length is {context_length}: this objective needs at least "
+                f"{context_length + MIN_UNIT_TOKENS - capacity}"
             )
         self._units = list(_cut(shards.lengths(), capacity))
         if not self._units:
@@ -93,10 +94,10 @@ class Loader:
         layout = self._objective(ids, self._tokenizer, rng)
         assert len(layout.ids) <= len(ids) + self._objective.n_added
         before = [self._tokenizer.end_of_text] if unit.start == 0 else []
-        has_holes = self._tokenizer.masks[0] in layout.ids
-        after = [self._tokenizer.end_of_text] if unit.is_end and not has_holes else []
-        learned = [False] * len(before) + layout.is_learned + [True] * len(after)
-        return Layout(before + layout.ids + after, learned)
+        has_hole = self._tokenizer.fim_middle in layout.ids
+        after = [self._tokenizer.end_of_text] if unit.is_end and not has_hole else []
+        weights = [0.0] * len(before) + layout.weights + [1.0] * len(after)
+        return Layout(before + layout.ids + after, weights)
 
     def _collate(self, rows: list[list[tuple[Layout, int]]]) -> Batch:
         shape = (len(rows), self._context_length)
@@ -107,7 +108,7 @@ class Loader:
             for number, (layout, _) in enumerate(row):
                 n = len(layout.ids) - 1
                 ids[r, at : at + n], targets[r, at : at + n] = layout.ids[:-1], layout.ids[1:]
-                weights[r, at : at + n] = layout.is_learned[1:]
+                weights[r, at : at + n] = layout.weights[1:]
                 documents[r, at : at + n] = number
                 at += n
         n_bytes = int(self._tokenizer.byte_lengths[targets[weights > 0]].sum())

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import Layout, n_layout_tokens, training_layout
+from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, Layout, training_layout
 
 Ids = npt.NDArray[np.int64]
 _NEWLINE = ord("\n")
@@ -35,27 +35,28 @@ class NextToken:
         return 0
 
     def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> Layout:
-        return Layout(ids.tolist(), [True] * len(ids))
+        return Layout(ids.tolist(), [1.0] * len(ids))
 
 
 @dataclass(frozen=True)
 class InfillMixture:
-    """Left to right, or with a share `infill_rate` one hole in InCoder's layout. All of it is ours.
+    """Left to right, or with a share `infill_rate` one hole, its suffix told first. All of it is ours.
 
     A hole is a run of whole lines with a share `line_rate`, else a run of characters anywhere; lengths are drawn
     uniformly on a logarithmic scale, because editors ask for short holes and the papers' uniform ones are mostly long.
     Holes are cut between characters and what they cut is encoded anew, as a prompt is, so tokens that would have
-    crossed the edge of a hole never betray it.
+    crossed the edge of a hole never betray it. Holes are a few tokens of many; `middle_weight` makes up for that.
     """
 
     infill_rate: float = 0.7
     line_rate: float = 0.5
-    max_lines: int = 8
-    max_characters: int = 200
+    max_lines: int = 4
+    max_characters: int = 80
+    middle_weight: float = 1.0
 
     @property
     def n_added(self) -> int:
-        return n_layout_tokens(1) + 8
+        return N_LAYOUT_TOKENS + 8
 
     def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> Layout:
         if rng.random() < self.infill_rate:
@@ -63,14 +64,14 @@ class InfillMixture:
             hole = self._lines(text, rng) if rng.random() < self.line_rate else self._characters(text, rng)
             if hole is not None and (cut := split_at(ids, hole, tokenizer)) is not None:
                 left, middle, right = cut
-                room = len(ids) + self.n_added - n_layout_tokens(1) - len(left) - len(middle)
+                room = len(ids) + self.n_added - N_LAYOUT_TOKENS - len(left) - len(middle)
                 if room >= 0:
-                    return training_layout(tokenizer, [left, right[:room]], [middle])
-        return Layout(ids.tolist(), [True] * len(ids))
+                    return training_layout(tokenizer, left, middle, right[:room], middle_weight=self.middle_weight)
+        return Layout(ids.tolist(), [1.0] * len(ids))
 
     def _lines(self, text: bytes, rng: np.random.Generator) -> tuple[int, int] | None:
         """Whole lines without the last newline; the first is not blank and not the piece's first, which may be cut."""
-        starts = [i + 1 for i in np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)]
+        starts = [i + 1 for i in np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE).tolist()]
         starts = [start for start in starts if start < len(text) and text[start] != _NEWLINE]
         if not starts:
             return None
@@ -97,7 +98,7 @@ def split_at(ids: Ids, hole: tuple[int, int], tokenizer: Tokenizer) -> tuple[lis
 
     Only the line that a cut falls into is encoded anew: pieces end at newlines, so the others keep their ids.
     """
-    ends = np.cumsum(tokenizer.byte_lengths[ids])
+    ends = np.cumsum(tokenizer.byte_lengths[ids], dtype=np.int64)
     data = tokenizer.decode_bytes(ids.tolist())
     start, stop = (_character_start(data, at) for at in hole)
     try:

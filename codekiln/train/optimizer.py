@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,8 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(weight)
         average: Tensor = state["momentum"]
         average.lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(average, momentum)
+        ahead: Tensor = weight.grad.lerp(average, momentum)
+        return ahead
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.mT if is_tall else x).to(matrices.dtype)
+    result: Tensor = (x.mT if is_tall else x).to(matrices.dtype)
+    return result
 
 
 class Optimizers:
@@ -93,7 +95,7 @@ class Optimizers:
         vectors = [weight for _, weight in named if weight.ndim < 2]
         self._plan = plan
         muon = Muon(matrices, lr=plan.muon_rate, momentum=plan.momentum, weight_decay=plan.weight_decay)
-        groups = [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}]
         adamw = torch.optim.AdamW(
             groups, lr=plan.adamw_rate, betas=plan.betas, eps=plan.eps, weight_decay=plan.weight_decay, fused=True
         )
@@ -113,7 +115,7 @@ class Optimizers:
     def state(self) -> dict[str, Tensor]:
         """All moments by the name of their weight, to be saved."""
         return {
-            f"{self._name_of[weight]}.{key}": value
+            f"{self._name_of[cast(nn.Parameter, weight)]}.{key}": value
             for optimizer in self._optimizers
             for weight, entry in optimizer.state.items()
             for key, value in entry.items()

@@ -96,15 +96,15 @@ def open_shards(folder: Path, split: str) -> Shards:
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder} holds no finished token shards: run `codekiln build` first")
     manifest = read_record(folder / MANIFEST)
-    ids, ends = [], []
+    ids: list[npt.NDArray[np.unsignedinteger]] = []
+    ends: list[npt.NDArray[np.int64]] = []
     for k, shard in enumerate(manifest["splits"][split]["shards"]):
         for name, sealed in shard["files"].items():
             check_seal(folder / split / name, sealed, made_by="codekiln build")
         tokens = folder / split / f"tokens-{k:05}.bin"
-        empty = not shard["tokens"]  # an empty file cannot be mapped
-        ids.append(
-            np.empty(0, manifest["dtype"]) if empty else np.memmap(tokens, np.dtype(manifest["dtype"]), mode="r")
-        )
+        dtype = np.dtype(manifest["dtype"])
+        # An empty file cannot be mapped.
+        ids.append(np.memmap(tokens, dtype, mode="r") if shard["tokens"] else np.empty(0, dtype))
         ends.append(np.fromfile(folder / split / f"ends-{k:05}.bin", np.int64))
     return Shards(tuple(ids), tuple(ends))
 

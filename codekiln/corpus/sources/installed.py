@@ -9,9 +9,10 @@ import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codekiln.corpus.languages import language_of
 from codekiln.corpus.licenses import declared_license
@@ -39,9 +40,10 @@ class Installed:
 
     def _distribution(self, name: str, distribution: importlib.metadata.Distribution) -> Iterator[SourceFile]:
         metadata = distribution.metadata
-        declared = declared_license(
-            metadata.get("License-Expression"), metadata.get("License"), metadata.get_all("Classifier") or []
-        )
+        # A message answers a missing field with None, which the library's types do not say.
+        fields: Mapping[str, Any] = dict(metadata.items())  # type: ignore[attr-defined]
+        expression, free_text = fields.get("License-Expression"), fields.get("License")
+        declared = declared_license(expression, free_text, metadata.get_all("Classifier") or [])
         root = Path(str(distribution.locate_file("")))
         for path in sorted(entry.as_posix() for entry in distribution.files or []):
             # A RECORD lists the distribution's commands too, outside of its folder.

@@ -1,0 +1,104 @@
+"""Tokens per second of a training step: ours and Transformers' Qwen3 of the same shape, against the matmul peak.
+
+Run: `python benchmarks/training_speed.py [--rounds 3]`. Both run forward, loss and backward in float32 on the same ids, in
+one process, in turn; the optimizer is left out. The medians of the rounds and their ratios are printed.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from codekiln.model.families import KilnConfig
+from codekiln.model.transformer import Transformer, initialize
+from codekiln.recipes import named
+from codekiln.train.metrics import matmul_peak
+
+STEPS = 6
+
+
+def ours(config: KilnConfig, *, compiled: bool) -> Callable[[Tensor], None]:
+    """A training step of ours with packed documents, as `codekiln build` runs it."""
+    model = Transformer(config)
+    initialize(model, torch.Generator().manual_seed(0))
+
+    def loss_sum(ids: Tensor, documents: Tensor) -> Tensor:
+        logits = model.head(model(ids, documents=documents))
+        return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
+
+    function = torch.compile(loss_sum, dynamic=False) if compiled else loss_sum
+
+    def step(ids: Tensor) -> None:
+        length = ids.shape[1]
+        documents = (torch.arange(length) // (length // 2 + 7)).expand(ids.shape).contiguous()
+        function(ids, documents).backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def theirs(config: KilnConfig) -> Callable[[Tensor], None]:
+    """Transformers' class of the same shape, with its own loss and SDPA."""
+    model = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            num_hidden_layers=config.n_layers,
+            hidden_size=config.d_model,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_kv_heads,
+            head_dim=config.d_head,
+            intermediate_size=config.d_ff,
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.context_length,
+            tie_word_embeddings=True,
+        )
+    )
+
+    def step(ids: Tensor) -> None:
+        model(input_ids=ids, labels=ids).loss.backward()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens a step")
+    arguments = parser.parse_args()
+    config = named("demo").model
+    ids = torch.randint(0, config.vocab_size, (arguments.tokens // config.context_length, config.context_length))
+    steps = {
+        "ours, compiled": ours(config, compiled=True),
+        "ours, eager": ours(config, compiled=False),
+        "Transformers, eager": theirs(config),
+    }
+    for name, step in steps.items():
+        begun = time.perf_counter()
+        step(ids)
+        print(f"{name}: first step after {time.perf_counter() - begun:.1f} s")
+        step(ids)
+    rates: dict[str, list[float]] = {name: [] for name in steps}
+    peaks: list[float] = []
+    for turn in range(arguments.rounds):
+        peaks.append(matmul_peak(torch.device("cpu"), torch.float32))
+        for name in list(steps) if turn % 2 == 0 else list(reversed(steps)):
+            begun = time.perf_counter()
+            for _ in range(STEPS):
+                steps[name](ids)
+            rates[name].append(STEPS * ids.numel() / (time.perf_counter() - begun))
+    peak = max(peaks)
+    slowest = statistics.median(rates["Transformers, eager"])
+    print(
+        f"{config.n_parameters:,} parameters, {config.flops_per_token / 1e6:.1f} MFLOP a token, peak {peak / 1e9:.0f} GFLOP/s"
+    )
+    for name, seen in rates.items():
+        rate = statistics.median(seen)
+        utilization = rate * config.flops_per_token / peak
+        print(f"{name:22} {rate:8,.0f} tokens/s  {utilization:4.0%} of the peak  {rate / slowest:.2f}x Transformers")
+
+
+if __name__ == "__main__":
+    main()

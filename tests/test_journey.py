@@ -1,0 +1,58 @@
+"""One document's journey: from a file, through corpus, tokens and training, to its hidden line infilled over HTTP."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from codekiln.corpus.documents import read_documents
+from codekiln.recipe import build, replaced
+from codekiln.train.loop import Hardware
+from codekiln.train.objectives import InfillMixture
+from tests.small import small_recipe, with_train, write_tree
+
+
+@pytest.mark.timeout(180)
+def test_a_document_learned_by_heart_gives_back_its_hidden_line(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    recipe = small_recipe(write_tree(tmp_path / "code"), total_tokens=200_000)
+    recipe = with_train(
+        recipe, objective=InfillMixture(infill_rate=1.0, line_rate=1.0, max_lines=1, middle_weight=10.0)
+    )
+    recipe = replaced(recipe, ["train.checkpoint_every=1000", "train.valid_every=1000", "infilling.n_problems=1"])
+    run = tmp_path / "run"
+    build(dataclasses.replace(recipe, n_functions=0), run, Hardware(compile=False))
+
+    document = next(read_documents(run / "corpus", "train"))
+    source = tmp_path / "code" / document.repository / document.path
+    assert document.text == source.read_text(encoding="utf-8")
+    lines = document.text.splitlines(keepends=True)
+    hidden = next(n for n, line in enumerate(lines) if line.startswith("    steps = "))
+    body = {
+        "prompt": "".join(lines[:hidden]),
+        "suffix": "\n" + "".join(lines[hidden + 1 :]),
+        "max_tokens": 60,
+        "temperature": 0,
+    }
+
+    command = [sys.executable, "-m", "codekiln", "serve", str(run), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().split(" on ")[1].split(" ")[0]
+        answer = httpx.post(url + "/v1/completions", json=body, timeout=30).json()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=20)
+    assert answer["choices"][0] == {
+        "index": 0,
+        "text": lines[hidden].rstrip("\n"),
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+    assert time.monotonic() - begun < 60

@@ -1,0 +1,173 @@
+"""The transformer against Transformers' Qwen3, its cache, packing, checkpoints and the model directory."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from codekiln.model.cache import empty_cache
+from codekiln.model.checkpoint import checkpoints, load_checkpoint, load_weights, save_checkpoint, weights_of
+from codekiln.model.families import KilnConfig
+from codekiln.model.huggingface import load_model, save_model
+from codekiln.model.transformer import Transformer, initialize
+from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
+
+SHAPES = [
+    KilnConfig(2, 48, 4, 2, 16, 96, 384, 64),
+    KilnConfig(3, 40, 3, 1, 24, 64, 400, 32, rope_base=1e6, tied_head=False),
+    KilnConfig(1, 64, 8, 8, 8, 128, 384, 64, norm_eps=1e-5),
+]
+
+
+def random_model(config: KilnConfig, seed: int = 0) -> Transformer:
+    """Weights that are all random, also those that training begins with at zero or one."""
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(seed)
+    initialize(model, generator)
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    return model.eval()
+
+
+def random_ids(config: KilnConfig, rows: int, length: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def saved(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Path:
+    tokenizer.save(folder / "tokenizer.json")
+    configs = hugging_face_configs(tokenizer, model.config.context_length)
+    save_model(folder / "model", model, folder / "tokenizer.json", configs, tokenizer.end_of_text)
+    return folder / "model"
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=str)
+def test_logits_and_gradients_equal_those_of_transformers(
+    config: KilnConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    ours = random_model(config)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(ours, tokenizer, tmp_path), dtype=torch.float32)
+    ids = random_ids(config, 3, 20)
+    logits = ours.head(ours(ids))
+    expected = theirs(ids).logits
+    assert (logits - expected).abs().max() < 1e-4
+
+    logits.logsumexp(-1).sum().backward()
+    expected.logsumexp(-1).sum().backward()
+    ours_grad, their_grad = ours.embedding.weight.grad, theirs.get_input_embeddings().weight.grad
+    assert ours_grad is not None
+    assert (ours_grad - their_grad).norm() / their_grad.norm() < 1e-4
+
+
+def test_greedy_tokens_equal_those_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from codekiln.generate.engine import generate
+    from codekiln.generate.sampler import GREEDY
+
+    config = SHAPES[0]
+    ours = random_model(config)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(ours, tokenizer, tmp_path), dtype=torch.float32)
+    prompt = random_ids(config, 1, 7)
+    expected = theirs.generate(prompt, do_sample=False, max_new_tokens=40, eos_token_id=None, pad_token_id=0)[0, 7:]
+    steps = generate(
+        ours, prompt.tolist(), max_new_tokens=40, stop_tokens=frozenset(), banned_tokens=frozenset(), sampling=GREEDY
+    )
+    assert [step.token for step in steps] == expected.tolist()
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=str)
+def test_the_parameter_count_is_exact(config: KilnConfig) -> None:
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert sum(weight.numel() for weight in model.parameters()) == config.n_parameters
+
+
+def test_a_cache_gives_the_same_hidden_states_whatever_the_rows_lengths() -> None:
+    config = SHAPES[0]
+    model = random_model(config)
+    ids = random_ids(config, 2, 12)
+    whole = model(ids)
+    cache = empty_cache(config, 2, 20, like=model.embedding.weight)
+    with torch.no_grad():
+        model(ids[:, :5], cache=cache)
+        cache[0].lengths += torch.tensor([5, 3])  # the second row has read three; its last two are overwritten
+        tails = torch.stack([ids[0, 5:9], ids[1, 3:7]])
+        found = model(tails, cache=cache)
+    assert (found[0] - whole[0, 5:9]).abs().max() < 1e-5
+    assert (found[1] - whole[1, 3:7]).abs().max() < 1e-5
+
+
+def test_packed_documents_do_not_see_each_other() -> None:
+    config = SHAPES[0]
+    model = random_model(config)
+    a, b = random_ids(config, 1, 6, seed=2), random_ids(config, 1, 9, seed=3)
+    packed = model(torch.cat([a, b], dim=1), documents=torch.tensor([[0] * 6 + [1] * 9]))
+    # Rotary positions are relative, so a document may begin anywhere in its row.
+    assert (packed[:, :6] - model(a)).abs().max() < 1e-5
+    assert (packed[:, 6:] - model(b)).abs().max() < 1e-5
+
+
+def test_a_model_directory_comes_back_equal(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for n, config in enumerate(SHAPES):
+        model = random_model(config)
+        loaded = load_model(saved(model, tokenizer, tmp_path / str(n)))
+        ids = random_ids(config, 1, 8)
+        assert torch.equal(model(ids), loaded(ids))
+
+
+def test_a_checkpoint_comes_back_and_only_the_last_two_are_kept(tmp_path: Path) -> None:
+    model = random_model(SHAPES[0])
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, model, {"x.momentum": torch.ones(2)}, {"recipe": "a"})
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    other = random_model(SHAPES[0], seed=5)
+    step, state = load_checkpoint(checkpoints(tmp_path)[-1], other, {"recipe": "a"})
+    assert step == 3 and torch.equal(state["x.momentum"], torch.ones(2))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_another_recipe_or_a_torn_one_is_refused(tmp_path: Path) -> None:
+    model = random_model(SHAPES[0])
+    path = save_checkpoint(tmp_path, 1, model, {}, {"train": {"seed": 0}})
+    with pytest.raises(ValueError, match=r"of another recipe \(train.seed: found 0, wanted 1\)"):
+        load_checkpoint(path, model, {"train": {"seed": 1}})
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors is corrupt, \d+ bytes where"):
+        load_checkpoint(path, model, {"train": {"seed": 0}})
+
+
+def test_all_tensors_that_do_not_fit_are_named_at_once() -> None:
+    model = random_model(SHAPES[0])
+    tensors = weights_of(model)
+    del tensors["norm.weight"]
+    tensors["extra"] = torch.ones(1)
+    tensors["embedding.weight"] = torch.ones(3, 3)
+    with pytest.raises(ValueError) as refusal:
+        load_weights(model, tensors)
+    for told in (
+        "norm.weight is missing",
+        "extra is not of this model",
+        r"embedding.weight is (3, 3) and must be (384, 48)",
+    ):
+        assert told in str(refusal.value)
+
+
+def test_a_broken_model_directory_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        load_model(tmp_path)
+    folder = saved(random_model(SHAPES[0]), tokenizer, tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        load_model(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"describes .*Mamba.*this version loads Qwen3ForCausalLM"):
+        load_model(folder)
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 heads cannot share 2 key heads"):
+        KilnConfig(1, 32, 3, 2, 16, 64, 384, 32)

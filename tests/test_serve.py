@@ -1,0 +1,181 @@
+"""The server as its users meet it: the real openai client and plain HTTP against the real command."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from codekiln.generate.complete import Completer, Request
+from codekiln.generate.sampler import GREEDY
+
+
+@pytest.fixture(scope="module")
+def url(small_run: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert server.stdout is not None and server.stderr is not None
+    line = server.stdout.readline()
+    assert " on http://127.0.0.1:" in line, server.stderr.read()
+    yield line.split(" on ")[1].split(" ")[0]
+    server.send_signal(signal.SIGINT)
+    _, errors = server.communicate(timeout=20)
+    assert "Traceback" not in errors
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_the_openai_client_completes_as_the_engine_does(client: openai.OpenAI, small_run: Path) -> None:
+    prompt = "def open_door(name"
+    answer = client.completions.create(model="run", prompt=prompt, max_tokens=20, temperature=0)
+    expected = Completer.load(small_run).complete([Request(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
+    assert answer.choices[0].text == expected.text
+    assert answer.choices[0].finish_reason == ("stop" if expected.is_finished else "length")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (
+        expected.n_prompt_tokens,
+        expected.n_new_tokens,
+    )
+
+
+def test_streamed_and_whole_are_the_same_text(client: openai.OpenAI) -> None:
+    for stop in (None, "\n"):
+        for temperature in (0, 0.7):
+            whole = client.completions.create(
+                model="run",
+                prompt="def f(",
+                suffix="\n\nf()",
+                max_tokens=30,
+                temperature=temperature,
+                stop=stop,
+                seed=3,
+            )
+            pieces = client.completions.create(
+                model="run",
+                prompt="def f(",
+                suffix="\n\nf()",
+                max_tokens=30,
+                temperature=temperature,
+                stop=stop,
+                seed=3,
+                stream=True,
+            )
+            chunks = [piece.choices[0] for piece in pieces]
+            assert "".join(chunk.text for chunk in chunks) == whole.choices[0].text
+            assert [c.finish_reason for c in chunks][-1:] == [whole.choices[0].finish_reason]
+
+
+def test_several_prompts_are_answered_in_their_order(client: openai.OpenAI) -> None:
+    prompts = ["def a(", "x = ", "import "]
+    together = client.completions.create(model="run", prompt=prompts, max_tokens=8, temperature=0)
+    assert [choice.index for choice in together.choices] == [0, 1, 2]
+    for prompt, choice in zip(prompts, together.choices, strict=True):
+        alone = client.completions.create(model="run", prompt=prompt, max_tokens=8, temperature=0)
+        assert alone.choices[0].text == choice.text
+
+
+def test_requests_at_once_are_all_answered(url: str) -> None:
+    body = {"prompt": "def f(", "max_tokens": 10, "temperature": 0}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: httpx.post(url + "/v1/completions", json=body, timeout=60).json(), range(8)))
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+
+
+def test_a_client_that_leaves_does_not_hold_the_server(url: str) -> None:
+    body = {"prompt": "def f(", "max_tokens": 100, "stream": True, "temperature": 2.0}
+    for _ in range(3):
+        with httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as response:
+            next(response.iter_lines())
+    assert httpx.post(url + "/v1/completions", json={"prompt": "x", "max_tokens": 2}, timeout=30).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "x", "max_tokens": 1000}, "max_tokens"),
+        ({"prompt": "x", "temperature": 5}, "temperature"),
+        ({"prompt": "x", "top_p": 0}, "top_p"),
+        ({"prompt": "x", "n": 4}, "n"),
+        ({"prompt": "x", "beams": 4}, "beams"),
+        ({"prompt": "x" * 1_000_001}, "prompt"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_bad_request_is_refused_by_its_field(url: str, body: dict[str, object], field: str) -> None:
+    response = httpx.post(url + "/v1/completions", json=body, timeout=60)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].split(".")[0] == field
+
+
+def test_what_is_no_json_is_refused(url: str) -> None:
+    response = httpx.post(url + "/v1/completions", content=b"\xff{", headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert "error" in response.json()
+
+
+def test_control_tokens_in_a_request_are_text(client: openai.OpenAI) -> None:
+    plain = client.completions.create(model="run", prompt="<|endoftext|><|fim_middle|>", max_tokens=4, temperature=0)
+    assert plain.usage is not None and plain.usage.prompt_tokens > 8
+
+
+def test_the_page_and_its_parts_are_served_and_load_nothing_else(url: str) -> None:
+    page = httpx.get(url + "/")
+    assert page.status_code == 200 and "textarea" in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for asset in ("/playground.js", "/playground.css", "/health", "/v1/models"):
+        assert httpx.get(url + asset).status_code == 200
+    assert httpx.get(url + "/../cli.py").status_code == 404
+    assert httpx.get(url + "/docs").status_code == 404
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded(small_run: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"codekiln: error: cannot listen on 127.0.0.1:{port} (Address already in use): "
+        "end what uses that port, or name another with --port\n"
+    )
+
+
+def test_serving_loads_no_training_code(small_run: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from codekiln.serve.server import make_app;"
+        "from codekiln.generate.complete import Completer;"
+        f"make_app(Completer.load(Path({str(small_run)!r})), 'run');"
+        "bad = [m for m in sys.modules if m.startswith(('codekiln.train', 'codekiln.corpus', 'daft', 'pyarrow'))];"
+        "print(bad); sys.exit(bool(bad))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_events_end_with_the_mark_that_clients_wait_for(url: str) -> None:
+    body = {"prompt": "x", "max_tokens": 3, "stream": True}
+    with httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [line for line in response.iter_lines() if line]
+    assert events[-1] == "data: [DONE]"
+    assert all(json.loads(event.removeprefix("data: "))["object"] == "text_completion" for event in events[:-1])

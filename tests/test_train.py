@@ -1,0 +1,423 @@
+"""Training: shards, objectives, the loader, the optimizers, and runs that are killed."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from codekiln.corpus.documents import read_documents
+from codekiln.model.checkpoint import checkpoints
+from codekiln.progress import sparkline
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.train.loader import Loader
+from codekiln.train.metrics import MetricsLog, bits_per_byte, matmul_peak, read_metrics
+from codekiln.train.objectives import InfillMixture, NextToken, Objective, split_at
+from codekiln.train.optimizer import OptimizerPlan, Optimizers, WarmupStableDecay, orthogonalized
+from codekiln.train.prepare import Shards, open_shards, prepare_shards
+from tests.small import write_tree
+
+TIMED = ("seconds", "tokens_per_second", "utilization")
+
+
+@pytest.fixture(scope="module")
+def shards(small_run: Path) -> Shards:
+    return open_shards(small_run / "tokens", "train")
+
+
+@pytest.fixture(scope="module")
+def run_tokenizer(small_run: Path) -> Tokenizer:
+    return Tokenizer.load(small_run / "tokenizer.json")
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    return np.array(tokenizer.encode(text), np.int64)
+
+
+def loader_of(shards: Shards, tokenizer: Tokenizer, objective: Objective, **changes: int) -> Loader:
+    return Loader(shards, tokenizer, objective, **({"context_length": 64, "rows": 4, "seed": 1} | changes))
+
+
+def test_shards_hold_every_document_in_order(small_run: Path, shards: Shards, run_tokenizer: Tokenizer) -> None:
+    documents = list(read_documents(small_run / "corpus", "train"))
+    lengths = shards.lengths()
+    assert shards.n_documents == len(documents)
+    for n, document in enumerate(documents):
+        ids = shards.slice(n, 0, int(lengths[n]))
+        assert run_tokenizer.decode_bytes(ids.tolist()) == document.text.encode()
+
+
+def test_shards_are_the_same_bytes_for_any_number_of_threads(small_run: Path, tmp_path: Path) -> None:
+    for threads in ("1", "3"):
+        program = (
+            "from pathlib import Path; from codekiln.train.prepare import prepare_shards;"
+            f"prepare_shards(Path({str(small_run / 'corpus')!r}), Path({str(small_run / 'tokenizer.json')!r}),"
+            f"Path({str(tmp_path / threads)!r}))"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"RAYON_NUM_THREADS": threads})
+    one, three = (sorted((tmp_path / t).rglob("*.*")) for t in ("1", "3"))
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in three]
+
+
+def test_whole_shards_are_kept_and_stale_ones_made_again(small_run: Path, tmp_path: Path) -> None:
+    arguments = (small_run / "corpus", small_run / "tokenizer.json", tmp_path / "tokens")
+    first = prepare_shards(*arguments)
+    tokens = tmp_path / "tokens" / "train" / "tokens-00000.bin"
+    before = tokens.stat().st_mtime_ns
+    (tmp_path / "tokens" / "manifest.json").unlink()
+    assert prepare_shards(*arguments) == first
+    assert tokens.stat().st_mtime_ns == before
+    note = tmp_path / "tokens" / "train" / "shard-00000.json"
+    note.write_text(note.read_text(encoding="utf-8").replace(first["tokenizer"], "0" * 64), encoding="utf-8")
+    assert prepare_shards(*arguments) == first
+    assert tokens.stat().st_mtime_ns != before
+
+
+def test_a_corrupt_shard_is_named(small_run: Path, tmp_path: Path) -> None:
+    prepare_shards(small_run / "corpus", small_run / "tokenizer.json", tmp_path)
+    tokens = tmp_path / "train" / "tokens-00000.bin"
+    data = bytearray(tokens.read_bytes())
+    data[7] ^= 1
+    tokens.write_bytes(data)
+    with pytest.raises(ValueError, match="tokens-00000.bin is corrupt, its SHA-256"):
+        open_shards(tmp_path, "train")
+    with pytest.raises(FileNotFoundError, match="holds no finished token shards"):
+        open_shards(tmp_path / "none", "train")
+
+
+@given(st.text(alphabet="ab \n\té日😀_()=", min_size=1, max_size=80), st.data())
+@settings(max_examples=300)
+def test_a_hole_splits_a_text_as_its_three_parts_alone_are_encoded(
+    tokenizer: Tokenizer, text: str, data: st.DataObject
+) -> None:
+    raw = text.encode()
+    start = data.draw(st.integers(0, len(raw)))
+    stop = data.draw(st.integers(start, len(raw)))
+    cut = split_at(ids_of(tokenizer, text), (start, stop), tokenizer)
+    assert cut is not None
+    parts = [tokenizer.decode(ids) for ids in cut]
+    assert "".join(parts) == text
+    assert cut == tuple(tokenizer.encode(part) for part in parts)
+    assert abs(len(parts[0].encode()) - start) < 4 and abs(len(parts[0].encode() + parts[1].encode()) - stop) < 4
+
+
+def test_a_hole_in_ids_that_begin_inside_a_character_is_refused_not_garbled(tokenizer: Tokenizer) -> None:
+    ids = ids_of(tokenizer, "日本")[1:]
+    assert split_at(ids, (0, 1), tokenizer) is None
+
+
+def test_the_mixture_keeps_its_shares_and_its_text(tokenizer: Tokenizer) -> None:
+    objective = InfillMixture(infill_rate=0.7)
+    text = "def f(x):\n    y = x + 1\n\n    return y\n\n\nprint(f(3))\n" * 3
+    ids = ids_of(tokenizer, text)
+    n_holes = 0
+    for seed in range(400):
+        layout = objective(ids, tokenizer, np.random.default_rng(seed))
+        assert layout == objective(ids, tokenizer, np.random.default_rng(seed))
+        assert len(layout.ids) <= len(ids) + objective.n_added
+        if tokenizer.fim_middle in layout.ids:
+            n_holes += 1
+            suffix_at, middle_at = layout.ids.index(tokenizer.fim_suffix), layout.ids.index(tokenizer.fim_middle)
+            prefix_at = layout.ids.index(tokenizer.fim_prefix)
+            assert suffix_at == 0 < prefix_at < middle_at
+            right, left = layout.ids[1:prefix_at], layout.ids[prefix_at + 1 : middle_at]
+            assert text.startswith(tokenizer.decode([*left, *layout.ids[middle_at:], *right]))
+            assert layout.ids[-1] == tokenizer.end_of_text
+        else:
+            assert layout.ids == ids.tolist() and layout.weights == [1.0] * len(ids)
+    assert 0.62 < n_holes / 400 < 0.78
+
+
+def test_documents_without_room_for_a_hole_stay_left_to_right(tokenizer: Tokenizer) -> None:
+    always = InfillMixture(infill_rate=1.0, line_rate=1.0)
+    layout = always(ids_of(tokenizer, "x"), tokenizer, np.random.default_rng(0))
+    assert layout.ids == tokenizer.encode("x")
+
+
+@pytest.mark.parametrize("objective", [NextToken(), InfillMixture()], ids=str)
+def test_a_batch_is_a_function_of_its_step(shards: Shards, run_tokenizer: Tokenizer, objective: Objective) -> None:
+    one, other = (loader_of(shards, run_tokenizer, objective) for _ in range(2))
+    order = list(range(12))
+    random.Random(0).shuffle(order)
+    forward = {step: one.batch(step) for step in range(12)}
+    for step in order:
+        batch = other.batch(step)
+        for field in ("ids", "targets", "weights", "documents"):
+            assert np.array_equal(getattr(batch, field), getattr(forward[step], field))
+    assert not np.array_equal(loader_of(shards, run_tokenizer, objective, seed=2).batch(0).ids, forward[0].ids)
+
+
+def test_left_to_right_an_epoch_holds_each_unit_once(shards: Shards, run_tokenizer: Tokenizer) -> None:
+    loader = loader_of(shards, run_tokenizer, NextToken(), rows=1)
+    seen: list[str] = []
+    for step in range(loader.rows_per_epoch):
+        batch = loader.batch(step)
+        for number in range(int(batch.documents.max()) + 1):
+            here = batch.documents[0] == number
+            ids, targets = batch.ids[0][here], batch.targets[0][here]
+            assert np.array_equal(ids[1:], targets[:-1])
+            assert batch.weights[0][here].all()
+            seen.append(run_tokenizer.decode([*ids.tolist(), int(targets[-1])]))
+        padding = batch.documents[0] == -1
+        assert not batch.weights[0][padding].any()
+    wanted = []
+    for document, length in enumerate(shards.lengths().tolist()):
+        for start in range(0, length, 63):
+            ids_here = shards.slice(document, start, min(start + 63, length))
+            if len(ids_here) >= 16:
+                wanted.append(run_tokenizer.decode(ids_here.tolist()))
+    assert sorted(seen) == sorted(wanted)
+
+
+def test_end_of_text_stands_where_documents_begin_and_end(shards: Shards, run_tokenizer: Tokenizer) -> None:
+    loader = loader_of(shards, run_tokenizer, NextToken(), rows=1)
+    end = run_tokenizer.end_of_text
+    begins = sum(int((loader.batch(s).ids == end).sum()) for s in range(loader.rows_per_epoch))
+    ends = sum(int((loader.batch(s).targets == end).sum()) for s in range(loader.rows_per_epoch))
+    lengths = shards.lengths()
+    assert begins == shards.n_documents
+    assert ends == sum((length - 1) % 63 + 1 >= 16 for length in lengths.tolist())
+
+
+def test_packing_wastes_little(tokenizer: Tokenizer) -> None:
+    lengths = np.random.default_rng(0).lognormal(5, 1.2, size=500).astype(np.int64) + 16
+    shards = Shards((np.zeros(int(lengths.sum()), np.uint16),), (np.cumsum(lengths),))
+    loader = loader_of(shards, tokenizer, NextToken(), context_length=256, rows=1)
+    used = [float((loader.batch(step).documents >= 0).mean()) for step in range(loader.rows_per_epoch)]
+    assert sum(used) / len(used) > 0.95
+
+
+def test_a_context_too_short_for_its_objective_is_refused(shards: Shards, run_tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="context_length is 16: this objective needs at least 29"):
+        loader_of(shards, run_tokenizer, InfillMixture(), context_length=16)
+
+
+def test_the_schedule_at_its_corners() -> None:
+    schedule = WarmupStableDecay(warmup_share=0.1, decay_share=0.5)
+    assert [round(schedule(step, 20), 9) for step in (0, 1, 9, 10, 11, 15, 19)] == [0.5, 1.0, 1.0, 1.0, 0.9, 0.5, 0.1]
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])
+def test_orthogonalization_keeps_directions_and_levels_their_size(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(matrix[0], full_matrices=False)
+    found = orthogonalized(matrix)[0]
+    levels = torch.linalg.svdvals(found)
+    assert levels.min() > 0.5 and levels.max() < 1.4
+    # In the basis of the singular vectors what is left beside the diagonal is rounding.
+    inside = u.T @ found @ vh.T
+    assert (inside - inside.diag().diag()).abs().max() < 1e-4
+
+
+def test_one_muon_step_by_hand() -> None:
+    model = nn.Module()
+    model.blocks = nn.Linear(8, 4, bias=False)
+    before = model.blocks.weight.detach().clone()
+    plan = OptimizerPlan(schedule=WarmupStableDecay(0.0, 0.0))
+    gradient = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    model.blocks.weight.grad = gradient.clone()
+    Optimizers(model, plan).step(0, 10)
+    ahead = gradient * (1 - 0.95) + 0.95 * (0.05 * gradient)
+    expected = before * (1 - 0.02 * 0.1) - 0.02 * orthogonalized(ahead[None])[0]
+    assert torch.allclose(model.blocks.weight, expected, atol=1e-6)
+
+
+def test_optimizer_state_comes_back_by_name() -> None:
+    def trained(first: "Optimizers | None") -> tuple[nn.Module, Optimizers]:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"blocks": nn.Linear(6, 5), "embedding": nn.Linear(5, 3)})
+        optimizers = Optimizers(model, OptimizerPlan())
+        for step in range(2):
+            if step == 1 and first is not None:
+                state = optimizers.state()
+                optimizers = Optimizers(model, OptimizerPlan())
+                optimizers.load(state)
+            model["embedding"](model["blocks"](torch.ones(2, 6))).square().sum().backward()
+            optimizers.step(step, 10)
+        return model, optimizers
+
+    straight, optimizers = trained(None)
+    resumed, _ = trained(optimizers)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_bits_per_byte_of_a_uniform_guess(shards: Shards, run_tokenizer: Tokenizer) -> None:
+    batches = [loader_of(shards, run_tokenizer, NextToken()).batch(step) for step in range(3)]
+    tokens = sum(float(batch.weights.sum()) for batch in batches)
+    found = bits_per_byte(lambda batch: torch.tensor(float(batch.weights.sum())) * np.log(256), batches)
+    assert found == pytest.approx(8 * tokens / sum(batch.n_bytes for batch in batches))
+
+
+def test_the_log_forgets_what_a_lost_run_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"ste', encoding="utf-8")
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2]
+    log = MetricsLog(path, step=2)
+    log.write({"step": 2, "new": True})
+    log.close()
+    assert read_metrics(path) == [{"step": 0}, {"step": 1}, {"step": 2, "new": True}]
+
+
+def test_the_matmul_peak_is_a_rate() -> None:
+    assert 1e9 < matmul_peak(torch.device("cpu"), torch.float32, size=256, seconds=0.1) < 1e13
+
+
+def test_the_sparkline_shows_the_course() -> None:
+    assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
+    assert len(sparkline(list(range(100)))) == 24
+
+
+BUILD = """
+import sys, dataclasses
+from pathlib import Path
+from codekiln.recipe import build
+from codekiln.train.loop import Hardware
+from tests.small import small_recipe
+code, run, compiled = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "compiled"
+try:
+    build(small_recipe(code, total_tokens=26_000), run, Hardware(compile=compiled))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def start_build(code: Path, run: Path, mode: str = "eager") -> subprocess.Popen[bytes]:
+    root = Path(__file__).parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(code), str(run), mode],
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish_build(code: Path, run: Path, mode: str = "eager") -> None:
+    process = start_build(code, run, mode)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors.decode()
+
+
+def outcome(run: Path) -> tuple[list[dict[str, object]], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """All that must not depend on where a run was killed: metrics, weights and moments."""
+    metrics = [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(run / "metrics.jsonl")]
+    last = checkpoints(run / "checkpoints")[-1]
+    return metrics, load_file(run / "model" / "model.safetensors"), load_file(last / "optimizer.safetensors")
+
+
+def assert_same_outcome(one: Path, other: Path) -> None:
+    (metrics, *tensors), (other_metrics, *other_tensors) = outcome(one), outcome(other)
+    assert metrics == other_metrics
+    for a, b in zip(tensors, other_tensors, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    for stage in ("corpus", "tokenizer", "tokens", "evaluation", "functions"):
+        a_record, b_record = (json.loads((run / "stages" / f"{stage}.json").read_text()) for run in (one, other))
+        assert a_record["result"] == b_record["result"], stage
+
+
+def kill_after(process: subprocess.Popen[bytes], run: Path, step: int, number: int) -> None:
+    """Sends a signal once the run has logged a step; the moment within the step is random."""
+    deadline = time.monotonic() + 120
+    while len(read_metrics(run / "metrics.jsonl")) <= step:
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.1)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code = write_tree(folder / "code")
+    finish_build(code, folder / "run")
+    return code, folder / "run"
+
+
+def test_a_run_killed_at_random_steps_ends_like_one_that_ran_through(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code, run = undisturbed
+    killed = tmp_path / "killed"
+    rng = random.Random()
+    for step in sorted(rng.sample(range(1, 22), 2)):
+        process = start_build(code, killed)
+        kill_after(process, killed, step, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    finish_build(code, killed)
+    assert_same_outcome(run, killed)
+
+
+def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    code, run = undisturbed
+    stopped = tmp_path / "stopped"
+    process = start_build(code, stopped)
+    kill_after(process, stopped, 5, signal.SIGINT)
+    assert process.returncode == 130
+    last = checkpoints(stopped / "checkpoints")[-1]
+    assert last.name == f"step-{read_metrics(stopped / 'metrics.jsonl')[-1]['step'] + 1:08}"
+    finish_build(code, stopped)
+    assert_same_outcome(run, stopped)
+
+
+@pytest.mark.parametrize("seconds", [2.5, 6.0])
+def test_a_run_killed_at_any_moment_ends_like_one_that_ran_through(
+    undisturbed: tuple[Path, Path], tmp_path: Path, seconds: float
+) -> None:
+    code, run = undisturbed
+    killed = tmp_path / "killed"
+    process = start_build(code, killed)
+    try:
+        process.communicate(timeout=seconds * (0.7 + 0.6 * random.random()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    finish_build(code, killed)
+    assert_same_outcome(run, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_run_killed_and_resumed_ends_like_one_that_ran_through(tmp_path: Path) -> None:
+    code = write_tree(tmp_path / "code")
+    finish_build(code, tmp_path / "run", "compiled")
+    process = start_build(code, tmp_path / "killed", "compiled")
+    kill_after(process, tmp_path / "killed", 6, signal.SIGKILL)
+    finish_build(code, tmp_path / "killed", "compiled")
+    assert_same_outcome(tmp_path / "run", tmp_path / "killed")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_named(small_run: Path, tmp_path: Path) -> None:
+    from codekiln.model.families import KilnConfig
+    from codekiln.train.loop import Hardware, TrainPlan, train
+
+    plan = TrainPlan(
+        NextToken(),
+        total_tokens=4096,
+        batch_rows=4,
+        optimizer=dataclasses.replace(OptimizerPlan(), adamw_rate=1e38, muon_rate=1e30),
+        checkpoint_every=1,
+    )
+    with pytest.raises(ValueError, match=r"not finite at step \d+: lower the learning rate; the last whole checkpoint"):
+        train(
+            plan,
+            KilnConfig(1, 32, 2, 1, 16, 64, 384, 64),
+            tokens=small_run / "tokens",
+            tokenizer=Tokenizer.load(small_run / "tokenizer.json"),
+            run=tmp_path,
+            hardware=Hardware(compile=False),
+            made_from={},
+        )
