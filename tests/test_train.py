@@ -91,7 +91,7 @@ def test_a_corrupt_shard_is_named(small_run: Path, tmp_path: Path) -> None:
     data = bytearray(tokens.read_bytes())
     data[7] ^= 1
     tokens.write_bytes(data)
-    with pytest.raises(ValueError, match="tokens-00000.bin is corrupt, its SHA-256"):
+    with pytest.raises(ValueError, match=r"tokens-00000\.bin is corrupt, its SHA-256"):
         open_shards(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="holds no finished token shards"):
         open_shards(tmp_path / "none", "train")

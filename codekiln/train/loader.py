@@ -59,7 +59,7 @@ class Loader:
                 f"context_length is {context_length}: this objective needs at least "
                 f"{context_length + MIN_UNIT_TOKENS - capacity}"
             )
-        self._units = list(_cut(shards.lengths(), capacity))
+        self._units = _cut(shards.lengths(), capacity, objective.shortest_unit, seed)
         if not self._units:
             raise ValueError(f"no document has {MIN_UNIT_TOKENS} tokens: use a larger corpus")
         self._lengths = np.array([unit.stop - unit.start + objective.n_added + 1 for unit in self._units], np.int64)
@@ -136,12 +136,16 @@ class Loader:
         return [rows[row] for row in shuffled.tolist()]
 
 
-def _cut(lengths: npt.NDArray[np.int64], capacity: int) -> list[_Unit]:
-    """Documents in pieces of `capacity` tokens; a last piece that is too short is dropped."""
+def _cut(lengths: npt.NDArray[np.int64], capacity: int, shortest: float, seed: int) -> list[_Unit]:
+    """Documents in pieces of `shortest * capacity` to `capacity` tokens; a last piece that is too short is dropped."""
+    low = max(MIN_UNIT_TOKENS, round(shortest * capacity))
     units = []
     for document, length in enumerate(lengths.tolist()):
-        for start in range(0, length, capacity):
-            stop = min(start + capacity, length)
+        sizes = np.random.default_rng((seed, document)).integers(low, capacity + 1, size=1 + length // low).tolist()
+        start = 0
+        for size in sizes:
+            stop = min(start + size, length)
             if stop - start >= MIN_UNIT_TOKENS:
                 units.append(_Unit(document, start, stop, stop == length))
+            start = stop
     return units

@@ -18,10 +18,17 @@ _NEWLINE = ord("\n")
 
 
 class Objective(Protocol):
-    """`n_added` bounds the ids that a call adds to those it is given."""
+    """`n_added` bounds the ids that a call adds to those it is given.
+
+    `shortest_unit` is the share of a row that the shortest piece of a long document may have: pieces of one length would
+    tell by their positions where the last one ends, and a model learns that instead of how a hole is filled.
+    """
 
     @property
     def n_added(self) -> int: ...
+
+    @property
+    def shortest_unit(self) -> float: ...
 
     def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> Layout: ...
 
@@ -33,6 +40,10 @@ class NextToken:
     @property
     def n_added(self) -> int:
         return 0
+
+    @property
+    def shortest_unit(self) -> float:
+        return 1.0
 
     def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> Layout:
         return Layout(ids.tolist(), [1.0] * len(ids))
@@ -53,6 +64,7 @@ class InfillMixture:
     max_lines: int = 4
     max_characters: int = 80
     middle_weight: float = 1.0
+    shortest_unit: float = 0.25
 
     @property
     def n_added(self) -> int:
