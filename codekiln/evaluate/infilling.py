@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`, cut to the truth's length)."""
+    """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`, which is told where to end)."""
 
     problem: Problem
     infill: str
@@ -81,7 +81,7 @@ def draw_problems(documents: Iterable[Document], plan: InfillingPlan) -> dict[st
 
 
 def judge(completer: Completer, problems: Sequence[Problem], plan: InfillingPlan, *, title: str) -> list[Verdict]:
-    """A verdict a problem. Greedy. Left to right the model is told how many characters are missing, infilling is not."""
+    """A verdict a problem. Greedy. Left to right the model is told how much is missing; infilling ends by itself."""
     verdicts: list[Verdict] = []
     with task(title, len(problems)) as progress:
         for start in range(0, len(problems), plan.batch_rows):
@@ -94,7 +94,7 @@ def judge(completer: Completer, problems: Sequence[Problem], plan: InfillingPlan
             bits = [hole_bits(completer, batch, with_suffix=known) for known in (True, False)]
             for problem, infill, left_to_right, *both in zip(batch, infilled, onward, *bits, strict=True):
                 text = infill.text if infill.is_finished else infill.text + "…"
-                verdicts.append(Verdict(problem, text, left_to_right.text[: len(problem.truth)], *both))
+                verdicts.append(Verdict(problem, text, _cut(left_to_right.text, problem), *both))
             progress.advance(len(batch))
     return verdicts
 
@@ -136,6 +136,13 @@ def summary(verdicts: Sequence[Verdict]) -> Record:
         "infill_bits_per_byte": sum(v.infill_bits for v in verdicts) / n_bytes,
         "left_to_right_bits_per_byte": sum(v.left_to_right_bits for v in verdicts) / n_bytes,
     }
+
+
+def _cut(text: str, problem: Problem) -> str:
+    """A continuation cut to the lines that are missing (InCoder, section 4.1), or to the characters of a span."""
+    if problem.kind == SINGLE_LINE:
+        return text.split("\n", 1)[0]
+    return text[: len(problem.truth)]
 
 
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:

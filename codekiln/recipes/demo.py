@@ -11,6 +11,7 @@ from codekiln.recipe import Recipe
 from codekiln.tokenizer.bpe import TokenizerPlan
 from codekiln.train.loop import TrainPlan
 from codekiln.train.objectives import InfillMixture
+from codekiln.train.optimizer import OptimizerPlan, WarmupStableDecay
 
 
 def demo(code: Path | None = None, license: str | None = None) -> Recipe:
@@ -23,10 +24,15 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             max_repository_bytes=2_000_000,  # or a few large distributions would be most of it
             heldout_share=0.03,
         ),
-        tokenizer=TokenizerPlan(vocab_size=4096, sample_bytes=6_000_000),
+        tokenizer=TokenizerPlan(vocab_size=2048, sample_bytes=6_000_000),
         model=KilnConfig(
-            n_layers=4, d_model=128, n_heads=4, n_kv_heads=2, d_head=32, d_ff=384, vocab_size=4096, context_length=512
+            n_layers=4, d_model=128, n_heads=2, n_kv_heads=1, d_head=64, d_ff=384, vocab_size=2048, context_length=256
         ),
-        train=TrainPlan(objective=InfillMixture(), total_tokens=2_400_000, batch_rows=8),
+        train=TrainPlan(
+            objective=InfillMixture(infill_rate=0.8, middle_weight=4.0),
+            total_tokens=4_400_000,
+            batch_rows=16,
+            optimizer=OptimizerPlan(muon_rate=0.03, adamw_rate=6e-3, schedule=WarmupStableDecay(decay_share=0.5)),
+        ),
         infilling=InfillingPlan(),
     )
