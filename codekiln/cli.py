@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from codekiln.generate.sampler import Sampling
     from codekiln.recipe import Recipe
 
@@ -205,25 +207,36 @@ def _card(run: Path) -> list[Path]:
 
 
 def _show(run: Path) -> None:
-    """What the demo ends with: samples, results, and what to try next."""
+    """What the demo ends with: samples good and bad, results, and what to try next."""
     from rich.console import Console
 
     from codekiln.card import results_of
     from codekiln.recipe import stage_record
 
     console = Console(highlight=False, markup=False)
-    for function in stage_record(run, "functions")["result"]["functions"]:
-        is_right = function["infill"] == function["hidden"]
-        console.rule(function["name"], style="dim")
-        console.print("".join(function["prompt"].splitlines(keepends=True)[-6:]), end="", style="dim")
-        console.print(function["infill"] or "(nothing)", style="green" if is_right else "red")
-        console.print("(as it was)" if is_right else f"(it was: {function['hidden'].strip()})", style="dim")
+    for kind, entry in stage_record(run, "evaluation")["result"].items():
+        samples = entry.get("samples", [])
+        for is_right in (True, False):
+            for sample in [s for s in samples if (s["infill"] == s["truth"]) is is_right][:1]:
+                judged = "as it was" if is_right else f"it was: {sample['truth'].strip()}"
+                _sample(console, f"{kind} hole in {sample['name']}", sample["prompt"], sample["infill"], judged)
+    for function in stage_record(run, "functions")["result"]["functions"][:1]:
+        judged = f"it was:\n{function['body'].rstrip()}"
+        _sample(console, f"body of {function['name']}", function["before"], function["completion"], judged)
     console.rule(style="dim")
     for name, result in results_of(run).items():
         console.print(f"{name}: {result}", soft_wrap=True)
     console.print(f"\nHow it was made: {run / 'report.html'} and {run / 'CARD.md'}\nTry next:", soft_wrap=True)
     console.print(f"  codekiln infill {run} $'def mean(values):\\n    return ' $' / len(values)\\n'", soft_wrap=True)
     console.print(f"  codekiln serve {run}", soft_wrap=True)
+
+
+def _sample(console: "Console", title: str, before: str, written: str, judged: str) -> None:
+    """The last lines before a hole, what the model wrote, and what stood there."""
+    console.rule(title, style="dim")
+    console.print("".join(before.splitlines(keepends=True)[-5:]), end="", style="dim")
+    console.print(written or "(nothing)", style="green" if judged == "as it was" else "red")
+    console.print(f"({judged})", style="dim")
 
 
 def _extra(module: str, extra: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,10 @@ from codekiln.generate.sampler import GREEDY
 from codekiln.progress import task
 
 SINGLE_LINE, SPAN = "single-line", "span"
-SHOWN_CHARACTERS = 600
+MEETING_CHARACTERS = 8
+
+
+_WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class InfillingPlan:
     n_problems: int = 250
     context_characters: int = 1000
     max_new_tokens: int = 32
-    max_span_characters: int = 60
+    max_span_characters: int = 40
     max_per_document: int = 8
     batch_rows: int = 32
     seed: int = 0
@@ -45,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`, which is told where to end)."""
+    """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`, which is cut, see `_cut`)."""
 
     problem: Problem
     infill: str
@@ -81,7 +85,7 @@ def draw_problems(documents: Iterable[Document], plan: InfillingPlan) -> dict[st
 
 
 def judge(completer: Completer, problems: Sequence[Problem], plan: InfillingPlan, *, title: str) -> list[Verdict]:
-    """A verdict a problem. Greedy. Left to right the model is told how much is missing; infilling ends by itself."""
+    """A verdict a problem. Greedy. Infilling ends by itself; left to right is cut where a user would."""
     verdicts: list[Verdict] = []
     with task(title, len(problems)) as progress:
         for start in range(0, len(problems), plan.batch_rows):
@@ -139,10 +143,10 @@ def summary(verdicts: Sequence[Verdict]) -> Record:
 
 
 def _cut(text: str, problem: Problem) -> str:
-    """A continuation cut to the lines that are missing (InCoder, section 4.1), or to the characters of a span."""
-    if problem.kind == SINGLE_LINE:
-        return text.split("\n", 1)[0]
-    return text[: len(problem.truth)]
+    """A continuation cut as one who has it left to right can: to the line that is missing (InCoder, section 4.1); for a
+    span where it meets the suffix, and at the line's end where it does not."""
+    meets = text.find(problem.suffix[:MEETING_CHARACTERS]) if problem.kind == SPAN else -1
+    return text[:meets] if meets != -1 else text.split("\n", 1)[0]
 
 
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -157,12 +161,17 @@ def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
 
 
 def _span(text: str, plan: InfillingPlan, rng: np.random.Generator) -> tuple[int, int] | None:
-    """A run of characters anywhere, its length uniform on a logarithmic scale, not of white space alone."""
+    """A run of whole words, its length before widening uniform on a logarithmic scale, not of white space alone."""
     if len(text) < 4 * plan.max_span_characters:
         return None
-    length = int(np.exp(rng.uniform(math.log(2), math.log(plan.max_span_characters + 1))))
+    length = int(np.exp(rng.uniform(math.log(1), math.log(plan.max_span_characters + 1))))
     start = int(rng.integers(len(text) - length))
-    return (start, start + length) if text[start : start + length].strip() else None
+    stop = start + length
+    while start > 0 and _WORD.match(text[start - 1]) and _WORD.match(text[start]):
+        start -= 1
+    while stop < len(text) and _WORD.match(text[stop - 1]) and _WORD.match(text[stop]):
+        stop += 1
+    return (start, stop) if text[start:stop].strip() else None
 
 
 def _problem(kind: str, document: Document, hole: tuple[int, int], plan: InfillingPlan) -> Problem:

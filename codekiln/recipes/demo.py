@@ -29,7 +29,7 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             n_layers=4, d_model=128, n_heads=2, n_kv_heads=1, d_head=64, d_ff=384, vocab_size=2048, context_length=256
         ),
         train=TrainPlan(
-            objective=InfillMixture(infill_rate=0.8, middle_weight=4.0),
+            objective=InfillMixture(infill_rate=0.9, line_rate=0.6, max_lines=2, max_characters=40, middle_weight=8.0),
             total_tokens=4_400_000,
             batch_rows=16,
             optimizer=OptimizerPlan(muon_rate=0.03, adamw_rate=6e-3, schedule=WarmupStableDecay(decay_share=0.5)),

@@ -53,14 +53,16 @@ class NextToken:
 class InfillMixture:
     """Left to right, or with a share `infill_rate` one hole, its suffix told first. All of it is ours.
 
-    A hole is a run of whole lines with a share `line_rate`, else a run of characters anywhere; lengths are drawn
-    uniformly on a logarithmic scale, because editors ask for short holes and the papers' uniform ones are mostly long.
+    A hole is a run of whole lines with a share `line_rate`, else a run of characters anywhere, of which a share
+    `word_rate` is widened to whole words; lengths are drawn uniformly on a logarithmic scale, because editors ask for
+    short holes and the papers' uniform ones are mostly long.
     Holes are cut between characters and what they cut is encoded anew, as a prompt is, so tokens that would have
     crossed the edge of a hole never betray it. Holes are a few tokens of many; `middle_weight` makes up for that.
     """
 
     infill_rate: float = 0.7
     line_rate: float = 0.5
+    word_rate: float = 0.75
     max_lines: int = 4
     max_characters: int = 80
     middle_weight: float = 1.0
@@ -102,7 +104,13 @@ class InfillMixture:
             return None
         length = _log_uniform(1, min(self.max_characters, len(text) - 1), rng)
         start = int(rng.integers(len(text) - length))
-        return start, start + length
+        stop = start + length
+        if rng.random() < self.word_rate:
+            while start > 0 and _is_word(text[start - 1 : start + 1]):
+                start -= 1
+            while stop < len(text) and _is_word(text[stop - 1 : stop + 1]):
+                stop += 1
+        return start, stop
 
 
 def split_at(ids: Ids, hole: tuple[int, int], tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]] | None:
@@ -156,6 +164,11 @@ def _character_start(data: bytes, at: int) -> int:
     while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
         at -= 1
     return at
+
+
+def _is_word(pair: bytes) -> bool:
+    """Whether a word goes on between two bytes; all bytes beyond ASCII count as letters."""
+    return all(byte >= 0x80 or byte == ord("_") or chr(byte).isalnum() for byte in pair)
 
 
 def _log_uniform(low: int, high: int, rng: np.random.Generator) -> int:
