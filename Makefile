@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint smoke clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/codekiln demo --out runs/demo
@@ -18,10 +18,6 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-# A change that should alter no number leaves these losses as they are.
-smoke: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_train.py -k "ran_through and not compiled"
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not found: install Python 3.11 or newer, or name it: make PYTHON=python3.12"; exit 1; }

@@ -32,14 +32,14 @@ SET = Annotated[
     list[str] | None, typer.Option("--set", help="For experiments: field=value of the recipe.", show_default=False)
 ]
 DEVICE = Annotated[str, typer.Option(help="cpu or cuda.")]
-MICRO = Annotated[int, typer.Option(help="Tokens that go through the model at once.")]
+MICRO = Annotated[int, typer.Option(help="Tokens that go through the model at once.", min=1)]
 COMPILE = Annotated[
     bool | None, typer.Option(help="torch.compile; left out, where a C++ compiler is found.", show_default=False)
 ]
-NEW_TOKENS = Annotated[int, typer.Option("--max-new-tokens", help="Where an answer is cut.")]
+NEW_TOKENS = Annotated[int, typer.Option("--max-new-tokens", help="Where an answer is cut.", min=1)]
 TEMPERATURE = Annotated[float, typer.Option(help="0 is greedy.")]
 TOP_P = Annotated[float, typer.Option(help="Nucleus of the probability that is drawn from.")]
-SEED = Annotated[int, typer.Option(help="The same seed draws the same tokens.")]
+SEED = Annotated[int, typer.Option(help="The same seed draws the same tokens.", min=0, max=2**63 - 1)]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 FILE = Annotated[
     Path | None, typer.Option("--file", help="Read from this file; - is standard input.", show_default=False)

@@ -20,16 +20,20 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file or folder at; it takes `path`'s place when the block ends without an error.
 
     Whatever interrupts the block, `path` is the old state or the new one. What a killed process left is removed by the
-    next one that writes the same path.
+    next one that writes the same path. A folder takes another's place by two renames; if the process is killed between
+    them, the next writer puts the old one back first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
+    draft, aside = path.with_name(f".{path.name}.draft"), path.with_name(f".{path.name}.aside")
+    if aside.exists() and not path.exists():
+        aside.rename(path)
     _remove(draft)
+    _remove(aside)
     try:
         yield draft
         _flush(draft)
         if draft.is_dir() and path.exists():
-            _remove(path)
+            path.rename(aside)
         draft.replace(path)
         _flush(path.parent)
     except BaseException as error:
@@ -39,6 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
                 error.errno, f"no room on the disk to write {path}: free some space, then run again"
             ) from error
         raise
+    _remove(aside)
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -85,9 +90,12 @@ def seal(path: Path) -> Record:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def check_seal(path: Path, sealed: Record, *, made_by: str) -> None:
-    """Raises OSError where the file is missing and ValueError where it is not the sealed one, byte for byte."""
-    remedy = f"remove its folder and run `{made_by}` again"
+def check_seal(path: Path, sealed: Record, *, folder: Path) -> None:
+    """Raises OSError where the file is missing and ValueError where it is not the sealed one, byte for byte.
+
+    `folder` is what to remove to have it made again.
+    """
+    remedy = f"remove {folder} and run the same command again"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {remedy}")
     found = path.stat().st_size

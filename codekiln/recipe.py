@@ -55,6 +55,11 @@ class Recipe:
                 f"the model has {self.model.vocab_size} rows for {self.tokenizer.vocab_size} tokens: "
                 "raise model.vocab_size or lower tokenizer.vocab_size"
             )
+        if 2 * self.infilling.max_new_tokens >= self.model.context_length // 2:
+            raise ValueError(
+                f"infilling.max_new_tokens is {self.infilling.max_new_tokens}: samples are made with twice as many, which "
+                f"must be below half of the context of {self.model.context_length}"
+            )
 
 
 def build(recipe: Recipe, run: Path, hardware: Hardware) -> None:
@@ -65,26 +70,31 @@ def build(recipe: Recipe, run: Path, hardware: Hardware) -> None:
         if not (run / "recipe.json").exists():
             require_room(run, recipe.needed_bytes)
             write_record(run / "recipe.json", wanted)
-        corpus = run / "corpus"
-        run_stage(run, "corpus", wanted["corpus"], lambda: _corpus_result(build_corpus(recipe.corpus, corpus)))
-        made_from = {"corpus": sha256_of(corpus / MANIFEST)}
+        corpus, tokens, tokenizer, weights = (run / path for path in _OUTPUTS)
         run_stage(
-            run, "tokenizer", made_from | {"plan": wanted["tokenizer"]}, lambda: _tokenizer(recipe.tokenizer, run)
+            run, "corpus", corpus, wanted["corpus"], lambda: _corpus_result(build_corpus(recipe.corpus, run / "corpus"))
         )
-        made_from |= {"tokenizer": sha256_of(run / TOKENIZER)}
-        run_stage(run, "tokens", made_from, lambda: _tokens(run))
-        made_from |= {"tokens": sha256_of(run / "tokens" / MANIFEST)}
-        made_from |= {"model": wanted["model"], "train": wanted["train"]}
-        run_stage(run, "train", made_from, lambda: _train(recipe, run, hardware, made_from))
-        weights = {"weights": sha256_of(run / "model" / WEIGHTS), "corpus": made_from["corpus"]}
-        run_stage(run, "evaluation", weights | {"plan": wanted["infilling"]}, lambda: _evaluate(recipe.infilling, run))
-        run_stage(run, "functions", weights | {"n": recipe.n_functions}, lambda: _functions(recipe, run))
+        made_from = {"corpus": sha256_of(corpus)}
+        plan = made_from | {"plan": wanted["tokenizer"]}
+        run_stage(run, "tokenizer", tokenizer, plan, lambda: _tokenizer(recipe.tokenizer, run))
+        made_from |= {"tokenizer": sha256_of(tokenizer)}
+        run_stage(run, "tokens", tokens, made_from, lambda: _tokens(run))
+        made_from |= {"tokens": sha256_of(tokens), "model": wanted["model"], "train": wanted["train"]}
+        run_stage(run, "train", weights, made_from, lambda: _train(recipe, run, hardware, made_from))
+        judged = {"weights": sha256_of(weights), "corpus": made_from["corpus"]}
+        plan = judged | {"plan": wanted["infilling"]}
+        run_stage(run, "evaluation", None, plan, lambda: _evaluate(recipe.infilling, run))
+        run_stage(run, "functions", None, judged | {"n": recipe.n_functions}, lambda: _functions(recipe, run))
 
 
-def run_stage(run: Path, name: str, made_from: Record, work: Callable[[], Record]) -> Record:
-    """The record of a stage: the one that stands if it fits, else of the work done now."""
+# What a finished stage leaves: where it is gone, the stage is done again.
+_OUTPUTS = (f"corpus/{MANIFEST}", f"tokens/{MANIFEST}", TOKENIZER, f"model/{WEIGHTS}")
+
+
+def run_stage(run: Path, name: str, output: Path | None, made_from: Record, work: Callable[[], Record]) -> Record:
+    """The record of a stage: the one that stands if it fits and its output is there, else of the work done now."""
     path = run / "stages" / f"{name}.json"
-    if path.is_file():
+    if path.is_file() and (output is None or output.is_file()):
         record = read_record(path)
         if difference := first_difference(record["made_from"], made_from):
             raise ValueError(
@@ -129,6 +139,10 @@ def replaced(recipe: Recipe, settings: list[str]) -> Recipe:
         inner = changes
         for name in outer:
             inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ValueError(
+                    f"--set {setting}: {name} is set as a whole before; set its fields or the whole, not both"
+                )
         inner[last] = text
     changed: Recipe = _replaced(recipe, changes, "")
     return changed
@@ -158,6 +172,8 @@ def _parsed(text: str, old: Any, name: str) -> Any:
         new = text
     if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
+    if isinstance(old, tuple) and isinstance(new, list):
+        new = tuple(new)
     if old is not None and type(new) is not type(old):
         raise ValueError(
             f"--set {name}={text}: it must be of type {type(old).__name__}, like {json.dumps(record_of(old))}"

@@ -62,6 +62,7 @@ def test_wrong_usage_ends_with_2(small_run: Path) -> None:
     for arguments in (*wrong, ("complete", small_run, "x", "--file", "y")):
         refused(codekiln(*arguments), "", status=2)
     refused(codekiln("demo", "--license", "MIT"), "give both", status=2)
+    refused(codekiln("complete", small_run, "x", "--max-new-tokens", "-3"), "is not in the range", status=2)
 
 
 def test_help_answers_without_loading_torch() -> None:
@@ -107,7 +108,8 @@ def test_the_demo_on_a_folder_ends_with_what_to_try_next(tmp_path: Path) -> None
     code, run = write_tree(tmp_path / "code"), tmp_path / "run"
     settings = (
         "tokenizer.vocab_size=384", "model.vocab_size=384", "model.context_length=128", "model.d_model=32",
-        "model.n_layers=1", "train.total_tokens=4096", "train.valid_rows=8", "infilling.n_problems=4",
+        "model.n_layers=1", "train.total_tokens=4096", "infilling.max_new_tokens=12",
+        "train.valid_rows=8", "infilling.n_problems=4",
         "infilling.context_characters=200", "corpus.heldout_share=0.2",
     )  # fmt: skip
     options = [word for setting in settings for word in ("--set", setting)]

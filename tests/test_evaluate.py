@@ -27,12 +27,12 @@ DOCUMENTS = [Document(TEXT.replace("x", name), "tree", name, "-", "MIT", "a.py",
 
 
 def test_problems_are_holes_in_their_documents() -> None:
-    plan = InfillingPlan(n_problems=20, context_characters=200)
+    plan = InfillingPlan(n_problems=12, context_characters=200)
     drawn = draw_problems(DOCUMENTS, plan)
     assert drawn == draw_problems(list(reversed(DOCUMENTS)), plan)
     texts = {document.name: document.text for document in DOCUMENTS}
     for kind in (SINGLE_LINE, SPAN):
-        assert len(drawn[kind]) == 20
+        assert len(drawn[kind]) == 12
         for problem in drawn[kind]:
             assert problem.prompt + problem.truth + problem.suffix in texts[problem.name]
             assert problem.truth.strip()

@@ -112,9 +112,8 @@ def test_ids_that_mean_nothing_are_never_drawn(tokenizer: Tokenizer) -> None:
     model = Transformer(config)
     initialize(model, torch.Generator().manual_seed(0))
     completer = Completer(model.eval(), tokenizer)
-    for seed in range(5):
-        answer = completer.complete([Request("x")], max_new_tokens=50, sampling=Sampling(2.0, 1.0, seed))[0]
-        assert answer.text.encode() is not None
+    for seed in range(5):  # an id without bytes would be an index error
+        assert completer.complete([Request("x")], max_new_tokens=50, sampling=Sampling(2.0, 1.0, seed))[0].n_new_tokens
     steps = generate(
         model,
         [[1]],

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,12 +43,29 @@ def test_another_recipe_is_refused_by_its_field(small_run: Path) -> None:
 
 
 def test_a_stage_of_another_recipe_is_refused(small_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "stages").mkdir()
-    record = stage_record(small_run, "corpus")
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    record = stage_record(run, "corpus")
     record["made_from"]["seed"] = 9
-    write_record(tmp_path / "stages" / "corpus.json", record)
+    write_record(run / "stages" / "corpus.json", record)
     with pytest.raises(ValueError, match=r"holds the stage corpus of another recipe \(seed: found 9, wanted 0\)"):
-        build(small_recipe(code_of(small_run)), tmp_path, Hardware(compile=False))
+        build(small_recipe(code_of(small_run)), run, Hardware(compile=False))
+
+
+def test_what_is_removed_is_made_again_and_equal(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    for removed in ("corpus", "tokens", "model"):
+        shutil.rmtree(run / removed)
+    (run / "tokenizer.json").unlink()
+    build(small_recipe(code_of(small_run)), run, Hardware(compile=False))
+    for path in (
+        "corpus/train/part-00000.parquet",
+        "tokens/train/tokens-00000.bin",
+        "model/model.safetensors",
+        "tokenizer.json",
+    ):
+        assert (run / path).read_bytes() == (small_run / path).read_bytes(), path
 
 
 def test_two_processes_do_not_work_in_one_run(small_run: Path, tmp_path: Path) -> None:
@@ -113,8 +131,6 @@ def test_the_report_is_one_file_that_loads_nothing_and_escapes_the_corpus(small_
     for title in ("Loss", "Validation", "Corpus, by reason", "Licences", "Token lengths", "Infilling on held-out code"):
         assert title in page
 
-    import shutil
-
     hostile = tmp_path / "run"
     shutil.copytree(small_run, hostile)
     record = stage_record(hostile, "functions")
@@ -125,8 +141,6 @@ def test_the_report_is_one_file_that_loads_nothing_and_escapes_the_corpus(small_
 
 
 def test_a_card_of_an_unfinished_run_is_refused(small_run: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(small_run, tmp_path / "run")
     (tmp_path / "run" / "stages" / "train.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no finished stage train"):

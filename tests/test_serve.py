@@ -140,7 +140,6 @@ def test_the_page_and_its_parts_are_served_and_load_nothing_else(url: str) -> No
     assert "default-src 'none'" in page.headers["content-security-policy"]
     for asset in ("/playground.js", "/playground.css", "/health", "/v1/models"):
         assert httpx.get(url + asset).status_code == 200
-    assert httpx.get(url + "/../cli.py").status_code == 404
     assert httpx.get(url + "/docs").status_code == 404
 
 

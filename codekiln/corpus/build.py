@@ -56,14 +56,18 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
     scratch = folder / ".scratch"
     shutil.rmtree(folder, ignore_errors=True)
     scratch.mkdir(parents=True)
-    files = [file for source in plan.sources for file in source.files()]
+    listed = [file for source in plan.sources for file in source.files()]
+    files = [file for file in listed if _is_utf8(file.path) and _is_utf8(file.repository)]
     permitted = [file for file in files if is_permissive(file.license, plan.licenses)]
     refused = [file for file in files if not is_permissive(file.license, plan.licenses)]
     drops = _Drops()
+    for file in listed:
+        if not (_is_utf8(file.path) and _is_utf8(file.repository)):
+            drops.add("name not UTF-8", ascii(_name(file)), _size(file.location))
     for file in refused:
         drops.add(f"licence {file.license}", _name(file), _size(file.location))
     if not permitted:
-        raise ValueError(_nothing_left("no file is under a permissive licence", len(files), drops))
+        raise ValueError(_nothing_left("no file is under a permissive licence", len(listed), drops))
 
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars here are ours
     with task("Corpus: read and filter", len(permitted)) as progress:
@@ -74,7 +78,7 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
     kept = decided.where(col("reason").is_null())
     sizes = kept.groupby("repository").agg(col("text_bytes").sum(), col("order").count().alias("n")).to_pydict()
     if not sizes["repository"]:
-        raise ValueError(_nothing_left("every file was dropped", len(files), drops))
+        raise ValueError(_nothing_left("every file was dropped", len(listed), drops))
 
     split_by, heldout = _choose_heldout(dict(zip(sizes["repository"], sizes["text_bytes"], strict=True)), plan)
     is_heldout = (
@@ -96,12 +100,12 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
             }
             progress.advance()
     if not splits["train"]["documents"]:
-        raise ValueError(_nothing_left("no document is left for training", len(files), drops))
+        raise ValueError(_nothing_left("no document is left for training", len(listed), drops))
 
     licenses = kept.groupby("license").agg(col("order").count().alias("n"), col("text_bytes").sum()).sort("license")
     manifest: Record = {
         "splits": splits,
-        "read": {"files": len(files), "bytes": sum(_size(file.location) for file in files)},
+        "read": {"files": len(listed), "bytes": sum(_size(file.location) for file in listed)},
         "kept": {"documents": sum(sizes["n"]), "text_bytes": sum(sizes["text_bytes"])},
         "dropped": drops.record(),
         "emails_redacted": int(kept.agg(col("emails").sum()).to_pydict()["emails"][0] or 0),
@@ -249,6 +253,11 @@ def _quantile(plan: CorpusPlan) -> str:
 def _draw(seed: int, name: str) -> str:
     """A uniform draw for a name, as 16 hexadecimal digits; independent of all other names."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name from the disk can be written into a record; other bytes come as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _size(location: Path) -> int:

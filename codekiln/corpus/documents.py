@@ -91,7 +91,7 @@ def read_documents(corpus: Path, split: str, *, parts: range | None = None) -> I
     records = read_manifest(corpus)["splits"][split]["parts"]
     for index in parts if parts is not None else range(len(records)):
         path = corpus / split / records[index]["file"]
-        check_seal(path, records[index], made_by="codekiln build")
+        check_seal(path, records[index], folder=corpus)
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():

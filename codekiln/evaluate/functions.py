@@ -32,6 +32,8 @@ def draw_functions(
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         lines = document.text.splitlines(keepends=True)
+        if len(lines) != len(document.text.removesuffix("\n").split("\n")):
+            continue  # a separator that ends a line here and not for ast: their numbers would not agree
         for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is not None:
                 continue

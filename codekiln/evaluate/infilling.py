@@ -143,8 +143,10 @@ def summary(verdicts: Sequence[Verdict]) -> Record:
 
 
 def _cut(text: str, problem: Problem) -> str:
-    """A continuation cut as one who has it left to right can: to the line that is missing (InCoder, section 4.1); for a
-    span where it meets the suffix, and at the line's end where it does not."""
+    """A continuation cut as one who has it left to right can.
+
+    A line ends where it ends (InCoder, section 4.1); a span where it meets the suffix, and at the line's end if it never does.
+    """
     meets = text.find(problem.suffix[:MEETING_CHARACTERS]) if problem.kind == SPAN else -1
     return text[:meets] if meets != -1 else text.split("\n", 1)[0]
 

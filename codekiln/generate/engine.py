@@ -49,23 +49,37 @@ def generate(
     generator = torch.Generator(device).manual_seed(sampling.seed)
     banned = torch.tensor(sorted(banned_tokens), dtype=torch.long, device=device)
     cache = empty_cache(config, len(prompts), longest + max_new_tokens, like=model.embedding.weight)
-    with torch.inference_mode():
-        logits = _prefill(model, prompts, longest, cache)
-        is_open = [True] * len(prompts)
-        for n_made in range(max_new_tokens):
-            logits[:, banned] = -torch.inf
-            tokens = next_tokens(logits, sampling, generator)
-            for row, token in enumerate(tokens.tolist()):
-                if is_open[row]:
-                    yield Step(row, token)
-                    is_open[row] = token not in stop_tokens
-            if not any(is_open) or n_made + 1 == max_new_tokens:
-                return
-            hidden = model(tokens[:, None], cache=cache)
-            cache[0].lengths += 1
-            logits = model.head(hidden[:, -1]).float()
+    # Whoever iterates may do so from one thread after another, and inference mode belongs to a thread: it ends before
+    # each yield.
+    logits = _prefill(model, prompts, longest, cache)
+    is_open = [True] * len(prompts)
+    for n_made in range(max_new_tokens):
+        tokens = _draw(logits, banned, sampling, generator)
+        for row, token in enumerate(tokens.tolist()):
+            if is_open[row]:
+                yield Step(row, token)
+                is_open[row] = token not in stop_tokens
+        if not any(is_open) or n_made + 1 == max_new_tokens:
+            return
+        logits = _decode(model, tokens, cache)
 
 
+@torch.inference_mode()
+def _draw(logits: Tensor, banned: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """The next token of each row (B,), none of them banned."""
+    return next_tokens(logits.index_fill(1, banned, -torch.inf), sampling, generator)
+
+
+@torch.inference_mode()
+def _decode(model: Transformer, tokens: Tensor, cache: list[LayerCache]) -> Tensor:
+    """Reads one token (B,) a row into the cache; logits (B, V) after it."""
+    hidden = model(tokens[:, None], cache=cache)
+    cache[0].lengths += 1
+    logits: Tensor = model.head(hidden[:, -1]).float()
+    return logits
+
+
+@torch.inference_mode()
 def _prefill(model: Transformer, prompts: Sequence[Sequence[int]], longest: int, cache: list[LayerCache]) -> Tensor:
     """Reads the prompts into the cache; logits (B, V) after each one's last token.
 

@@ -1,5 +1,6 @@
 """A checkpoint: weights and moments as safetensors, the step and what it was made from as JSON."""
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -20,12 +21,14 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: dict[s
     path = folder / f"step-{step:08}"
     with replacing(path) as draft:
         draft.mkdir()
-        save_file(weights_of(model), draft / WEIGHTS)
-        save_file({name: value.contiguous() for name, value in optimizer.items()}, draft / OPTIMIZER)
+        write_tensors(draft / WEIGHTS, weights_of(model))
+        write_tensors(draft / OPTIMIZER, {name: value.contiguous() for name, value in optimizer.items()})
         seals = {name: seal(draft / name) for name in (WEIGHTS, OPTIMIZER)}
         write_record(draft / STATE, {"step": step, "made_from": made_from, "files": seals})
-    for old in checkpoints(folder)[:-N_KEPT]:
-        shutil.rmtree(old)
+    kept = checkpoints(folder)[-N_KEPT:]
+    for entry in folder.iterdir():  # older ones, and what a killed process left of one
+        if entry not in kept:
+            shutil.rmtree(entry)
     return path
 
 
@@ -46,7 +49,7 @@ def load_checkpoint(path: Path, model: nn.Module, made_from: Record) -> tuple[in
             f"{path} is a checkpoint of another recipe ({difference}): go on with that recipe or name another --out"
         )
     for name, sealed in state["files"].items():
-        check_seal(path / name, sealed, made_by="codekiln build")
+        check_seal(path / name, sealed, folder=path)
     load_weights(model, read_tensors(path / WEIGHTS))
     return int(state["step"]), read_tensors(path / OPTIMIZER)
 
@@ -70,6 +73,14 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"the weights do not fit the model: {'; '.join(sorted(faults))}")
     for name, weight in model.named_parameters():
         weight.data.copy_(tensors[name])
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a safetensors file. Raises OSError, also for what the library calls by another name."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(errno.ENOSPC, f"cannot write {path} ({error})") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The shapes of models. `kiln` is the modern family: exactly Qwen3's architecture, which others run as it is."""
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -24,6 +25,9 @@ class KilnConfig:
     tied_head: bool = True
 
     def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value <= 0 and name != "tied_head":
+                raise ValueError(f"model.{name} is {value}: it must be above 0")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"{self.n_heads} heads cannot share {self.n_kv_heads} key heads: one must divide the other"

@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from codekiln.files import Record, read_record, replacing
-from codekiln.model.checkpoint import load_weights, read_tensors, weights_of
+from codekiln.model.checkpoint import load_weights, read_tensors, weights_of, write_tensors
 from codekiln.model.families import KilnConfig
 from codekiln.model.transformer import Transformer
 
@@ -46,7 +45,7 @@ def save_model(
     with replacing(folder) as draft:
         draft.mkdir()
         tensors = {names[name]: weight.cpu() for name, weight in weights_of(model).items()}
-        save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(draft / WEIGHTS, tensors)
         (draft / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
         written = {
             CONFIG: _config_record(model.config, end_of_text),
@@ -72,7 +71,7 @@ def load_model(folder: Path) -> Transformer:
     load_weights(
         model, {name: tensor for name, tensor in tensors.items() if not (config.tied_head and name == "head.weight")}
     )
-    return model.eval()
+    return model.requires_grad_(False).eval()
 
 
 def _names(config: KilnConfig) -> dict[str, str]:

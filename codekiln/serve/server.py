@@ -44,7 +44,7 @@ def make_app(completer: Completer, model_name: str) -> FastAPI:
         return JSONResponse(error(str(failure.detail)), status_code=failure.status_code)
 
     @app.post("/v1/completions", response_model=None)
-    async def completions(body: CompletionRequest) -> Response:
+    async def completions(body: CompletionRequest, connection: Request) -> Response:
         limit = completer.context_length // 2 - 1
         if body.max_tokens > limit:
             message = f"max_tokens: this model takes at most {limit}"
@@ -55,9 +55,12 @@ def make_app(completer: Completer, model_name: str) -> FastAPI:
         if body.stream:
             return StreamingResponse(_events(pieces, turn, envelope), media_type="text/event-stream")
         answers: dict[int, complete.Answer] = {}
-        async for piece in _in_turn(pieces, turn):
-            if piece.answer is not None:
-                answers[piece.index] = piece.answer
+        async with aclosing(_in_turn(pieces, turn)) as made:
+            async for piece in made:
+                if piece.answer is not None:
+                    answers[piece.index] = piece.answer
+                if await connection.is_disconnected():
+                    return Response(status_code=499)
         return JSONResponse(envelope.whole([answers[i] for i in range(len(requests))]))
 
     @app.get("/v1/models")
@@ -105,7 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _in_turn(pieces: Iterator[complete.Piece], turn: asyncio.Lock) -> AsyncGenerator[complete.Piece, None]:
-    """The pieces, made in a thread while no other request's are; a client that leaves ends them and the turn."""
+    """The pieces, made in a thread while no other request's are; closing it ends the turn."""
     async with turn:
         while (piece := await run_in_threadpool(next, pieces, None)) is not None:
             yield piece

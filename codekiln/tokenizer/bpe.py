@@ -71,7 +71,7 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Writes one `tokenizer.json`, which Transformers loads with equal ids."""
         with replacing(path) as draft:
-            self._backend.save(str(draft))
+            draft.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; none of them is a control token. `decode_bytes` of them is the text's UTF-8."""

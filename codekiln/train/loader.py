@@ -64,6 +64,7 @@ class Loader:
             raise ValueError(f"no document has {MIN_UNIT_TOKENS} tokens: use a larger corpus")
         self._lengths = np.array([unit.stop - unit.start + objective.n_added + 1 for unit in self._units], np.int64)
         self._epoch_rows = lru_cache(maxsize=2)(self._plan_epoch)
+        self._row_counts: list[int] = []  # of the epochs planned so far
 
     @property
     def rows_per_epoch(self) -> int:
@@ -74,8 +75,8 @@ class Loader:
         """The batch of a step, which counts from 0."""
         first = step * self._rows
         epoch = 0
-        while first >= len(self._epoch_rows(epoch)):
-            first -= len(self._epoch_rows(epoch))
+        while first >= self._n_rows(epoch):
+            first -= self._n_rows(epoch)
             epoch += 1
         rows: list[list[tuple[Layout, int]]] = []
         while len(rows) < self._rows:
@@ -83,6 +84,11 @@ class Loader:
             rows += [self._layouts(row, epoch) for row in plan[first : first + self._rows - len(rows)]]
             epoch, first = epoch + 1, 0
         return self._collate(rows)
+
+    def _n_rows(self, epoch: int) -> int:
+        while epoch >= len(self._row_counts):
+            self._row_counts.append(len(self._epoch_rows(len(self._row_counts))))
+        return self._row_counts[epoch]
 
     def _layouts(self, row: list[int], epoch: int) -> list[tuple[Layout, int]]:
         return [(self._layout(self._units[index], epoch), self._units[index].document) for index in row]

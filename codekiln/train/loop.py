@@ -22,7 +22,7 @@ from codekiln.model.families import KilnConfig
 from codekiln.model.transformer import Transformer, initialize
 from codekiln.progress import sparkline, task
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.loader import Batch, Loader
+from codekiln.train.loader import MIN_UNIT_TOKENS, Batch, Loader
 from codekiln.train.metrics import MetricsLog, bits_per_byte, matmul_peak
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.optimizer import OptimizerPlan, Optimizers
@@ -44,6 +44,11 @@ class TrainPlan:
     checkpoint_every: int = 50
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("total_tokens", "batch_rows", "valid_every", "valid_rows", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -52,6 +57,12 @@ class Hardware:
     device: str = "cpu"
     micro_batch_tokens: int = 2048
     compile: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"no device is called {self.device!r}: known are cpu and cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("PyTorch finds no CUDA device here: leave --device out, or install its build for CUDA")
 
 
 def train(
@@ -185,9 +196,9 @@ def _compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def _validation_batches(plan: TrainPlan, context: int, tokens: Path, tokenizer: Tokenizer, rows: int) -> list[Batch]:
-    """The same rows at every validation, left to right; none where nothing is held out."""
+    """The same rows at every validation, left to right; none where nothing is held out that fills one."""
     shards = open_shards(tokens, "heldout")
-    if not shards.n_documents:
+    if not shards.n_documents or shards.lengths().max() < MIN_UNIT_TOKENS:
         return []
     loader = Loader(shards, tokenizer, NextToken(), context_length=context, rows=rows, seed=plan.seed)
     return [loader.batch(i) for i in range(max(1, min(plan.valid_rows, loader.rows_per_epoch) // rows))]

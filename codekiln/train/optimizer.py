@@ -127,5 +127,7 @@ class Optimizers:
             for group in optimizer.param_groups:
                 for weight in group["params"]:
                     prefix = self._name_of[weight] + "."
-                    entry = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+                    entry = {
+                        key[len(prefix) :]: v.to(weight.device) for key, v in state.items() if key.startswith(prefix)
+                    }
                     optimizer.state[weight] = {key: value for key, value in entry.items() if "." not in key}

@@ -57,11 +57,11 @@ def _write_shard(corpus: Path, split: str, k: int, tokenizer: Tokenizer, note: P
     with replacing(tokens_path) as draft, draft.open("wb") as file:
         while batch := list(islice(documents, BATCH_DOCUMENTS)):
             for ids in tokenizer.encode_batch([document.text for document in batch]):
-                np.array(ids, _dtype(tokenizer)).tofile(file)
+                file.write(np.array(ids, _dtype(tokenizer)).tobytes())
                 end += len(ids)
                 ends.append(end)
     with replacing(ends_path) as draft:
-        np.array(ends, np.int64).tofile(draft)
+        draft.write_bytes(np.array(ends, np.int64).tobytes())
     record = {"tokens": end, "documents": len(ends), "made_from": origin}
     write_record(note, record | {"files": {path.name: seal(path) for path in (tokens_path, ends_path)}})
 
@@ -100,7 +100,7 @@ def open_shards(folder: Path, split: str) -> Shards:
     ends: list[npt.NDArray[np.int64]] = []
     for k, shard in enumerate(manifest["splits"][split]["shards"]):
         for name, sealed in shard["files"].items():
-            check_seal(folder / split / name, sealed, made_by="codekiln build")
+            check_seal(folder / split / name, sealed, folder=folder)
         tokens = folder / split / f"tokens-{k:05}.bin"
         dtype = np.dtype(manifest["dtype"])
         # An empty file cannot be mapped.

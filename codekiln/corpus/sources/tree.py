@@ -1,4 +1,4 @@
-"""A folder of source code: each folder in it is a repository, and files that lie beside them are one of their own."""
+"""A folder of source code: each folder in it is a repository, and files that lie beside them are one named "."."""
 
 import os
 import tomllib
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codekiln.corpus.languages import LANGUAGES, language_of
-from codekiln.corpus.licenses import declared_license
+from codekiln.corpus.licenses import UNKNOWN, declared_license
 from codekiln.corpus.sources.files import SourceFile
 
 
@@ -32,8 +32,8 @@ class Tree:
             path = location.relative_to(self.folder)
             if language_of(path.name) not in self.languages:
                 continue
-            repository = path.parts[0] if len(path.parts) > 1 else self.folder.resolve().name
-            root = self.folder / path.parts[0] if len(path.parts) > 1 else self.folder
+            repository = path.parts[0] if len(path.parts) > 1 else "."
+            root = self.folder / repository
             if repository not in licenses:
                 licenses[repository] = self.license or _pyproject_license(root)
             n_files += 1
@@ -59,9 +59,12 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _pyproject_license(root: Path) -> str:
     try:
-        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")).get("project")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        project = {}
-    declared = project.get("license")
-    text = declared if isinstance(declared, str) else (declared or {}).get("text")
-    return declared_license(text, text, project.get("classifiers", []))
+        project = None
+    if not isinstance(project, dict):
+        return UNKNOWN
+    declared, classifiers = project.get("license"), project.get("classifiers")
+    text = declared.get("text") if isinstance(declared, dict) else declared
+    text = text if isinstance(text, str) else None
+    return declared_license(text, text, [str(c) for c in classifiers] if isinstance(classifiers, list) else [])

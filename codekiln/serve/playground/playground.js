@@ -9,6 +9,7 @@ async function fill() {
   const show = (text) => { code.value = prompt + text + suffix; code.setSelectionRange(start, start + text.length); };
   const begun = performance.now();
   let text = "", finish = "";
+  code.readOnly = true;
   state.value = "…";
   try {
     const response = await fetch("/v1/completions", {
@@ -36,6 +37,7 @@ async function fill() {
   } catch (failure) {
     if (failure.name !== "AbortError") state.value = failure.message;
   }
+  if (request === mine) code.readOnly = false;
   code.focus();
 }
 
