@@ -16,8 +16,8 @@ NOT_RECORDED = "/"
 
 def write_card(run: Path) -> Path:
     """Writes CARD.md of a finished run."""
-    recipe, manifest = read_record(run / "recipe.json"), read_manifest(run / "corpus")
     stages = {name: stage_record(run, name) for name in ("tokens", "train", "evaluation")}
+    recipe, manifest = read_record(run / "recipe.json"), read_manifest(run / "corpus")
     lines = [f"# {recipe['name']}", ""]
     for heading, entries in _sections(recipe, manifest, stages).items():
         lines += [f"## {heading}", "", "| | |", "|---|---|"]

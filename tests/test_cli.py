@@ -62,7 +62,7 @@ def test_wrong_usage_ends_with_2(small_run: Path) -> None:
     for arguments in (*wrong, ("complete", small_run, "x", "--file", "y")):
         refused(codekiln(*arguments), "", status=2)
     refused(codekiln("demo", "--license", "MIT"), "give both", status=2)
-    refused(codekiln("complete", small_run, "x", "--max-new-tokens", "-3"), "is not in the range", status=2)
+    refused(codekiln("complete", small_run, "x", "--max-new-tokens", "-3"), "greater than or equal", status=2)
 
 
 def test_help_answers_without_loading_torch() -> None:
@@ -85,7 +85,7 @@ def test_bad_input_is_one_plain_sentence(small_run: Path, tmp_path: Path) -> Non
     refused(codekiln("complete", tmp_path, "x"), "holds no model (config.json is missing)")
     refused(codekiln("complete", small_run, "x", "--temperature", 9), "temperature is 9.0: it must be from 0 to 2")
     refused(codekiln("complete", small_run, "x", "--max-new-tokens", 500), "500 new tokens: ask for fewer than half")
-    refused(codekiln("card", tmp_path), "is missing")
+    refused(codekiln("card", tmp_path), "has no finished stage tokens: run `codekiln build` on it to the end")
     refused(codekiln("build", "demon", "--out", tmp_path / "run"), "no recipe is called 'demon': known are demo")
 
 
