@@ -6,6 +6,7 @@ Heavy imports wait in the verbs that need them, so that `--help` answers at once
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -87,7 +88,9 @@ def build(
         build_recipe(wanted, out, Hardware(device, micro_batch_tokens, compile))
     except KeyboardInterrupt:
         _note("interrupted; nothing is lost, and the same command goes on from here")
-        raise
+        sys.stdout.flush()
+        # The corpus engine's threads do not survive an orderly end: they abort it.
+        os._exit(130)
     _card(out)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,22 @@ def test_a_folder_that_cannot_make_a_model_is_told(tmp_path: Path) -> None:
     refused(done, "no file is under a permissive licence (of 20 files; licence unknown: 20)")
     done = codekiln("demo", "--out", tmp_path / "third", "--code", code, "--license", "MIT")
     refused(done, "use a larger corpus or a smaller vocab_size")
+
+
+def test_ctrl_c_in_the_corpus_stage_ends_with_130_and_a_sentence(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "codekiln", "demo", "--out", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "Corpus: read and filter" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted; nothing is lost, and the same command goes on from here" in errors
+    assert "Traceback" not in errors and "FATAL" not in errors
+    assert not (run / "corpus" / "manifest.json").exists() and not (run / "stages").exists()
 
 
 @pytest.mark.timeout(280)
