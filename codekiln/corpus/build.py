@@ -14,6 +14,7 @@ from typing import Any
 
 import daft
 import pyarrow as pa
+import pyarrow.parquet as pq
 from daft import DataType, Window, col, lit
 from daft.functions import when
 
@@ -72,6 +73,8 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars here are ours
     with task("Corpus: read and filter", len(permitted)) as progress:
         _read(permitted, plan, progress).write_parquet(str(scratch), compression="zstd")
+    # Interrupted, the engine may return as if it had finished: rows are counted, so that no part is taken for the whole.
+    _interrupt_unless(sum(pq.read_metadata(path).num_rows for path in scratch.glob("*.parquet")) == len(permitted))
     read = daft.read_parquet(str(scratch / "*.parquet"))
     decided = _decide(read.exclude("text"), plan).collect()
     _count_drops(decided, drops)
@@ -99,6 +102,8 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
                 "parts": parts,
             }
             progress.advance()
+    n_kept = sum(split["documents"] for split in splits.values())
+    _interrupt_unless(n_kept == sum(sizes["n"]) == len(listed) - drops.n_documents)
     if not splits["train"]["documents"]:
         raise ValueError(_nothing_left("no document is left for training", len(listed), drops))
 
@@ -213,6 +218,10 @@ class _Drops:
         if len(entry["examples"]) < N_EXAMPLES:
             entry["examples"].append(name)
 
+    @property
+    def n_documents(self) -> int:
+        return sum(entry["documents"] for entry in self._by_reason.values())
+
     def record(self) -> Record:
         return dict(sorted(self._by_reason.items(), key=lambda item: (-item[1]["documents"], item[0])))
 
@@ -253,6 +262,11 @@ def _quantile(plan: CorpusPlan) -> str:
 def _draw(seed: int, name: str) -> str:
     """A uniform draw for a name, as 16 hexadecimal digits; independent of all other names."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
+
+
+def _interrupt_unless(is_whole: bool) -> None:
+    if not is_whole:
+        raise KeyboardInterrupt
 
 
 def _is_utf8(name: str) -> bool:
