@@ -58,12 +58,12 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
     shutil.rmtree(folder, ignore_errors=True)
     scratch.mkdir(parents=True)
     listed = [file for source in plan.sources for file in source.files()]
-    files = [file for file in listed if _is_utf8(file.path) and _is_utf8(file.repository)]
+    files = [file for file in listed if _is_utf8(_name(file))]
     permitted = [file for file in files if is_permissive(file.license, plan.licenses)]
     refused = [file for file in files if not is_permissive(file.license, plan.licenses)]
     drops = _Drops()
     for file in listed:
-        if not (_is_utf8(file.path) and _is_utf8(file.repository)):
+        if not _is_utf8(_name(file)):
             drops.add("name not UTF-8", ascii(_name(file)), _size(file.location))
     for file in refused:
         drops.add(f"licence {file.license}", _name(file), _size(file.location))

@@ -78,7 +78,7 @@ class Loader:
         while first >= self._n_rows(epoch):
             first -= self._n_rows(epoch)
             epoch += 1
-        rows: list[list[tuple[Layout, int]]] = []
+        rows: list[list[Layout]] = []
         while len(rows) < self._rows:
             plan = self._epoch_rows(epoch)
             rows += [self._layouts(row, epoch) for row in plan[first : first + self._rows - len(rows)]]
@@ -90,8 +90,8 @@ class Loader:
             self._row_counts.append(len(self._epoch_rows(len(self._row_counts))))
         return self._row_counts[epoch]
 
-    def _layouts(self, row: list[int], epoch: int) -> list[tuple[Layout, int]]:
-        return [(self._layout(self._units[index], epoch), self._units[index].document) for index in row]
+    def _layouts(self, row: list[int], epoch: int) -> list[Layout]:
+        return [self._layout(self._units[index], epoch) for index in row]
 
     def _layout(self, unit: _Unit, epoch: int) -> Layout:
         """A unit through the objective; it begins with end-of-text where its document does, and ends with it likewise."""
@@ -105,13 +105,13 @@ class Loader:
         weights = [0.0] * len(before) + layout.weights + [1.0] * len(after)
         return Layout(before + layout.ids + after, weights)
 
-    def _collate(self, rows: list[list[tuple[Layout, int]]]) -> Batch:
+    def _collate(self, rows: list[list[Layout]]) -> Batch:
         shape = (len(rows), self._context_length)
         ids, targets = np.full(shape, self._tokenizer.pad), np.full(shape, self._tokenizer.pad)
         weights, documents = np.zeros(shape, np.float32), np.full(shape, -1)
         for r, row in enumerate(rows):
             at = 0
-            for number, (layout, _) in enumerate(row):
+            for number, layout in enumerate(row):
                 n = len(layout.ids) - 1
                 ids[r, at : at + n], targets[r, at : at + n] = layout.ids[:-1], layout.ids[1:]
                 weights[r, at : at + n] = layout.weights[1:]
