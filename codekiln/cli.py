@@ -17,8 +17,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from codekiln.files import Record
     from codekiln.generate.sampler import Sampling
     from codekiln.recipe import Recipe
+    from codekiln.tokenizer.bpe import Tokenizer
 
 HOLE = "<HOLE>"
 MODEL = Annotated[Path, typer.Argument(help="A run or a model folder.", show_default=False)]
@@ -62,7 +64,7 @@ def demo(
     compile: COMPILE = None,
 ) -> None:
     """Make a small model of the Python code on this machine, and show what it can do."""
-    build("demo", out, code, license, settings, device, micro_batch_tokens, compile)
+    build("demo", out, None, code, license, settings, device, micro_batch_tokens, compile)
     _show(out)
 
 
@@ -70,6 +72,7 @@ def demo(
 def build(
     recipe: Annotated[str, typer.Argument(help="A recipe's name.", show_default=False)],
     out: OUT,
+    until: Annotated[str | None, typer.Option(help="The last stage to do.", show_default=False)] = None,
     code: CODE = None,
     license: LICENSE = None,
     settings: SET = None,
@@ -85,13 +88,14 @@ def build(
     if compile is None and device == "cpu" and not has_cxx_compiler():
         _note("no C++ compiler is found here: training runs uncompiled, at about two thirds of the speed")
     try:
-        build_recipe(wanted, out, Hardware(device, micro_batch_tokens, compile))
+        build_recipe(wanted, out, Hardware(device, micro_batch_tokens, compile), until=until)
     except KeyboardInterrupt:
         _note("interrupted; nothing is lost, and the same command goes on from here")
         sys.stdout.flush()
         # The corpus engine's threads do not survive an orderly end: they abort it.
         os._exit(130)
-    _card(out)
+    if until is None:
+        _card(out)
 
 
 @app.command()
@@ -99,6 +103,49 @@ def card(run: MODEL) -> None:
     """Write CARD.md and report.html of a finished run."""
     for path in _card(run):
         typer.echo(path)
+
+
+@app.command()
+def tokenizer(
+    which: Annotated[
+        str, typer.Argument(help="A run, a model folder, a tokenizer.json, or codegen, codegen-nl.", show_default=False)
+    ],
+    inspect: Annotated[
+        Path | None, typer.Option(help="Show how this file is cut; - is standard input.", show_default=False)
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Another tokenizer to compare with.", show_default=False)] = None,
+    gpt2: Annotated[
+        str | None, typer.Option(help="GPT-2's merges, for codegen: a file, folder or hub id.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write it to this folder, for Transformers too.", show_default=False)
+    ] = None,
+    as_json: JSON = False,
+) -> None:
+    """Look at a tokenizer: the pieces of a file in colour, tokens a byte and a line, beside those of another."""
+    from codekiln.tokenizer.inspect import agreement, pieces, statistics
+
+    found = {name: _tokenizer(name, gpt2) for name in (which, *([against] if against is not None else []))}
+    if out is not None:
+        from codekiln.tokenizer.bpe import save_tokenizer
+
+        save_tokenizer(out, found[which])
+        _note(f"{which} is in {out}")
+    if inspect is None:
+        if out is None:
+            raise typer.BadParameter("say what to do: --inspect FILE, or --out FOLDER")
+        return
+    data = sys.stdin.buffer.read() if str(inspect) == "-" else inspect.read_bytes()
+    told = {name: statistics(each, data) for name, each in found.items()}
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    cut = {name: pieces(each, data) for name, each in found.items()}
+    for name in found:
+        _show_pieces(f"{name}: {inspect}", cut[name])
+    _show_statistics(told)
+    if against is not None:
+        typer.echo(f"{agreement(cut[which], cut[against]):.0%} of the cuts of {which} are cuts of {against} too")
 
 
 @app.command()
@@ -202,6 +249,54 @@ def _recipe(name: str, code: Path | None, license: str | None, settings: list[st
     if license is not None and code is None:
         raise typer.BadParameter("--license says under which licence the code in --code is: give both")
     return replaced(named(name, code=code, license=license), settings or [])
+
+
+def _tokenizer(name: str, gpt2: str | None) -> "Tokenizer":
+    from codekiln.tokenizer.bpe import FILE, Tokenizer
+    from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+
+    if name in ("codegen", "codegen-nl"):
+        return codegen_tokenizer(gpt2_merges(gpt2), with_whitespace=name == "codegen")
+    path = Path(name)
+    return Tokenizer.load(path / FILE if path.is_dir() else path)
+
+
+def _show_pieces(title: str, cut: list[str]) -> None:
+    """Every piece on a ground of its own colour, or between bars where there is no colour; lines as the text has them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    console.rule(title, style="dim")
+    text = Text(overflow="fold")
+    for k, piece in enumerate(cut):
+        text.append(piece, style=f"black on {_GROUNDS[k % len(_GROUNDS)]}")
+        if console.color_system is None:
+            text.append("│")
+        if piece.endswith("⏎"):
+            text.append("\n")
+    console.print(text, soft_wrap=True)
+
+
+_GROUNDS = ("cyan", "green", "yellow", "magenta", "bright_blue")  # which every terminal has
+
+
+def _show_statistics(told: dict[str, "Record"]) -> None:
+    """A column for each tokenizer."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", *told)
+    for name in ("vocab_size", "bytes", "lines", "tokens"):
+        table.add_row(name.replace("_", " "), *(f"{entry[name]:,}" for entry in told.values()))
+    for name in ("tokens_per_byte", "bytes_per_token", "tokens_per_line"):
+        table.add_row(name.replace("_", " "), *(f"{entry[name]:.3f}" for entry in told.values()))
+    longest = [
+        "\n".join(f"{e['piece'].replace(' ', '·')} × {e['times']}" for e in entry["longest"]) for entry in told.values()
+    ]
+    table.add_row("longest pieces", *map(Text, longest))
+    Console(highlight=False).print(table)
 
 
 def _card(run: Path) -> list[Path]:

@@ -7,7 +7,6 @@ refuses, naming the field, if the record is of another recipe.
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import platform
 import time
@@ -21,6 +20,7 @@ import torch
 
 from codekiln.corpus.build import CorpusPlan, build_corpus
 from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
+from codekiln.corpus.sample import even_sample
 from codekiln.evaluate.functions import draw_functions
 from codekiln.evaluate.infilling import InfillingPlan, draw_problems, judge, summary
 from codekiln.files import Record, first_difference, read_record, require_room, sha256_of, write_record
@@ -28,7 +28,8 @@ from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
 from codekiln.model.families import KilnConfig
 from codekiln.model.huggingface import TOKENIZER, WEIGHTS, save_model
-from codekiln.tokenizer.bpe import Tokenizer, TokenizerPlan, hugging_face_configs, train_tokenizer
+from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
+from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
 from codekiln.train.loop import Hardware, TrainPlan, train
 from codekiln.train.metrics import read_metrics
 from codekiln.train.prepare import prepare_shards
@@ -62,29 +63,50 @@ class Recipe:
             )
 
 
-def build(recipe: Recipe, run: Path, hardware: Hardware) -> None:
-    """All stages into `run`. Raises OSError or ValueError in words for the user; what is interrupted resumes."""
+STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
+
+
+def build(recipe: Recipe, run: Path, hardware: Hardware, *, until: str | None = None) -> None:
+    """All stages into `run`, or those up to `until`. Raises OSError or ValueError in words for the user.
+
+    What is interrupted resumes, and a stage that is done is kept.
+    """
+    if until is not None and until not in STAGES:
+        raise ValueError(f"no stage is called {until!r}: they are {', '.join(STAGES)}")
     with _locked(run):
         wanted = record_of(recipe)
         _refuse_other_recipe(run, wanted)
         if not (run / "recipe.json").exists():
             require_room(run, recipe.needed_bytes)
             write_record(run / "recipe.json", wanted)
-        corpus, tokens, tokenizer, weights = (run / path for path in _OUTPUTS)
-        run_stage(
-            run, "corpus", corpus, wanted["corpus"], lambda: _corpus_result(build_corpus(recipe.corpus, run / "corpus"))
-        )
-        made_from = {"corpus": sha256_of(corpus)}
-        plan = made_from | {"plan": wanted["tokenizer"]}
-        run_stage(run, "tokenizer", tokenizer, plan, lambda: _tokenizer(recipe.tokenizer, run))
-        made_from |= {"tokenizer": sha256_of(tokenizer)}
-        run_stage(run, "tokens", tokens, made_from, lambda: _tokens(run))
-        made_from |= {"tokens": sha256_of(tokens), "model": wanted["model"], "train": wanted["train"]}
-        run_stage(run, "train", weights, made_from, lambda: _train(recipe, run, hardware, made_from))
-        judged = {"weights": sha256_of(weights), "corpus": made_from["corpus"]}
-        plan = judged | {"plan": wanted["infilling"]}
-        run_stage(run, "evaluation", None, plan, lambda: _evaluate(recipe.infilling, run))
-        run_stage(run, "functions", None, judged | {"n": recipe.n_functions}, lambda: _functions(recipe, run))
+        for done in _stages(recipe, run, hardware, wanted):
+            if done == until:
+                return
+
+
+def _stages(recipe: Recipe, run: Path, hardware: Hardware, wanted: Record) -> Iterator[str]:
+    """Does the stages in order and tells the name of each that is done."""
+    corpus, tokens, tokenizer, weights = (run / path for path in _OUTPUTS)
+    run_stage(
+        run, "corpus", corpus, wanted["corpus"], lambda: _corpus_result(build_corpus(recipe.corpus, run / "corpus"))
+    )
+    yield "corpus"
+    made_from = {"corpus": sha256_of(corpus)}
+    plan = made_from | {"plan": wanted["tokenizer"]}
+    run_stage(run, "tokenizer", tokenizer, plan, lambda: _tokenizer(recipe.tokenizer, run))
+    yield "tokenizer"
+    made_from |= {"tokenizer": sha256_of(tokenizer)}
+    run_stage(run, "tokens", tokens, made_from, lambda: _tokens(run))
+    yield "tokens"
+    made_from |= {"tokens": sha256_of(tokens), "model": wanted["model"], "train": wanted["train"]}
+    run_stage(run, "train", weights, made_from, lambda: _train(recipe, run, hardware, made_from))
+    yield "train"
+    judged = {"weights": sha256_of(weights), "corpus": made_from["corpus"]}
+    plan = judged | {"plan": wanted["infilling"]}
+    run_stage(run, "evaluation", None, plan, lambda: _evaluate(recipe.infilling, run))
+    yield "evaluation"
+    run_stage(run, "functions", None, judged | {"n": recipe.n_functions}, lambda: _functions(recipe, run))
+    yield "functions"
 
 
 # What a finished stage leaves: where it is gone, the stage is done again.
@@ -208,9 +230,8 @@ def _corpus_result(manifest: Record) -> Record:
 
 
 def _tokenizer(plan: TokenizerPlan, run: Path) -> Record:
-    """Trains on documents drawn from all repositories alike, up to the plan's bytes."""
-    documents = sorted(read_documents(run / "corpus", "train"), key=lambda document: _draw(plan.seed, document.name))
-    sample = list(_up_to(documents, plan.sample_bytes))
+    """Trains on a sample that is even over the corpus' languages."""
+    sample = list(even_sample(run / "corpus", "train", plan.sample_bytes, plan.seed))
     tokenizer = train_tokenizer(plan, (document.text for document in sample))
     tokenizer.save(run / TOKENIZER)
     return {"documents": len(sample), "bytes": sum(len(document.text.encode()) for document in sample)}
@@ -308,17 +329,3 @@ def _functions(recipe: Recipe, run: Path) -> Record:
 def _heldout(run: Path) -> Iterator[Document]:
     has_any = read_manifest(run / "corpus")["splits"]["heldout"]["documents"]
     return read_documents(run / "corpus", "heldout") if has_any else iter(())
-
-
-def _up_to(documents: list[Document], limit_bytes: int) -> Iterator[Document]:
-    """Documents in order until their text reaches the limit."""
-    taken = 0
-    for document in documents:
-        if taken >= limit_bytes:
-            return
-        taken += len(document.text.encode())
-        yield document
-
-
-def _draw(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()

@@ -6,7 +6,8 @@ import pytest
 
 from codekiln.card import write_card, write_report
 from codekiln.recipe import build
-from codekiln.tokenizer.bpe import Tokenizer, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
 from codekiln.train.loop import Hardware
 from tests.small import small_recipe, write_tree
 

@@ -8,12 +8,13 @@ from codekiln.corpus.sources.tree import Tree
 from codekiln.evaluate.infilling import InfillingPlan
 from codekiln.model.families import KilnConfig
 from codekiln.recipe import Recipe
-from codekiln.tokenizer.bpe import TokenizerPlan
+from codekiln.tokenizer.training import TokenizerPlan
 from codekiln.train.loop import TrainPlan
 from codekiln.train.objectives import InfillMixture
 
 VERBS = ("open", "close", "start", "stop", "read", "write", "load", "store", "push", "pull")
 NOUNS = ("door", "window")
+SPELLED = 'END = "<|endoftext|>" + "<|fim_middle|>"\n'  # text like any other, in one file of each repository
 
 
 def write_tree(folder: Path) -> Path:
@@ -29,7 +30,7 @@ def write_tree(folder: Path) -> Path:
             f'        raise ValueError("cannot {verb} so many {noun}s")\n'
             f"    return steps\n\n\n"
             f"def count_{noun}s(items):\n"
-            f"    return sum(item.is_{verb} for item in items)\n",
+            f"    return sum(item.is_{verb} for item in items)\n" + SPELLED * (n in (4, 5, 6, 7)),
             encoding="utf-8",
         )
     return folder

@@ -140,3 +140,32 @@ def test_the_demo_on_a_folder_ends_with_what_to_try_next(tmp_path: Path) -> None
         assert line in done.stderr
     other = codekiln("demo", "--out", run, "--code", code, "--license", "MIT", *options, "--set", "train.seed=1")
     refused(other, "was made by another recipe (train.seed: found 0, wanted 1)")
+
+
+def test_a_tokenizer_is_looked_at_and_compared(small_run: Path, tmp_path: Path) -> None:
+    source = tmp_path / "odd.py"
+    source.write_bytes(b"def f(x):\n\tif x:\n        return '\xc3\xa9\xf0\x9f\x98\x80' + x\n\x1b[31m\xff\n")
+    shown = codekiln("tokenizer", small_run, "--inspect", source, "--against", "codegen")
+    assert shown.returncode == 0, shown.stderr
+    assert "\x1b" not in shown.stdout, "what the file holds must not steer the terminal"
+    assert "def│ f│(│x│):│⏎" in shown.stdout and "‹ff›" in shown.stdout
+    assert "of the cuts of" in shown.stdout
+    told = json.loads(codekiln("tokenizer", "codegen", "--inspect", source, "--json").stdout)["codegen"]
+    assert (told["bytes"], told["lines"]) == (len(source.read_bytes()), 4)
+    assert told["tokens_per_byte"] == pytest.approx(told["tokens"] / told["bytes"])
+    for arguments, status, message in (
+        (("tokenizer", "codegen"), 2, "--inspect FILE"),
+        (("tokenizer", "nothere", "--inspect", source), 1, "nothere is missing: name a run or a model folder"),
+        (("tokenizer", "codegen", "--inspect", tmp_path / "none"), 1, "No such file"),
+        (("tokenizer", "codegen", "--gpt2", "no-one/nothing", "--inspect", source), 1, "the hub gives no merges.txt"),
+    ):
+        refused(codekiln(*arguments, HF_HUB_OFFLINE="1"), message, status)
+
+
+def test_codegens_tokenizer_is_written_for_transformers(tmp_path: Path) -> None:
+    import transformers
+
+    assert codekiln("tokenizer", "codegen", "--out", tmp_path).returncode == 0
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.encode("    return x") == [50284, 7783, 2124]
+    assert theirs.decode([50284, 7783, 2124]) == "    return x"

@@ -1,8 +1,11 @@
 """The corpus: licences, rules and their units, duplicates, redaction, the build and what it counts."""
 
+import dataclasses
 import hashlib
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from codekiln.corpus.build import CAPPED, DUPLICATE, CorpusPlan, build_corpus
 from codekiln.corpus.dedup import duplicate_key
-from codekiln.corpus.documents import read_documents, read_manifest
+from codekiln.corpus.documents import SCHEMA, Document, read_documents, read_manifest, write_parts
 from codekiln.corpus.filters import (
     CODEGEN,
     DigitFraction,
@@ -27,8 +30,10 @@ from codekiln.corpus.filters import (
 from codekiln.corpus.languages import LANGUAGES, language_of
 from codekiln.corpus.licenses import UNKNOWN, declared_license, is_permissive
 from codekiln.corpus.redact import redact_emails
+from codekiln.corpus.sample import even_sample, even_shares
 from codekiln.corpus.sources.installed import Installed
 from codekiln.corpus.sources.tree import Tree
+from codekiln.files import write_record
 from tests.small import write_tree
 
 
@@ -279,3 +284,40 @@ def test_installed_distributions_come_with_name_version_and_licence() -> None:
     assert [file.repository for file in files] == sorted(
         [f.repository for f in files], key=lambda r: (r != "cpython", r)
     )
+
+
+@given(sizes=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 1000), min_size=1), limit=st.integers(0, 3000))
+def test_shares_are_even_and_use_what_there_is(sizes: dict[str, int], limit: int) -> None:
+    shares = even_shares(sizes, limit)
+    assert all(shares[name] <= size for name, size in sizes.items())
+    total = sum(shares.values())
+    assert total <= min(limit, sum(sizes.values())) and total > min(limit, sum(sizes.values())) - len(sizes)
+    cut = [share for name, share in shares.items() if share < sizes[name]]
+    # Whoever gets less than it has gets as much as anyone, to one byte a language.
+    assert not cut or min(cut) >= max(shares.values()) - len(sizes)
+
+
+def test_a_sample_is_even_over_languages_and_the_same_for_any_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codekiln.corpus.documents.PART_BYTES", 10_000)
+    documents = [
+        Document(f"{n:04}" * 25, "tree", f"repository{n % 7}", "", "MIT", f"{language}/file{n}", language)
+        for language, count in (("Python", 300), ("C", 40), ("Go", 3))
+        for n in range(count)
+    ]
+    found = []
+    for batch_rows in (100, 343):
+        corpus = tmp_path / str(batch_rows)
+        rows = [dataclasses.asdict(document) for document in documents]
+        batches = [
+            pa.RecordBatch.from_pylist(rows[k : k + batch_rows], SCHEMA) for k in range(0, len(rows), batch_rows)
+        ]
+        parts = write_parts(corpus / "train", iter(batches))
+        assert len(parts) == -(-343 // max(batch_rows, 100))
+        write_record(corpus / "manifest.json", {"splits": {"train": {"parts": parts}}})
+        found.append([document.name for document in even_sample(corpus, "train", 6000, seed=1)])
+    assert found[0] == found[1] != [document.name for document in even_sample(corpus, "train", 6000, seed=2)]
+    languages = Counter(document.language for document in even_sample(corpus, "train", 6000, seed=1))
+    # 300 bytes of Go is all there is; the rest of 6,000 is shared by two.
+    assert languages == {"Go": 3, "C": 29, "Python": 29}

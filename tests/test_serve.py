@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
@@ -53,7 +57,8 @@ def test_the_openai_client_completes_as_the_engine_does(client: openai.OpenAI, s
 def test_streamed_and_whole_are_the_same_text(client: openai.OpenAI) -> None:
     for stop in (None, "\n"):
         for temperature in (0, 0.7):
-            whole = client.completions.create(
+            ask: Callable[..., Any] = partial(
+                client.completions.create,
                 model="run",
                 prompt="def f(",
                 suffix="\n\nf()",
@@ -62,19 +67,19 @@ def test_streamed_and_whole_are_the_same_text(client: openai.OpenAI) -> None:
                 stop=stop,
                 seed=3,
             )
-            pieces = client.completions.create(
-                model="run",
-                prompt="def f(",
-                suffix="\n\nf()",
-                max_tokens=30,
-                temperature=temperature,
-                stop=stop,
-                seed=3,
-                stream=True,
-            )
+            whole, pieces = ask(stream=False), ask(stream=True)
             chunks = [piece.choices[0] for piece in pieces]
             assert "".join(chunk.text for chunk in chunks) == whole.choices[0].text
             assert [c.finish_reason for c in chunks][-1:] == [whole.choices[0].finish_reason]
+
+
+def test_a_prompt_that_spells_control_tokens_is_text(client: openai.OpenAI, small_run: Path) -> None:
+    prompt, suffix = "x = '<|endoftext|><|fim_middle|>'\n", "<|fim_prefix|>\n"
+    answer = client.completions.create(model="run", prompt=prompt, suffix=suffix, max_tokens=4, temperature=0)
+    tokenizer = Completer.load(small_run).tokenizer
+    n_text = sum(len(tokenizer.encode(text)) for text in (prompt, suffix))
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == n_text + 4, "its pieces, three sentinels and the beginning"
 
 
 def test_several_prompts_are_answered_in_their_order(client: openai.OpenAI) -> None:
@@ -178,3 +183,56 @@ def test_events_end_with_the_mark_that_clients_wait_for(url: str) -> None:
         events = [line for line in response.iter_lines() if line]
     assert events[-1] == "data: [DONE]"
     assert all(json.loads(event.removeprefix("data: "))["object"] == "text_completion" for event in events[:-1])
+
+
+@pytest.fixture
+def page(url: str) -> Iterator[Page]:
+    """The page at / in a real browser; what it logs as an error fails the test."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium here: install it (Debian: apt install chromium) to test the page")
+    errors: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        opened = browser.new_page()
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        opened.goto(url)
+        yield opened
+        browser.close()
+    assert not errors
+
+
+def write_around_cursor(page: Page, before: str, after: str) -> None:
+    page.locator("#code").fill(before + after)
+    page.evaluate("at => document.getElementById('code').setSelectionRange(at, at)", len(before))
+
+
+def test_the_page_fills_the_hole_at_the_cursor(page: Page, small_run: Path) -> None:
+    before, after = "def open_door(name", "\n    return name\n"
+    expected = Completer.load(small_run).complete([Request(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
+    code = page.locator("#code")
+    page.locator("#max").fill("12")
+    page.locator("#temperature").fill("0")
+
+    write_around_cursor(page, before, after)
+    code.press("Control+Space")
+    expect(page.locator("#state")).to_contain_text("done in" if expected.is_finished else "cut at the limit")
+    expect(code).to_have_value(before + expected.text + after)
+
+    code.press("Escape")
+    expect(code).to_have_value(before + after)
+
+    page.locator("#fill").click()
+    expect(code).to_have_value(before + expected.text + after)
+    code.press("Tab")
+    code.press("Escape")  # nothing is selected any more: what was kept stays
+    expect(code).to_have_value(before + expected.text + after)
+
+
+def test_the_page_shows_why_nothing_came_and_text_as_text(page: Page) -> None:
+    page.locator("#max").fill("100000")
+    write_around_cursor(page, "<img src=x onerror=alert(1)>", "")
+    page.locator("#code").press("Control+Space")
+    expect(page.locator("#state")).to_contain_text("max_tokens")
+    expect(page.locator("#code")).to_have_value("<img src=x onerror=alert(1)>")

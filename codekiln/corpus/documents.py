@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 PART_BYTES = 32 * 2**20
+TEXTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,16 @@ def read_documents(corpus: Path, split: str, *, parts: range | None = None) -> I
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     yield Document(**row)
+
+
+def read_texts(corpus: Path, split: str, part: int) -> Iterator[list[str]]:
+    """The texts of a part in order, some hundreds at a time; the part is checked against the manifest first."""
+    record = read_manifest(corpus)["splits"][split]["parts"][part]
+    path = corpus / split / record["file"]
+    check_seal(path, record, folder=corpus)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=TEXTS_AT_ONCE, columns=["text"]):
+            yield batch.column("text").to_pylist()
 
 
 def _text_bytes(data: pa.RecordBatch | pa.Table) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +14,10 @@ from codekiln.files import Record
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
 from codekiln.progress import task
+from codekiln.tokenizer.infill import whole_words
 
 SINGLE_LINE, SPAN = "single-line", "span"
 MEETING_CHARACTERS = 8
-
-
-_WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True)
@@ -154,25 +151,22 @@ def _cut(text: str, problem: Problem) -> str:
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
     """A line that is not blank, with its indentation and without its newline."""
     lines = text.split("\n")
+    starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
     candidates = [i for i, line in enumerate(lines) if i and line.strip() and len(line) <= 100]
     if not candidates:
         return None
     chosen = candidates[int(rng.integers(len(candidates)))]
-    start = sum(len(line) + 1 for line in lines[:chosen])
-    return start, start + len(lines[chosen])
+    return int(starts[chosen]), int(starts[chosen]) + len(lines[chosen])
 
 
 def _span(text: str, plan: InfillingPlan, rng: np.random.Generator) -> tuple[int, int] | None:
     """A run of whole words, its length before widening uniform on a logarithmic scale, not of white space alone."""
-    if len(text) < 4 * plan.max_span_characters:
+    data = text.encode()
+    if len(data) < 4 * plan.max_span_characters:
         return None
     length = int(np.exp(rng.uniform(math.log(1), math.log(plan.max_span_characters + 1))))
-    start = int(rng.integers(len(text) - length))
-    stop = start + length
-    while start > 0 and _WORD.match(text[start - 1]) and _WORD.match(text[start]):
-        start -= 1
-    while stop < len(text) and _WORD.match(text[stop - 1]) and _WORD.match(text[stop]):
-        stop += 1
+    start = int(rng.integers(len(data) - length))
+    start, stop = (len(data[:at].decode()) for at in whole_words(data, start, start + length))
     return (start, stop) if text[start:stop].strip() else None
 
 

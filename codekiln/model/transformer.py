@@ -122,13 +122,18 @@ class Transformer(nn.Module):
 
 
 def initialize(model: Transformer, generator: torch.Generator) -> None:
-    """Normal weights of std 0.02, and zero for what writes into the residual stream, so that blocks begin as identity."""
+    """Normal weights of std 0.02, and zero for what writes into the residual stream, so that blocks begin as identity.
+
+    An embedding that is not the head too begins at std 1, as the norms make of it what blocks read, and its head at zero.
+    """
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
                 weight.fill_(1.0)
-            elif name.endswith(("attention.out.weight", "down.weight")):
+            elif name.endswith(("attention.out.weight", "down.weight", "head.weight")):
                 weight.zero_()
+            elif name == "embedding.weight" and not model.config.tied_head:
+                weight.normal_(0.0, 1.0, generator=generator)
             else:
                 weight.normal_(0.0, INIT_STD, generator=generator)
 

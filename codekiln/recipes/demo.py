@@ -8,7 +8,7 @@ from codekiln.corpus.sources.tree import Tree
 from codekiln.evaluate.infilling import InfillingPlan
 from codekiln.model.families import KilnConfig
 from codekiln.recipe import Recipe
-from codekiln.tokenizer.bpe import TokenizerPlan
+from codekiln.tokenizer.training import TokenizerPlan
 from codekiln.train.loop import TrainPlan
 from codekiln.train.objectives import InfillMixture
 from codekiln.train.optimizer import OptimizerPlan, WarmupStableDecay
@@ -24,7 +24,7 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             max_repository_bytes=2_000_000,  # or a few large distributions would be most of it
             heldout_share=0.03,
         ),
-        tokenizer=TokenizerPlan(vocab_size=2048, sample_bytes=6_000_000),
+        tokenizer=TokenizerPlan(vocab_size=2048, memory_bytes=600_000_000),
         model=KilnConfig(
             n_layers=4, d_model=128, n_heads=2, n_kv_heads=1, d_head=64, d_ff=384, vocab_size=2048, context_length=256
         ),

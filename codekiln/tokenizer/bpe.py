@@ -1,61 +1,91 @@
-"""Byte-level BPE whose tokens may cross spaces but never a newline; control tokens stand above it.
+"""Byte-level BPE: text to ids and back.
 
-Text never becomes a control token: encoding knows the merges only, and control ids are added as integers.
+Text never becomes a control token. Of the tokens that a `tokenizer.json` adds to its merges, those that are white space
+(CodeGen's runs of spaces) are text; every other one is a control token, which only code puts into a sequence, as an integer.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 
+import fastokens
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from codekiln.files import Record, replacing
+from codekiln.files import Record, write_record
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 # As Qwen2.5-Coder spells them, so that other servers find them by name.
 FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
-# Their ids follow the merges in this order.
-CONTROL_TOKENS = (END_OF_TEXT, PAD, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)
 FILE = "tokenizer.json"
 N_BYTES = 256
 
+Ids = npt.NDArray[np.uint32]
+Offsets = npt.NDArray[np.int64]
+_INVALID = re.compile("([\udc80-\udcff]+)")  # bytes that are no UTF-8, as `surrogateescape` shows them
 
-@dataclass(frozen=True)
-class TokenizerPlan:
-    """What to train. `vocab_size` counts all ids: bytes, merges and control tokens."""
-
-    vocab_size: int
-    sample_bytes: int = 8_000_000
-    max_token_bytes: int = 32  # banners and licence boxes would make tokens of 200 bytes
-    max_line_characters: int = 300  # a line is one piece, and distinct pieces are what training holds in memory
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        needed = N_BYTES + len(CONTROL_TOKENS)
-        if self.vocab_size < needed:
-            raise ValueError(
-                f"vocab_size is {self.vocab_size}: {N_BYTES} bytes and {needed - N_BYTES} control tokens need at least {needed}"
-            )
+# Both encoders read these the same way, or the faster one is not used. They hold what encoders are known to differ in:
+# runs of white space around the lengths that have tokens, line ends, joiners, digits, long pieces, control tokens.
+_GATE = (
+    *(f"{space * n}x{space * n}" for space in (" ", "\t", "\n") for n in (1, 2, 9, 10, 31, 32, 33, 63, 64, 300)),
+    " \t  \t\tx \n \n\n\t\n  y\r\n\r\rz \u00a0\u3000\u2028\u2029\x85\x0b\x0c\x1c w",
+    "I'm you're it's 'S x='re' \u2019s ." + " 0123456789 ٣٤٥ Ⅷ ½ 3.14e-10 0xFF",
+    "def f(self, x: int = 0) -> None:\n    return {'a': [1, 2], **kw}  # done\n",
+    "import numpy as np\nfor i in range(10):\n\tif i != 3 and not x[i] <<= 2: pass\n",
+    "é e\u0301 ﬁ ß İ ı 日本語 ไทย العربية \U0001f469\u200d\U0001f469\u200d\U0001f467 \U0010ffff \ufeff\u200b\x00\x01\x7f",
+    "Ġ Ċ ĉ Ā ÿ " + "=" * 200 + "a" * 500 + "_-" * 100,
+    "<|endoftext|> <|fim_middle|>x<pad> <|mask:0|><|endofmask|>\n<|pad|>\n<s></s>",
+)
+N_GATE_TOKENS = 2000
 
 
 class Tokenizer:
-    """Text to ids and back. Raises ValueError if the file lacks the control tokens that the layouts need."""
+    """A `tokenizer.json`. Raises ValueError if that is not a byte-level BPE with an end-of-text token.
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, origin: str) -> None:
-        self._backend = backend
-        # Added tokens in text are split into plain pieces: their spelling is text like any other.
-        backend.encode_special_tokens = True
-        known = {token: number for token in CONTROL_TOKENS if (number := backend.token_to_id(token)) is not None}
-        if missing := [token for token in CONTROL_TOKENS if token not in known]:
-            raise ValueError(f"{origin} has no {', '.join(missing)}: use the {FILE} that was saved with this model")
-        self.end_of_text, self.pad = known[END_OF_TEXT], known[PAD]
-        self.fim_prefix, self.fim_suffix, self.fim_middle = known[FIM_PREFIX], known[FIM_SUFFIX], known[FIM_MIDDLE]
-        self.control_ids = frozenset(known.values())  # all ids that text never becomes
-        self.vocab_size: int = backend.get_vocab_size()
+    Ids equal those of Hugging Face's tokenizers with special tokens split, whichever library encodes.
+    """
+
+    def __init__(self, record: Record, *, origin: str) -> None:
+        self._record, self._origin = record, origin
+        model = record.get("model") or {}
+        if model.get("type") != "BPE" or (record.get("decoder") or {}).get("type") != "ByteLevel":
+            found = f"{model.get('type')} with the decoder {(record.get('decoder') or {}).get('type')}"
+            raise ValueError(f"{origin} is {found}: a byte-level BPE is needed")
+        added = {token["content"]: int(token["id"]) for token in record.get("added_tokens") or []}
+        self.control: Mapping[str, int] = {token: number for token, number in added.items() if token.strip()}
+        self.control_ids = frozenset(self.control.values())  # all ids that text never becomes
+        # Ordinary tokens that stand beside the merges.
+        self._added = {token: number for token, number in added.items() if not token.strip()}
+        assert len(self._byte_ids) == N_BYTES
+        self.vocab_size = 1 + max([*model["vocab"].values(), *added.values()])
+        self._plain = json.dumps(
+            record
+            | {
+                "added_tokens": [
+                    token | {"special": token["content"] in self.control} for token in record.get("added_tokens") or []
+                ],
+                "post_processor": None,
+                "truncation": None,
+                "padding": None,
+            }
+        )
+        try:
+            self._reference = tokenizers.Tokenizer.from_str(self._plain)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{origin} is not a readable tokenizer ({error}): make it again") from None
+        # Special tokens in text are split into plain pieces: their spelling is text like any other.
+        self._reference.encode_special_tokens = True
+        # A vocabulary learned from text that spelled a control token may have merges for the whole spelling.
+        leaks = [t for t in self.control if not self.control_ids.isdisjoint(self._reference.encode(t).ids)]
+        self._leaks = (
+            re.compile("|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in leaks)) if leaks else None
+        )
+        self.end_of_text = self.control_id(END_OF_TEXT)
+        self.pad = self.control.get(PAD, self.control.get("<pad>", self.end_of_text))
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -63,28 +93,106 @@ class Tokenizer:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: name a run or a model folder that holds a {FILE}")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
+            record = json.loads(path.read_bytes())
+        except ValueError as error:
             raise ValueError(f"{path} is not a readable tokenizer ({error}): make it again") from None
-        return cls(backend, origin=str(path))
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} is not a readable tokenizer (it holds a {type(record).__name__}): make it again")
+        return cls(record, origin=str(path))
 
     def save(self, path: Path) -> None:
         """Writes one `tokenizer.json`, which Transformers loads with equal ids."""
-        with replacing(path) as draft:
-            draft.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        write_record(path, self._record)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the text; none of them is a control token. `decode_bytes` of them is the text's UTF-8."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+    def control_id(self, token: str) -> int:
+        """The id of a control token. Raises ValueError if this tokenizer has none of that name."""
+        if token not in self.control:
+            known = ", ".join(list(self.control)[:6]) or "none at all"
+            raise ValueError(f"{self._origin} has no {token} (it has {known}): use the {FILE} saved with this model")
+        return self.control[token]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    @property
+    def fim_prefix(self) -> int:
+        return self.control_id(FIM_PREFIX)
+
+    @property
+    def fim_suffix(self) -> int:
+        return self.control_id(FIM_SUFFIX)
+
+    @property
+    def fim_middle(self) -> int:
+        return self.control_id(FIM_MIDDLE)
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Ids of the text; none of them is a control token. `decode_bytes` of them is the text's UTF-8, or the bytes.
+
+        Bytes that are no UTF-8, and the lone surrogates that Python lets a text hold, become tokens of one byte each.
+        """
+        ids: list[int] = self.encode_flat([text])[0].tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str | bytes]) -> list[list[int]]:
         """Ids of each text, on all cores."""
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        ids, offsets = self.encode_flat(texts)
+        return [ids[start:stop].tolist() for start, stop in pairwise(offsets)]
+
+    def encode_flat(self, texts: Sequence[str | bytes]) -> tuple[Ids, Offsets]:
+        """Ids of all texts, one after the other, and where each begins and ends (n + 1), on all cores."""
+        if self._leaks is None:
+            try:
+                return self._encode_valid([text if isinstance(text, str) else text.decode() for text in texts])
+            except (UnicodeError, TypeError):  # one of them is no UTF-8
+                pass
+        pieces = [self._pieces(text) for text in texts]
+        ids, offsets = self._encode_valid([piece for row in pieces for piece in row if isinstance(piece, str)])
+        encoded = iter([ids[start:stop] for start, stop in pairwise(offsets)])
+        rows = [
+            np.concatenate(
+                [np.empty(0, np.uint32)]
+                + [
+                    next(encoded) if isinstance(piece, str) else self._byte_ids[np.frombuffer(piece, np.uint8)]
+                    for piece in row
+                ]
+            )
+            for row in pieces
+        ]
+        return np.concatenate([np.empty(0, np.uint32), *rows]), np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+    def _encode_valid(self, texts: list[str]) -> tuple[Ids, Offsets]:
+        """`encode_flat` of texts without lone surrogates; one with them raises UnicodeError or TypeError."""
+        if self._fast is not None:
+            data, ends = self._fast.encode_batch_flat(texts, split_special_tokens=True)
+            return np.frombuffer(data, np.uint32), np.frombuffer(ends, np.uint64).astype(np.int64)
+        rows = [encoding.ids for encoding in self._reference.encode_batch_fast(texts, add_special_tokens=False)]
+        return np.array([i for row in rows for i in row], np.uint32), np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+    def _pieces(self, text: str | bytes) -> list[str | bytes]:
+        """A text cut where no merge may reach across: around bytes that are no UTF-8, and inside spellings that leak."""
+        data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        pieces: list[str | bytes] = []
+        for k, run in enumerate(_INVALID.split(data.decode("utf-8", "surrogateescape"))):
+            if k % 2:
+                pieces.append(run.encode("utf-8", "surrogateescape"))
+            elif run:
+                pieces += self._leaks.split(run) if self._leaks is not None else [run]
+        return pieces
+
+    @cached_property
+    def _fast(self) -> fastokens.Tokenizer | None:
+        """A faster encoder, if it reads this tokenizer and gives the reference's ids on `_GATE` and on tokens' texts."""
+        step = 1 + self.vocab_size // N_GATE_TOKENS
+        texts = [*_GATE, *(token.decode(errors="replace") for token in self.token_bytes[::step])]
+        try:
+            fast = fastokens.Tokenizer.from_json_str(self._plain)
+            found = [fast.encode(text, split_special_tokens=True).ids for text in texts]
+        except Exception:  # it refuses what it does not know in many ways; the reference encodes then
+            return None
+        return fast if found == [self._reference.encode(text, add_special_tokens=False).ids for text in texts] else None
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes behind ids; control tokens and ids beyond the vocabulary have none."""
         table = self.token_bytes
-        return b"".join(table[i] for i in ids if i < len(table))
+        return b"".join(table[i] for i in ids if 0 <= i < len(table))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text behind ids; bytes that are no UTF-8 become U+FFFD."""
@@ -93,77 +201,60 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes of each id, (vocab_size,); empty for control tokens."""
-        byte_of = {character: byte for byte, character in _byte_alphabet().items()}
-        spelled = ["" if i in self.control_ids else self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
-        return tuple(bytes(byte_of[character] for character in token) for token in spelled)
+        byte_of = {character: byte for byte, character in byte_alphabet().items()}
+        table = [b""] * self.vocab_size
+        for token, number in self._record["model"]["vocab"].items():
+            if number not in self.control_ids:
+                is_bytes = all(character in byte_of for character in token)
+                table[number] = bytes(byte_of[c] for c in token) if is_bytes else token.encode()
+        for token, number in self._added.items():
+            table[number] = token.encode()
+        return tuple(table)
 
     @cached_property
     def byte_lengths(self) -> npt.NDArray[np.int32]:
         """Bytes of each id, (vocab_size,)."""
         return np.array([len(token) for token in self.token_bytes], np.int32)
 
-
-def train_tokenizer(plan: TokenizerPlan, texts: Iterable[str]) -> Tokenizer:
-    """Trains on `texts`, which the caller has sampled. Deterministic in the texts and their order.
-
-    Raises ValueError for an empty sample, and where the texts have fewer merges than `vocab_size` asks for.
-    """
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\n+"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=plan.vocab_size - len(CONTROL_TOKENS),
-        initial_alphabet=list(_byte_alphabet().values()),
-        max_token_length=plan.max_token_bytes,
-        show_progress=False,
-    )
-    backend.train_from_iterator(_training_lines(plan, texts), trainer)
-    n_learned = backend.get_vocab_size()
-    if n_learned == N_BYTES:
-        raise ValueError("the sample to train the tokenizer on is empty: the corpus needs at least one document")
-    if n_learned != plan.vocab_size - len(CONTROL_TOKENS):
-        raise ValueError(
-            f"the corpus has merges for {n_learned + len(CONTROL_TOKENS)} ids and the recipe asks for {plan.vocab_size}: "
-            "use a larger corpus or a smaller vocab_size"
-        )
-    leaked = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is not None]
-    assert not leaked, f"merges spell {leaked}"
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    return Tokenizer(backend, origin="the trained tokenizer")
+    @cached_property
+    def _byte_ids(self) -> Ids:
+        """The id of each byte alone, (256,). Raises ValueError if one has none."""
+        vocab = self._record["model"]["vocab"]
+        missing = [byte for byte, character in byte_alphabet().items() if character not in vocab]
+        if missing:
+            raise ValueError(
+                f"{self._origin} has no token for {len(missing)} of the 256 bytes: a byte-level BPE is needed"
+            )
+        return np.array([vocab[byte_alphabet()[byte]] for byte in range(N_BYTES)], np.uint32)
 
 
-def hugging_face_configs(tokenizer: Tokenizer, context_length: int) -> dict[str, Record]:
+def hugging_face_configs(tokenizer: Tokenizer, context_length: int | None) -> dict[str, Record]:
     """The two files that stand beside `tokenizer.json` for Transformers, by name. Decoding cleans nothing up."""
-    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD}
+    names = {number: token for token, number in tokenizer.control.items()}
+    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": names[tokenizer.pad]}
     return {
         "tokenizer_config.json": special
         | {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": context_length,
             "clean_up_tokenization_spaces": False,
             "padding_side": "left",
-        },
+        }
+        | ({"model_max_length": context_length} if context_length is not None else {}),
         "special_tokens_map.json": special,
     }
 
 
-def _training_lines(plan: TokenizerPlan, texts: Iterable[str]) -> Iterator[str]:
-    """Texts in pieces that hold no spelling of a control token (a merge could learn it) and no over-long line."""
-    for text in texts:
-        cleaned = text
-        for token in CONTROL_TOKENS:
-            cleaned = cleaned.replace(token, "\n")
-        lines = cleaned.splitlines(keepends=True)
-        yield "".join(line for line in lines if len(line) <= plan.max_line_characters)
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """A folder that Transformers' AutoTokenizer loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder / FILE)
+    for name, record in hugging_face_configs(tokenizer, None).items():
+        write_record(folder / name, record)
 
 
-def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte (Radford et al. 2019, `bytes_to_unicode`)."""
+@cache
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte (Radford et al. 2019, `bytes_to_unicode`), in the order of its ids."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(N_BYTES) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(N_BYTES + n) for n, byte in enumerate(others)}

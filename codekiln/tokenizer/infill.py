@@ -45,3 +45,17 @@ def training_layout(
 def infill_prompt(tokenizer: Tokenizer, left: Sequence[int], right: Sequence[int]) -> list[int]:
     """What the model continues with the middle; its answer ends with the end-of-text token."""
     return [tokenizer.fim_suffix, *right, tokenizer.fim_prefix, *left, tokenizer.fim_middle]
+
+
+def whole_words(text: bytes, start: int, stop: int) -> tuple[int, int]:
+    """The hole [start, stop) of a text in UTF-8, grown until it cuts no word. Bytes beyond ASCII count as letters."""
+    while start > 0 and _goes_on(text[start - 1 : start + 1]):
+        start -= 1
+    while stop < len(text) and _goes_on(text[stop - 1 : stop + 1]):
+        stop += 1
+    return start, stop
+
+
+def _goes_on(pair: bytes) -> bool:
+    """Whether a word goes on between two bytes."""
+    return all(byte >= 0x80 or byte == ord("_") or chr(byte).isalnum() for byte in pair)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, Layout, training_layout
+from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, Layout, training_layout, whole_words
 
 Ids = npt.NDArray[np.int64]
 _NEWLINE = ord("\n")
@@ -55,7 +55,8 @@ class InfillMixture:
 
     A hole is a run of whole lines with a share `line_rate`, else a run of characters anywhere, of which a share
     `word_rate` is widened to whole words; lengths are drawn uniformly on a logarithmic scale, because editors ask for
-    short holes and the papers' uniform ones are mostly long.
+    short holes and the papers' uniform ones are mostly long. No hole begins in the first `left_share` of a piece: a prompt
+    too shows more of what comes before than of what comes after.
     Holes are cut between characters and what they cut is encoded anew, as a prompt is, so tokens that would have
     crossed the edge of a hole never betray it. Holes are a few tokens of many; `middle_weight` makes up for that.
     """
@@ -66,6 +67,7 @@ class InfillMixture:
     max_lines: int = 4
     max_characters: int = 80
     middle_weight: float = 1.0
+    left_share: float = 0.0
     shortest_unit: float = 0.25
 
     @property
@@ -76,8 +78,8 @@ class InfillMixture:
         if rng.random() < self.infill_rate:
             text = tokenizer.decode_bytes(ids.tolist())
             hole = self._lines(text, rng) if rng.random() < self.line_rate else self._characters(text, rng)
-            if hole is not None and (cut := split_at(ids, hole, tokenizer)) is not None:
-                left, middle, right = cut
+            if hole is not None:
+                left, middle, right = split_at(text, hole, tokenizer)
                 room = len(ids) + self.n_added - N_LAYOUT_TOKENS - len(left) - len(middle)
                 if room >= 0:
                     return training_layout(tokenizer, left, middle, right[:room], middle_weight=self.middle_weight)
@@ -86,7 +88,8 @@ class InfillMixture:
     def _lines(self, text: bytes, rng: np.random.Generator) -> tuple[int, int] | None:
         """Whole lines without the last newline; the first is not blank and not the piece's first, which may be cut."""
         starts = [i + 1 for i in np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE).tolist()]
-        starts = [start for start in starts if start < len(text) and text[start] != _NEWLINE]
+        first_start = self.left_share * len(text)
+        starts = [start for start in starts if first_start <= start < len(text) and text[start] != _NEWLINE]
         if not starts:
             return None
         first = int(rng.integers(len(starts)))
@@ -103,60 +106,15 @@ class InfillMixture:
         if len(text) < 2:
             return None
         length = _log_uniform(1, min(self.max_characters, len(text) - 1), rng)
-        start = int(rng.integers(len(text) - length))
+        start = int(rng.integers(int(self.left_share * (len(text) - length)), len(text) - length))
         stop = start + length
-        if rng.random() < self.word_rate:
-            while start > 0 and _is_word(text[start - 1 : start + 1]):
-                start -= 1
-            while stop < len(text) and _is_word(text[stop - 1 : stop + 1]):
-                stop += 1
-        return start, stop
+        return whole_words(text, start, stop) if rng.random() < self.word_rate else (start, stop)
 
 
-def split_at(ids: Ids, hole: tuple[int, int], tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]] | None:
-    """Ids left of, in and right of a hole of bytes, each as its text alone is encoded; None if a cut text is no UTF-8.
-
-    Only the line that a cut falls into is encoded anew: pieces end at newlines, so the others keep their ids.
-    """
-    ends = np.cumsum(tokenizer.byte_lengths[ids], dtype=np.int64)
-    data = tokenizer.decode_bytes(ids.tolist())
+def split_at(data: bytes, hole: tuple[int, int], tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids left of, in and right of a hole of bytes, each as its text alone is encoded, between whole characters."""
     start, stop = (_character_start(data, at) for at in hole)
-    try:
-        left = _encode_until(ids, ends, data, start, tokenizer)
-        middle = tokenizer.encode(data[start:stop].decode())
-        right = _encode_from(ids, ends, data, stop, tokenizer)
-    except UnicodeDecodeError:
-        return None
-    return left, middle, right
-
-
-def _encode_until(ids: Ids, ends: Ids, data: bytes, at: int, tokenizer: Tokenizer) -> list[int]:
-    """Ids of data[:at]: those of the whole pieces, then the cut piece's beginning encoded anew."""
-    whole = _piece_start(data, at)
-    n_kept = int(np.searchsorted(ends, whole, side="right"))
-    return [*ids[:n_kept].tolist(), *tokenizer.encode(data[whole:at].decode())]
-
-
-def _encode_from(ids: Ids, ends: Ids, data: bytes, at: int, tokenizer: Tokenizer) -> list[int]:
-    """Ids of data[at:]: the cut piece's end encoded anew, then those of the whole pieces."""
-    whole = _piece_end(data, at)
-    n_dropped = int(np.searchsorted(ends, whole, side="right"))
-    return [*tokenizer.encode(data[at:whole].decode()), *ids[n_dropped:].tolist()]
-
-
-def _piece_start(data: bytes, at: int) -> int:
-    """Where the line, or the run of newlines, that holds data[at - 1] begins."""
-    if at and data[at - 1] == _NEWLINE:
-        return len(data[:at].rstrip(b"\n"))
-    return data.rfind(b"\n", 0, at) + 1
-
-
-def _piece_end(data: bytes, at: int) -> int:
-    """Where the line, or the run of newlines, that begins or goes on at data[at] ends."""
-    if at < len(data) and data[at] == _NEWLINE:
-        return len(data) - len(data[at:].lstrip(b"\n"))
-    newline = data.find(b"\n", at)
-    return len(data) if newline == -1 else newline
+    return [tokenizer.encode(part) for part in (data[:start], data[start:stop], data[stop:])]
 
 
 def _character_start(data: bytes, at: int) -> int:
@@ -164,11 +122,6 @@ def _character_start(data: bytes, at: int) -> int:
     while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
         at -= 1
     return at
-
-
-def _is_word(pair: bytes) -> bool:
-    """Whether a word goes on between two bytes; all bytes beyond ASCII count as letters."""
-    return all(byte >= 0x80 or byte == ord("_") or chr(byte).isalnum() for byte in pair)
 
 
 def _log_uniform(low: int, high: int, rng: np.random.Generator) -> int:

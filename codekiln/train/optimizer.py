@@ -23,10 +23,15 @@ class WarmupStableDecay:
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """Muon for the matrices inside blocks, AdamW for embeddings and norms. Decay is decoupled, on matrices only."""
+    """Muon for the matrices inside blocks, AdamW for the rest. Decay is decoupled, on matrices that multiply only.
+
+    `embedding_rate` is AdamW's for an embedding that is not the head too: its rows are seen seldom, and take far larger
+    steps (Jordan et al., modded-nanogpt). A tied one goes at `adamw_rate`, with the head and the norms.
+    """
 
     muon_rate: float = 0.02
     adamw_rate: float = 3e-3
+    embedding_rate: float = 0.2
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10
     weight_decay: float = 0.1
@@ -91,11 +96,15 @@ class Optimizers:
         named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         self._name_of = {weight: name for name, weight in named}
         matrices = [weight for name, weight in named if weight.ndim == 2 and name.startswith("blocks.")]
-        embeddings = [weight for name, weight in named if weight.ndim == 2 and not name.startswith("blocks.")]
+        tables = {name: weight for name, weight in named if weight.ndim == 2 and not name.startswith("blocks.")}
+        # A tied head has the embedding's name.
+        embedding = [tables.pop("embedding.weight")] if "head.weight" in tables else []
         vectors = [weight for _, weight in named if weight.ndim < 2]
         self._plan = plan
         muon = Muon(matrices, lr=plan.muon_rate, momentum=plan.momentum, weight_decay=plan.weight_decay)
-        groups: list[dict[str, Any]] = [{"params": embeddings}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": [*tables.values()]}, {"params": vectors, "weight_decay": 0.0}]
+        if embedding:
+            groups.append({"params": embedding, "lr": plan.embedding_rate, "weight_decay": 0.0})
         adamw = torch.optim.AdamW(
             groups, lr=plan.adamw_rate, betas=plan.betas, eps=plan.eps, weight_decay=plan.weight_decay, fused=True
         )

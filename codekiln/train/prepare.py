@@ -5,20 +5,22 @@ document (int64); shard k holds part k's documents in their order. A shard is a 
 alone, so any number of threads writes the same bytes.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from codekiln.corpus.documents import read_documents, read_manifest
+from codekiln.corpus.documents import read_manifest, read_texts
 from codekiln.files import Record, check_seal, read_record, replacing, seal, sha256_of, write_record
 from codekiln.progress import task
 from codekiln.tokenizer.bpe import Tokenizer
 
 MANIFEST = "manifest.json"
-BATCH_DOCUMENTS = 256
+# Shards under way at once: one reads and writes while another's texts are encoded, which all cores do.
+N_SHARDS_AT_ONCE = 2
 
 
 def prepare_shards(corpus: Path, tokenizer_path: Path, folder: Path) -> Record:
@@ -31,13 +33,16 @@ def prepare_shards(corpus: Path, tokenizer_path: Path, folder: Path) -> Record:
     with task("Tokens", total) as progress:
         for split, entry in corpus_splits.items():
             shards = []
-            for k, part in enumerate(entry["parts"]):
-                note = folder / split / f"shard-{k:05}.json"
-                origin = made_from | {"part": part["sha256"]}
-                if not note.is_file() or read_record(note)["made_from"] != origin:
-                    _write_shard(corpus, split, k, tokenizer, note, origin)
-                shards.append(read_record(note))
-                progress.advance(part["documents"])
+            work = partial(_shard, corpus, folder, split, tokenizer, made_from)
+            with ThreadPoolExecutor(N_SHARDS_AT_ONCE) as pool:
+                under_way = [pool.submit(work, k, part) for k, part in enumerate(entry["parts"])]
+                try:
+                    for future in under_way:
+                        shards.append(future.result())
+                        progress.advance(shards[-1]["documents"])
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
             splits[split] = {
                 "documents": sum(shard["documents"] for shard in shards),
                 "tokens": sum(shard["tokens"] for shard in shards),
@@ -49,20 +54,30 @@ def prepare_shards(corpus: Path, tokenizer_path: Path, folder: Path) -> Record:
     return manifest
 
 
+def _shard(
+    corpus: Path, folder: Path, split: str, tokenizer: Tokenizer, made_from: Record, k: int, part: Record
+) -> Record:
+    """The record of a shard: the one that stands if it was made from the same, else of the shard written now."""
+    note = folder / split / f"shard-{k:05}.json"
+    origin = made_from | {"part": part["sha256"]}
+    if not note.is_file() or read_record(note)["made_from"] != origin:
+        _write_shard(corpus, split, k, tokenizer, note, origin)
+    return read_record(note)
+
+
 def _write_shard(corpus: Path, split: str, k: int, tokenizer: Tokenizer, note: Path, origin: Record) -> None:
     tokens_path, ends_path = note.parent / f"tokens-{k:05}.bin", note.parent / f"ends-{k:05}.bin"
-    documents = read_documents(corpus, split, parts=range(k, k + 1))
-    ends: list[int] = []
+    ends = [np.empty(0, np.int64)]
     end = 0
     with replacing(tokens_path) as draft, draft.open("wb") as file:
-        while batch := list(islice(documents, BATCH_DOCUMENTS)):
-            for ids in tokenizer.encode_batch([document.text for document in batch]):
-                file.write(np.array(ids, _dtype(tokenizer)).tobytes())
-                end += len(ids)
-                ends.append(end)
+        for texts in read_texts(corpus, split, k):
+            ids, offsets = tokenizer.encode_flat(texts)
+            file.write(ids.astype(_dtype(tokenizer)).tobytes())
+            ends.append(offsets[1:] + end)
+            end += len(ids)
     with replacing(ends_path) as draft:
-        draft.write_bytes(np.array(ends, np.int64).tobytes())
-    record = {"tokens": end, "documents": len(ends), "made_from": origin}
+        draft.write_bytes(np.concatenate(ends).tobytes())
+    record = {"tokens": end, "documents": sum(map(len, ends)), "made_from": origin}
     write_record(note, record | {"files": {path.name: seal(path) for path in (tokens_path, ends_path)}})
 
 

@@ -1,0 +1,142 @@
+"""Which tokenizer a small model learns best with: held-out bits per byte at equal training compute.
+
+Run: `python benchmarks/tokenizer_choice.py RUN [--petaflops 6]` on a finished run, whose corpus is read. For every rule and
+vocabulary a tokenizer is trained, and with it the run's model, left to right, for the same floating-point operations. Bits
+per byte do not depend on the vocabulary; tokens and losses would.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import tokenizers
+from tokenizers import models, trainers
+
+from codekiln.corpus.sample import even_sample
+from codekiln.recipes import named
+from codekiln.tokenizer.bpe import Tokenizer, byte_alphabet
+from codekiln.tokenizer.training import FIM_CONTROL, LINES, TokenizerPlan, train_tokenizer
+from codekiln.train.loop import Hardware, train
+from codekiln.train.metrics import read_metrics
+from codekiln.train.objectives import NextToken
+from codekiln.train.prepare import prepare_shards
+
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Lines whose indentation is a piece of its own: its tokens are whole levels, and no token is indentation and code.
+INDENT = r"\n{1,64}|(?<=\n)[ \t]{1,64}|[^\n]{1,1024}"
+# The same as lines, but a digit is always a token.
+DIGITS = r"\n{1,64}|\p{N}|[^\n\p{N}]{1,1024}"
+CANDIDATES = (
+    ("lines", LINES, 1024),
+    ("lines", LINES, 2048),
+    ("lines", LINES, 4096),
+    ("Qwen's", QWEN, 1024),
+    ("Qwen's", QWEN, 2048),
+    ("Qwen's", QWEN, 4096),
+    ("GPT-2's", GPT2, 2048),
+    ("lines, indentation apart", INDENT, 2048),
+    ("lines, digits apart", DIGITS, 2048),
+    ("Qwen's, then lines", None, 2048),
+)
+FIRST_PHASE = 0.75  # of the merges, where there are two phases
+
+
+def two_phases(vocab_size: int, texts: list[str]) -> Tokenizer:
+    """Merges inside words first, then merges of those tokens inside lines (SuperBPE, arXiv 2503.13423).
+
+    The second phase is a BPE over private characters, one for each token of the first.
+    """
+    n_first = int(FIRST_PHASE * (vocab_size - len(FIM_CONTROL)))
+    first = train_tokenizer(TokenizerPlan(vocab_size=n_first + len(FIM_CONTROL), pattern=QWEN), texts)
+    private = [chr(0xF0000 + i) for i in range(n_first)]
+
+    def lines() -> Iterator[str]:
+        for ids in first.encode_batch(texts):
+            line = ""
+            for i in ids:
+                if b"\n" in first.token_bytes[i]:
+                    yield line
+                    line = ""
+                else:
+                    line += private[i]
+            yield line
+
+    backend = tokenizers.Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(FIM_CONTROL), initial_alphabet=private, max_token_length=6, show_progress=False
+    )
+    backend.train_from_iterator(lines(), trainer)
+    spelled = {i: token for token, i in first._record["model"]["vocab"].items()}
+
+    def bytes_of(symbol: str) -> str:
+        return "".join(spelled[ord(character) - 0xF0000] for character in symbol)
+
+    merges = [tuple(map(bytes_of, merge)) for merge in json.loads(backend.to_str())["model"]["merges"]]
+    record = json.loads(json.dumps(first._record))
+    model = record["model"]
+    vocab = {token: i for token, i in model["vocab"].items() if i < n_first}
+    for left, right in merges:
+        vocab.setdefault(left + right, len(vocab))
+    model["merges"] += [list(merge) for merge in merges]
+    model["vocab"] = vocab
+    record["added_tokens"] = [token | {"id": len(vocab) + k} for k, token in enumerate(record["added_tokens"])]
+    record["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": LINES}
+    assert set(byte_alphabet().values()) <= set(vocab)
+    return Tokenizer(record, origin="two phases")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument(
+        "--petaflops", type=float, default=6.0, help="floating-point operations of each training, in 10^15"
+    )
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the candidates")
+    arguments = parser.parse_args()
+    recipe = named("demo")
+    sample = [document.text for document in even_sample(arguments.run / "corpus", "train", 6_000_000, 0)]
+    for k, (rule, pattern, vocab_size) in enumerate(CANDIDATES):
+        if arguments.only and k not in arguments.only:
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            if pattern is None:
+                tokenizer = two_phases(vocab_size, sample)
+            else:
+                tokenizer = train_tokenizer(TokenizerPlan(vocab_size=vocab_size, pattern=pattern), sample)
+            tokenizer.save(folder / "tokenizer.json")
+            manifest = prepare_shards(arguments.run / "corpus", folder / "tokenizer.json", folder / "tokens")
+            rows = -(-tokenizer.vocab_size // 64) * 64
+            config = dataclasses.replace(recipe.model, vocab_size=rows)
+            plan = dataclasses.replace(
+                recipe.train,
+                objective=NextToken(),
+                total_tokens=int(arguments.petaflops * 1e15 / config.flops_per_token),
+                valid_rows=256,
+                valid_every=10**6,
+                checkpoint_every=10**6,
+            )
+            train(
+                plan,
+                config,
+                tokens=folder / "tokens",
+                tokenizer=tokenizer,
+                run=folder,
+                hardware=Hardware(),
+                made_from={},
+            )
+            found = read_metrics(folder / "metrics.jsonl")[-1]
+            split = manifest["splits"]["heldout"]
+            print(
+                f"{rule}, {vocab_size} ids: {found['valid_bits_per_byte']:.4f} bits a byte after {found['tokens']:,} tokens, "
+                f"{split['text_bytes'] / split['tokens']:.2f} held-out bytes a token",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""How a tokenizer cuts a text, for people to see and tokenizers to be compared by."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from codekiln.files import Record
+from codekiln.tokenizer.bpe import Tokenizer
+
+N_LONGEST = 10
+
+
+def statistics(tokenizer: Tokenizer, data: bytes) -> Record:
+    """Counts and rates of a text, and its longest pieces with how often they occur."""
+    ids = tokenizer.encode(data)
+    n_lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
+    counts = Counter(ids)
+    longest = sorted(counts, key=lambda token: (-len(tokenizer.token_bytes[token]), token))[:N_LONGEST]
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bytes": len(data),
+        "lines": n_lines,
+        "tokens": len(ids),
+        "tokens_per_byte": len(ids) / max(1, len(data)),
+        "bytes_per_token": len(data) / max(1, len(ids)),
+        "tokens_per_line": len(ids) / max(1, n_lines),
+        "longest": [{"piece": shown(tokenizer.token_bytes[i]), "times": counts[i]} for i in longest],
+    }
+
+
+def pieces(tokenizer: Tokenizer, data: bytes) -> list[str]:
+    """The text's tokens in order, as `shown`; a character that several tokens share appears as its bytes in each."""
+    return [shown(tokenizer.token_bytes[i]) for i in tokenizer.encode(data)]
+
+
+def shown(piece: bytes) -> str:
+    """A piece to be printed: line ends as ⏎, tabs as →, what is no text or would steer a terminal as its bytes."""
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return "".join(f"‹{byte:02x}›" for byte in piece)
+    return "".join(_VISIBLE.get(c, c if c.isprintable() else _bytes_of(c)) for c in text)
+
+
+def agreement(first: Sequence[str], second: Sequence[str]) -> float:
+    """The share of the first one's cuts, in the shown text, that the second one has too."""
+    cuts, others = _cuts(first), _cuts(second)
+    return len(cuts & others) / max(1, len(cuts))
+
+
+_VISIBLE = {"\n": "⏎", "\t": "→"}
+
+
+def _bytes_of(character: str) -> str:
+    return "".join(f"‹{byte:02x}›" for byte in character.encode())
+
+
+def _cuts(parts: Sequence[str]) -> set[int]:
+    ends, at = set(), 0
+    for part in parts:
+        at += len(part)
+        ends.add(at)
+    return ends

