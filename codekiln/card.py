@@ -86,7 +86,8 @@ def _results(trained: Record, evaluation: Record) -> dict[str, str]:
         results[f"Infilling, {kind}"] = (
             f"exact match {_share(entry['infill_exact_match'])} infilled, "
             f"{_share(entry['left_to_right_exact_match'])} left to right (n = {entry['problems']}); "
-            f"{_bits(entry['infill_bits_per_byte'])} against {_bits(entry['left_to_right_bits_per_byte'])} in the holes"
+            f"{_bits(entry['infill_bits_per_byte'])} against {_bits(entry['left_to_right_bits_per_byte'])} in the holes, "
+            f"a difference of {_signed(entry['bits_per_byte_difference'])}"
         )
     return results
 
@@ -177,6 +178,10 @@ def _lines(go: Any, metrics: list[Record], series: dict[str, str]) -> Any:
 
 def _share(entry: Record) -> str:
     return f"{entry['value']:.1%} [{entry['low']:.1%}, {entry['high']:.1%}]"
+
+
+def _signed(entry: Record) -> str:
+    return f"{entry['value']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"
 
 
 def _bits(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,7 +85,22 @@ def test_the_summary_by_hand() -> None:
     assert found["left_to_right_exact_match"]["value"] == 0.2
     assert found["difference"]["value"] == pytest.approx(0.4)
     assert (found["infill_bits_per_byte"], found["left_to_right_bits_per_byte"]) == (2.0, 4.0)
+    assert found["bits_per_byte_difference"] == {"value": -2.0, "low": -2.0, "high": -2.0}
     assert summary([]) == {"problems": 0}
+
+
+def test_the_interval_of_bits_a_byte_covers_what_resampling_finds() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 400)
+    verdicts = [
+        Verdict(Problem(SPAN, "x", "", "a" * int(n), ""), "", "", float(n * rng.normal(1.0, 0.8)), float(n * 1.1))
+        for n in lengths
+    ]
+    found = summary(verdicts)["bits_per_byte_difference"]
+    drawn = [[verdicts[i] for i in rng.integers(0, 400, 400)] for _ in range(400)]
+    resampled = [summary(sample)["bits_per_byte_difference"]["value"] for sample in drawn]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    assert (found["low"], found["high"]) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
 
 
 def test_functions_are_whole_and_come_from_different_documents() -> None:

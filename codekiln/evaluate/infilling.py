@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +17,7 @@ from codekiln.generate.sampler import GREEDY
 from codekiln.progress import task
 from codekiln.tokenizer.infill import whole_words
 
+Numbers = npt.NDArray[np.float64]
 SINGLE_LINE, SPAN = "single-line", "span"
 MEETING_CHARACTERS = 8
 
@@ -122,20 +124,23 @@ def hole_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix:
 
 
 def summary(verdicts: Sequence[Verdict]) -> Record:
-    """Exact match both ways with 95 % intervals, the paired difference, and bits per byte of the holes."""
+    """Exact match both ways, bits per byte of the holes both ways, and the paired differences; 95 % intervals."""
     n = len(verdicts)
     if not n:
         return {"problems": 0}
     infill = np.array([v.is_infill_exact for v in verdicts], float)
     onward = np.array([v.is_left_to_right_exact for v in verdicts], float)
-    n_bytes = sum(len(v.problem.truth.encode()) for v in verdicts)
+    n_bytes = np.array([len(v.problem.truth.encode()) for v in verdicts], float)
+    infill_bits = np.array([v.infill_bits for v in verdicts])
+    onward_bits = np.array([v.left_to_right_bits for v in verdicts])
     return {
         "problems": n,
         "infill_exact_match": _share(infill),
         "left_to_right_exact_match": _share(onward),
         "difference": _interval(infill - onward),
-        "infill_bits_per_byte": sum(v.infill_bits for v in verdicts) / n_bytes,
-        "left_to_right_bits_per_byte": sum(v.left_to_right_bits for v in verdicts) / n_bytes,
+        "infill_bits_per_byte": float(infill_bits.sum() / n_bytes.sum()),
+        "left_to_right_bits_per_byte": float(onward_bits.sum() / n_bytes.sum()),
+        "bits_per_byte_difference": _ratio_interval(infill_bits - onward_bits, n_bytes),
     }
 
 
@@ -181,7 +186,7 @@ def _problem(kind: str, document: Document, hole: tuple[int, int], plan: Infilli
     return Problem(kind, document.name, text[before:start], text[start:end], text[end:after])
 
 
-def _share(hits: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Record:
+def _share(hits: Numbers) -> Record:
     """A share with Wilson's 95 % interval."""
     n, p, z = len(hits), float(hits.mean()), 1.96
     middle, half = (
@@ -191,7 +196,15 @@ def _share(hits: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Record:
     return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
 
 
-def _interval(differences: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Record:
+def _ratio_interval(parts: Numbers, wholes: Numbers) -> Record:
+    """The sum of parts over the sum of wholes with its 95 % interval, by linearization (Cochran 1977, section 2.11)."""
+    ratio = float(parts.sum() / wholes.sum())
+    spread = parts - ratio * wholes
+    half = 1.96 * float(spread.std(ddof=1) if len(spread) > 1 else 0) * math.sqrt(len(spread)) / float(wholes.sum())
+    return {"value": ratio, "low": ratio - half, "high": ratio + half}
+
+
+def _interval(differences: Numbers) -> Record:
     """A mean with its normal 95 % interval."""
     mean, half = (
         float(differences.mean()),
