@@ -30,6 +30,8 @@ QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}
 INDENT = r"\n{1,64}|(?<=\n)[ \t]{1,64}|[^\n]{1,1024}"
 # The same as lines, but a digit is always a token.
 DIGITS = r"\n{1,64}|\p{N}|[^\n\p{N}]{1,1024}"
+# Runs of words and spaces, and runs of other signs: tokens cross spaces, and names keep apart from what stands around them.
+WORDS = r"\n{1,64}|[\w ]{1,1024}|[^\w\n]{1,1024}"
 CANDIDATES = (
     ("lines", LINES, 1024),
     ("lines", LINES, 2048),
@@ -38,6 +40,7 @@ CANDIDATES = (
     ("Qwen's", QWEN, 2048),
     ("Qwen's", QWEN, 4096),
     ("GPT-2's", GPT2, 2048),
+    ("words and spaces", WORDS, 2048),
     ("lines, indentation apart", INDENT, 2048),
     ("lines, digits apart", DIGITS, 2048),
     ("Qwen's, then lines", None, 2048),

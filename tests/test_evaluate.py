@@ -19,8 +19,9 @@ from codekiln.evaluate.infilling import (
     hole_bits,
     judge,
     summary,
+    taken_over,
 )
-from codekiln.generate.complete import Completer, Request
+from codekiln.generate.complete import Answer, Completer, Request
 from codekiln.generate.sampler import GREEDY
 
 TEXT = "".join(f"def f{n}(x):\n    y = x * {n}\n\n    return y + {n}\n\n\n" for n in range(30))
@@ -50,10 +51,34 @@ def test_judging_agrees_with_asking_one_by_one(small_run: Path) -> None:
     for verdict in judge(completer, problems, plan, title="test"):
         problem = verdict.problem
         alone = completer.complete([Request(problem.prompt, problem.suffix)], max_new_tokens=20, sampling=GREEDY)[0]
-        assert verdict.infill == (alone.text if alone.is_finished else alone.text + "…")
+        assert verdict.infill == alone.text.split("\n")[0]
         onward = completer.complete([Request(problem.prompt)], max_new_tokens=20, sampling=GREEDY)[0]
         assert verdict.left_to_right == onward.text.split("\n")[0]
         assert verdict.infill_bits == pytest.approx(hole_bits(completer, [problem], with_suffix=True)[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "is_finished", "with_suffix", "without"),
+    [
+        (SINGLE_LINE, "    a\n    b", False, "    a", "    a"),
+        (SINGLE_LINE, "    a", True, "    a", "    a"),
+        (SPAN, "value.strip()\n", True, "value", "value"),  # met the suffix
+        (SPAN, "value", True, "value", "value"),
+        (SPAN, "value\nother", True, "value\nother", "value"),
+        (SPAN, "value + ", False, "value + …", "value + "),
+    ],
+)
+def test_answers_are_cut_as_an_editor_takes_them_over(
+    kind: str, text: str, is_finished: bool, with_suffix: str, without: str
+) -> None:
+    problem = Problem(kind, "x", "y = ", "value", ".strip()\n" if kind == SPAN else "\n")
+    answer = Answer(text, is_finished, 1, 1)
+    assert taken_over(answer, problem, with_suffix=True) == with_suffix
+    assert taken_over(answer, problem, with_suffix=False) == without
+
+
+def test_nothing_is_met_where_there_is_no_suffix() -> None:
+    assert taken_over(Answer("value", True, 1, 1), Problem(SPAN, "x", "y = ", "value", ""), with_suffix=True) == "value"
 
 
 def test_bits_of_a_hole_equal_a_token_by_token_sum(small_run: Path) -> None:

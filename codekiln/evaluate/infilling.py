@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from codekiln.corpus.documents import Document
 from codekiln.files import Record
-from codekiln.generate.complete import Completer, Request
+from codekiln.generate.complete import Answer, Completer, Request
 from codekiln.generate.sampler import GREEDY
 from codekiln.progress import task
 from codekiln.tokenizer.infill import whole_words
@@ -48,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`, which is cut, see `_cut`)."""
+    """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`), cut alike."""
 
     problem: Problem
     infill: str
@@ -84,20 +85,26 @@ def draw_problems(documents: Iterable[Document], plan: InfillingPlan) -> dict[st
 
 
 def judge(completer: Completer, problems: Sequence[Problem], plan: InfillingPlan, *, title: str) -> list[Verdict]:
-    """A verdict a problem. Greedy. Infilling ends by itself; left to right is cut where a user would."""
+    """A verdict a problem. Greedy; both answers are cut as an editor would (`taken_over`)."""
     verdicts: list[Verdict] = []
     with task(title, len(problems)) as progress:
         for start in range(0, len(problems), plan.batch_rows):
             batch = problems[start : start + plan.batch_rows]
             requests = [Request(p.prompt, p.suffix) for p in batch]
-            infilled = completer.complete(requests, max_new_tokens=plan.max_new_tokens, sampling=GREEDY)
-            onward = completer.complete(
-                [Request(p.prompt) for p in batch], max_new_tokens=plan.max_new_tokens, sampling=GREEDY
+            ask = partial(
+                completer.complete,
+                max_new_tokens=plan.max_new_tokens,
+                sampling=GREEDY,
+                stop=["\n"] if all(p.kind == SINGLE_LINE for p in batch) else (),
             )
+            infilled, onward = ask(requests), ask([Request(p.prompt) for p in batch])
             bits = [hole_bits(completer, batch, with_suffix=known) for known in (True, False)]
             for problem, infill, left_to_right, *both in zip(batch, infilled, onward, *bits, strict=True):
-                text = infill.text if infill.is_finished else infill.text + "…"
-                verdicts.append(Verdict(problem, text, _cut(left_to_right.text, problem), *both))
+                texts = (
+                    taken_over(infill, problem, with_suffix=True),
+                    taken_over(left_to_right, problem, with_suffix=False),
+                )
+                verdicts.append(Verdict(problem, *texts, *both))
             progress.advance(len(batch))
     return verdicts
 
@@ -144,13 +151,20 @@ def summary(verdicts: Sequence[Verdict]) -> Record:
     }
 
 
-def _cut(text: str, problem: Problem) -> str:
-    """A continuation cut as one who has it left to right can.
+def taken_over(answer: Answer, problem: Problem, *, with_suffix: bool) -> str:
+    """An answer as an editor takes it over, which knows the suffix whether the model was shown it or not.
 
-    A line ends where it ends (InCoder, section 4.1); a span where it meets the suffix, and at the line's end if it never does.
+    A single line ends where it ends (InCoder, section 4.1), a span where it meets the suffix. Where a span never does, it
+    is what the model ended by itself; left to right, where nothing tells the model to end, it is what there is of the line.
     """
-    meets = text.find(problem.suffix[:MEETING_CHARACTERS]) if problem.kind == SPAN else -1
-    return text[:meets] if meets != -1 else text.split("\n", 1)[0]
+    if problem.kind == SINGLE_LINE:
+        return answer.text.split("\n", 1)[0]
+    meeting = answer.text.find(problem.suffix[:MEETING_CHARACTERS]) if problem.suffix else -1
+    if meeting != -1:
+        return answer.text[:meeting]
+    if with_suffix:
+        return answer.text if answer.is_finished else answer.text + "…"
+    return answer.text.split("\n", 1)[0]
 
 
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:

@@ -26,13 +26,25 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
         ),
         tokenizer=TokenizerPlan(vocab_size=2048, memory_bytes=600_000_000),
         model=KilnConfig(
-            n_layers=4, d_model=128, n_heads=2, n_kv_heads=1, d_head=64, d_ff=384, vocab_size=2048, context_length=256
+            n_layers=4,
+            d_model=128,
+            n_heads=2,
+            n_kv_heads=2,
+            d_head=64,
+            d_ff=384,
+            vocab_size=2048,
+            context_length=256,
+            tied_head=False,
         ),
         train=TrainPlan(
-            objective=InfillMixture(infill_rate=0.9, line_rate=0.6, max_lines=2, max_characters=40, middle_weight=8.0),
-            total_tokens=4_400_000,
-            batch_rows=16,
-            optimizer=OptimizerPlan(muon_rate=0.03, adamw_rate=6e-3, schedule=WarmupStableDecay(decay_share=0.5)),
+            objective=InfillMixture(
+                infill_rate=0.8, line_rate=0.6, max_lines=2, max_characters=40, middle_weight=3.0, left_share=0.3
+            ),
+            total_tokens=5_000_000,
+            batch_rows=8,
+            optimizer=OptimizerPlan(muon_rate=0.03, adamw_rate=6e-3, schedule=WarmupStableDecay(decay_share=0.6)),
+            valid_every=100,
+            checkpoint_every=100,
         ),
-        infilling=InfillingPlan(),
+        infilling=InfillingPlan(n_problems=1000),
     )
