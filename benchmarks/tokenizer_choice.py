@@ -1,6 +1,6 @@
 """Which tokenizer a small model learns best with: held-out bits per byte at equal training compute.
 
-Run: `python benchmarks/tokenizer_choice.py RUN [--petaflops 6]` on a finished run, whose corpus is read. For every rule and
+Run: `python benchmarks/tokenizer_choice.py RUN [--teraflops 6]` on a finished run, whose corpus is read. For every rule and
 vocabulary a tokenizer is trained, and with it the run's model, left to right, for the same floating-point operations. Bits
 per byte do not depend on the vocabulary; tokens and losses would.
 """
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument(
-        "--petaflops", type=float, default=6.0, help="floating-point operations of each training, in 10^15"
+        "--teraflops", type=float, default=6.0, help="floating-point operations of each training, in 10^12"
     )
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the candidates")
     arguments = parser.parse_args()
@@ -118,7 +118,7 @@ def main() -> None:
             plan = dataclasses.replace(
                 recipe.train,
                 objective=NextToken(),
-                total_tokens=int(arguments.petaflops * 1e15 / config.flops_per_token),
+                total_tokens=int(arguments.teraflops * 1e12 / config.flops_per_token),
                 valid_rows=256,
                 valid_every=10**6,
                 checkpoint_every=10**6,

@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(aside)
     try:
         yield draft
-        _flush(draft)
+        _flush(*draft.rglob("*"), draft)
         if draft.is_dir() and path.exists():
             path.rename(aside)
         draft.replace(path)
@@ -119,10 +119,10 @@ def require_room(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _flush(path: Path) -> None:
-    """Waits until the file, or the folder with all in it, is on the disk."""
-    for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(entry, os.O_RDONLY)
+def _flush(*paths: Path) -> None:
+    """Waits until the files are on the disk, and of the folders what they list."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from codekiln.corpus.documents import read_documents
+from codekiln.corpus.documents import SCHEMA, read_documents, write_parts
+from codekiln.files import write_record
 from codekiln.model.checkpoint import checkpoints
 from codekiln.progress import sparkline
 from codekiln.tokenizer.bpe import Tokenizer
@@ -423,3 +425,19 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_named(small_ru
             hardware=Hardware(compile=False),
             made_from={},
         )
+
+
+def test_shards_are_written_beside_each_other(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More parts than threads, each tiny, so that some are being written whenever another one is finished."""
+    monkeypatch.setattr("codekiln.corpus.documents.PART_BYTES", 1)
+    monkeypatch.setattr("codekiln.train.prepare.N_SHARDS_AT_ONCE", 4)
+    batches = [
+        pa.RecordBatch.from_pylist([dataclasses.asdict(document)], SCHEMA)
+        for document in list(read_documents(small_run / "corpus", "train")) * 6
+    ]
+    parts = write_parts(tmp_path / "corpus" / "train", iter(batches))
+    entry = {"documents": len(batches), "text_bytes": 0, "parts": parts}
+    write_record(tmp_path / "corpus" / "manifest.json", {"splits": {"train": entry}})
+    manifest = prepare_shards(tmp_path / "corpus", small_run / "tokenizer.json", tmp_path / "tokens")
+    assert len(manifest["splits"]["train"]["shards"]) == len(parts) > 40
+    assert open_shards(tmp_path / "tokens", "train").n_documents == len(batches)
