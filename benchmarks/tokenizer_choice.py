@@ -18,34 +18,36 @@ from tokenizers import models, trainers
 from codekiln.corpus.sample import even_sample
 from codekiln.recipes import named
 from codekiln.tokenizer.bpe import Tokenizer, byte_alphabet
-from codekiln.tokenizer.training import FIM_CONTROL, LINES, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.training import FIM_CONTROL, LINES, WORDS, TokenizerPlan, train_tokenizer
 from codekiln.train.loop import Hardware, train
 from codekiln.train.metrics import read_metrics
 from codekiln.train.objectives import NextToken
 from codekiln.train.prepare import prepare_shards
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Qwen's, but nothing joins a newline and there are no contractions.
+CODE = r"[^\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n{1,64}|[^\S\n]+(?!\S)|[^\S\n]+"
 # Lines whose indentation is a piece of its own: its tokens are whole levels, and no token is indentation and code.
 INDENT = r"\n{1,64}|(?<=\n)[ \t]{1,64}|[^\n]{1,1024}"
 # The same as lines, but a digit is always a token.
 DIGITS = r"\n{1,64}|\p{N}|[^\n\p{N}]{1,1024}"
 # Runs of words and spaces, and runs of other signs: tokens cross spaces, and names keep apart from what stands around them.
-WORDS = r"\n{1,64}|[\w ]{1,1024}|[^\w\n]{1,1024}"
+SPACED = r"\n{1,64}|[\w ]{1,1024}|[^\w\n]{1,1024}"
 CANDIDATES = (
     ("lines", LINES, 1024),
     ("lines", LINES, 2048),
     ("lines", LINES, 4096),
-    ("Qwen's", QWEN, 1024),
-    ("Qwen's", QWEN, 2048),
-    ("Qwen's", QWEN, 4096),
+    ("Qwen's", WORDS, 1024),
+    ("Qwen's", WORDS, 2048),
+    ("Qwen's", WORDS, 4096),
     ("GPT-2's", GPT2, 2048),
-    ("words and spaces", WORDS, 2048),
+    ("words and spaces", SPACED, 2048),
     ("lines, indentation apart", INDENT, 2048),
     ("lines, digits apart", DIGITS, 2048),
-    ("Qwen's, then lines", None, 2048),
+    ("words of code", CODE, 2048),
+    ("words of code, then lines", None, 2048),
 )
-FIRST_PHASE = 0.75  # of the merges, where there are two phases
+FIRST_PHASE = 0.9  # of the merges, where there are two phases
 
 
 def two_phases(vocab_size: int, texts: list[str]) -> Tokenizer:
@@ -54,7 +56,7 @@ def two_phases(vocab_size: int, texts: list[str]) -> Tokenizer:
     The second phase is a BPE over private characters, one for each token of the first.
     """
     n_first = int(FIRST_PHASE * (vocab_size - len(FIM_CONTROL)))
-    first = train_tokenizer(TokenizerPlan(vocab_size=n_first + len(FIM_CONTROL), pattern=QWEN), texts)
+    first = train_tokenizer(TokenizerPlan(vocab_size=n_first + len(FIM_CONTROL), pattern=CODE), texts)
     private = [chr(0xF0000 + i) for i in range(n_first)]
 
     def lines() -> Iterator[str]:

@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import LINES, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.training import LINES, WORDS, TokenizerPlan, train_tokenizer
 from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
 
 RULES = {
     "whole lines (InCoder's rule)": LINES,
     "GPT-2's": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k's": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "Qwen's": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "Qwen's": WORDS,
 }
 
 

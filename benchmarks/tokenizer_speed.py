@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=12.0)
     n_bytes = int(parser.parse_args().megabytes * 1e6)
     texts = python_files()
-    plan = TokenizerPlan(vocab_size=16_384, memory_bytes=1_000_000_000)
+    plan = TokenizerPlan(vocab_size=16_384, pattern=LINES, memory_bytes=1_000_000_000)
     sample = take(texts, plan.sample_bytes)
     before, begun = peak_bytes(), time.process_time()
     lines = train_tokenizer(plan, sample)

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from codekiln.tokenizer.bpe import END_OF_TEXT, Tokenizer, byte_alphabet, save_tokenizer
 from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, infill_prompt, training_layout, whole_words
-from codekiln.tokenizer.training import FIM_CONTROL, INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.training import FIM_CONTROL, INCODER_CONTROL, LINES, WORDS, TokenizerPlan, train_tokenizer
 from codekiln.tokenizer.whitespace import WHITESPACE, codegen_tokenizer, gpt2_merges
 from tests.small import write_tree
 
@@ -79,7 +79,9 @@ def incoder(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """A small tokenizer with InCoder's rule and control tokens."""
     code = write_tree(tmp_path_factory.mktemp("incoder"))
     texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
-    return train_tokenizer(TokenizerPlan(vocab_size=256 + 64 + len(INCODER_CONTROL), control=INCODER_CONTROL), texts)
+    return train_tokenizer(
+        TokenizerPlan(vocab_size=256 + 64 + len(INCODER_CONTROL), pattern=LINES, control=INCODER_CONTROL), texts
+    )
 
 
 @pytest.fixture(params=["tokenizer", "codegen", "incoder"])
@@ -353,9 +355,9 @@ def test_a_vocabulary_that_learned_a_control_token_from_text_does_not_leak_it(tm
         assert loaded.decode_bytes(ids) == text.encode("utf-8", "surrogatepass")
 
 
-def test_tokens_cross_spaces_and_never_a_newline(tokenizer: Tokenizer) -> None:
-    assert any(b" " in token.strip() for token in tokenizer.token_bytes)
-    for token in tokenizer.token_bytes:
+def test_incoders_tokens_cross_spaces_and_never_a_newline(incoder: Tokenizer) -> None:
+    assert any(b" " in token.strip() for token in incoder.token_bytes)
+    for token in incoder.token_bytes:
         assert b"\n" not in token or not token.strip(b"\n")
 
 
@@ -367,7 +369,7 @@ def test_control_ids_stand_above_the_merges(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("control", [FIM_CONTROL, INCODER_CONTROL], ids=["ours", "InCoder's"])
 def test_a_corpus_full_of_control_tokens_teaches_none_of_them(control: tuple[str, ...]) -> None:
     text = "".join(f"{token}\n" for token in control) * 300 + "value = other + value\n" * 50
-    trained = train_tokenizer(TokenizerPlan(vocab_size=256 + 20 + len(control), control=control), [text])
+    trained = train_tokenizer(TokenizerPlan(vocab_size=256 + 20 + len(control), pattern=LINES, control=control), [text])
     for token in control:
         assert trained.control_ids.isdisjoint(trained.encode(token))
         assert token.encode() not in trained.token_bytes
@@ -391,8 +393,8 @@ def test_training_stays_within_its_memory(tmp_path: Path) -> None:
     program = """
 import random
 from pathlib import Path
-from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
-plan = TokenizerPlan(vocab_size=1000, memory_bytes=160_000_000)
+from codekiln.tokenizer.training import LINES, TokenizerPlan, train_tokenizer
+plan = TokenizerPlan(vocab_size=1000, pattern=LINES, memory_bytes=160_000_000)
 draw = random.Random(0)
 words = ["".join(draw.choices("abcdefghij_", k=draw.randint(2, 9))) for _ in range(5000)]
 line = lambda: " " * draw.choice((0, 4, 8)) + " ".join(draw.choices(words, k=7)) + "\\n"
@@ -436,8 +438,9 @@ def test_bad_plans_and_files_are_told(tmp_path: Path) -> None:
         Tokenizer.load(path)
 
 
-def test_the_rule_of_lines_covers_every_text() -> None:
-    pattern = tokenizers.pre_tokenizers.Split(Regex(LINES), "removed")
+@pytest.mark.parametrize("rule", [LINES, WORDS], ids=["lines", "words"])
+def test_a_rule_covers_every_text(rule: str) -> None:
+    pattern = tokenizers.pre_tokenizers.Split(Regex(rule), "removed")
     for text in ADVERSARIAL:
         assert pattern.pre_tokenize_str(text) == []
 
