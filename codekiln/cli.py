@@ -4,6 +4,7 @@ Heavy imports wait in the verbs that need them, so that `--help` answers at once
 """
 # ruff: noqa: PLC0415
 
+import dataclasses
 import importlib
 import json
 import os
@@ -108,12 +109,18 @@ def card(run: MODEL) -> None:
 @app.command()
 def tokenizer(
     which: Annotated[
-        str, typer.Argument(help="A run, a model folder, a tokenizer.json, or codegen, codegen-nl.", show_default=False)
+        str,
+        typer.Argument(
+            help="A run, a model folder, a tokenizer.json, or codegen, codegen-nl; with --train kiln, incoder.",
+            show_default=False,
+        ),
     ],
     inspect: Annotated[
         Path | None, typer.Option(help="Show how this file is cut; - is standard input.", show_default=False)
     ] = None,
     against: Annotated[str | None, typer.Option(help="Another tokenizer to compare with.", show_default=False)] = None,
+    train: Annotated[Path | None, typer.Option(help="Train it on the corpus of this run.", show_default=False)] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Ids to train, all counted.", show_default=False)] = None,
     gpt2: Annotated[
         str | None, typer.Option(help="GPT-2's merges, for codegen: a file, folder or hub id.", show_default=False)
     ] = None,
@@ -122,10 +129,17 @@ def tokenizer(
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Look at a tokenizer: the pieces of a file in colour, tokens a byte and a line, beside those of another."""
+    """Look at a tokenizer: the pieces of a file in colour, tokens a byte and a line, beside those of another.
+
+    Or make one: CodeGen's, or with --train ours or one by InCoder's rule.
+    """
     from codekiln.tokenizer.inspect import agreement, pieces, statistics
 
-    found = {name: _tokenizer(name, gpt2) for name in (which, *([against] if against is not None else []))}
+    if train is not None and out is None:
+        raise typer.BadParameter("--train needs --out: where is it to be written?")
+    found = {which: _tokenizer(which, gpt2) if train is None else _trained(which, train, vocab_size)}
+    if against is not None:
+        found[against] = _tokenizer(against, gpt2)
     if out is not None:
         from codekiln.tokenizer.bpe import save_tokenizer
 
@@ -259,6 +273,19 @@ def _tokenizer(name: str, gpt2: str | None) -> "Tokenizer":
         return codegen_tokenizer(gpt2_merges(gpt2), with_whitespace=name == "codegen")
     path = Path(name)
     return Tokenizer.load(path / FILE if path.is_dir() else path)
+
+
+def _trained(name: str, run: Path, vocab_size: int | None) -> "Tokenizer":
+    from codekiln.corpus.sample import even_sample
+    from codekiln.recipes.tokenizers import TOKENIZERS
+    from codekiln.tokenizer.training import train_tokenizer
+
+    if name not in TOKENIZERS:
+        raise ValueError(f"no tokenizer to train is called {name!r}: known are {', '.join(TOKENIZERS)}")
+    plan = TOKENIZERS[name]
+    plan = plan if vocab_size is None else dataclasses.replace(plan, vocab_size=vocab_size)
+    sample = even_sample(run / "corpus", "train", plan.sample_bytes, plan.seed)
+    return train_tokenizer(plan, [document.text for document in sample])
 
 
 def _show_pieces(title: str, cut: list[str]) -> None:

@@ -35,17 +35,21 @@ class Task:
             _say(f"{self.title}: {self.done:,}/{self.total:,}  {left}  {note}".rstrip())
 
 
+def is_terminal() -> bool:
+    """Whether bars are drawn."""
+    return Console(stderr=True).is_terminal
+
+
 @contextlib.contextmanager
 def task(title: str, total: int, *, done: int = 0) -> Iterator[Task]:
     """A bar for `total` units of work, `done` of them from before, with an estimate of what is left."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not is_terminal():
         _say(f"{title}: {done:,}/{total:,}" if done else f"{title} …")
         yield Task(title, total, done, None)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     with Progress(
-        *columns, TimeElapsedColumn(), Remaining(), TextColumn("{task.fields[note]}"), console=console
+        *columns, TimeElapsedColumn(), Remaining(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
     ) as bar:
         yield Task(title, total, done, bar)
 

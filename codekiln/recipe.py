@@ -232,7 +232,7 @@ def _corpus_result(manifest: Record) -> Record:
 def _tokenizer(plan: TokenizerPlan, run: Path) -> Record:
     """Trains on a sample that is even over the corpus' languages."""
     sample = list(even_sample(run / "corpus", "train", plan.sample_bytes, plan.seed))
-    tokenizer = train_tokenizer(plan, (document.text for document in sample))
+    tokenizer = train_tokenizer(plan, [document.text for document in sample])
     tokenizer.save(run / TOKENIZER)
     return {"documents": len(sample), "bytes": sum(len(document.text.encode()) for document in sample)}
 

@@ -162,6 +162,18 @@ def test_a_tokenizer_is_looked_at_and_compared(small_run: Path, tmp_path: Path) 
         refused(codekiln(*arguments, HF_HUB_OFFLINE="1"), message, status)
 
 
+def test_a_tokenizer_is_trained_on_a_runs_corpus(small_run: Path, tmp_path: Path) -> None:
+    done = codekiln("tokenizer", "incoder", "--train", small_run, "--vocab-size", 600, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    assert told["added_tokens"][-1] == told["added_tokens"][0] | {"id": 599, "content": "<|endofmask|>"}
+    refused(
+        codekiln("tokenizer", "incoder", "--train", small_run, "--out", tmp_path), "use a larger corpus or a smaller"
+    )
+    refused(codekiln("tokenizer", "incoder", "--train", small_run), "--train needs --out", 2)
+    refused(codekiln("tokenizer", "other", "--train", small_run, "--out", tmp_path), "known are kiln, incoder")
+
+
 def test_codegens_tokenizer_is_written_for_transformers(tmp_path: Path) -> None:
     import transformers
 

@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from codekiln.progress import Task, is_terminal, task
 from codekiln.tokenizer.bpe import (
     END_OF_TEXT,
     FIM_MIDDLE,
@@ -68,7 +70,7 @@ class TokenizerPlan:
         return self.memory_bytes // BYTES_HELD_PER_BYTE
 
 
-def train_tokenizer(plan: TokenizerPlan, texts: Iterable[str]) -> Tokenizer:
+def train_tokenizer(plan: TokenizerPlan, texts: Sequence[str]) -> Tokenizer:
     """Trains on `texts`, which the caller has sampled. Deterministic in the texts and their order.
 
     Raises ValueError for an empty sample, and where the texts have fewer merges than `vocab_size` asks for.
@@ -86,9 +88,10 @@ def train_tokenizer(plan: TokenizerPlan, texts: Iterable[str]) -> Tokenizer:
         vocab_size=plan.vocab_size - n_control,
         initial_alphabet=list(byte_alphabet().values()),
         max_token_length=plan.max_token_bytes,
-        show_progress=False,
+        show_progress=is_terminal(),  # the library draws its own bars, of reading, counting and merging
     )
-    backend.train_from_iterator(_training_text(plan, texts), trainer)
+    with nullcontext() if is_terminal() else task("Tokenizer", len(texts)) as progress:
+        backend.train_from_iterator(_training_text(plan, texts, progress), trainer, length=len(texts))
     n_learned = backend.get_vocab_size()
     if n_learned == N_BYTES:
         raise ValueError("the sample to train the tokenizer on is empty: the corpus needs at least one document")
@@ -103,9 +106,11 @@ def train_tokenizer(plan: TokenizerPlan, texts: Iterable[str]) -> Tokenizer:
     return Tokenizer(json.loads(backend.to_str()), origin="the trained tokenizer")
 
 
-def _training_text(plan: TokenizerPlan, texts: Iterable[str]) -> Iterator[str]:
+def _training_text(plan: TokenizerPlan, texts: Sequence[str], progress: Task | None) -> Iterator[str]:
     """Texts in pieces that hold no spelling of a control token (a merge could learn it) and no over-long line."""
     spelled = re.compile("|".join(map(re.escape, plan.control)))
     for text in texts:
         lines = spelled.sub("\n", text).splitlines(keepends=True)
         yield "".join(line for line in lines if len(line) <= plan.max_line_characters)
+        if progress is not None:
+            progress.advance()
