@@ -34,17 +34,14 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             d_ff=384,
             vocab_size=2048,
             context_length=256,
-            tied_head=False,
         ),
         train=TrainPlan(
             objective=InfillMixture(
                 infill_rate=0.8, line_rate=0.6, max_lines=2, max_characters=40, middle_weight=3.0, left_share=0.3
             ),
-            total_tokens=5_000_000,
-            batch_rows=8,
-            optimizer=OptimizerPlan(muon_rate=0.03, adamw_rate=6e-3, schedule=WarmupStableDecay(decay_share=0.6)),
-            valid_every=100,
-            checkpoint_every=100,
+            total_tokens=4_800_000,
+            batch_rows=16,
+            optimizer=OptimizerPlan(muon_rate=0.03, adamw_rate=6e-3, schedule=WarmupStableDecay(decay_share=0.5)),
         ),
         infilling=InfillingPlan(n_problems=1000),
     )
