@@ -75,13 +75,13 @@ def two_phases(vocab_size: int, texts: list[str]) -> Tokenizer:
         vocab_size=vocab_size - len(FIM_CONTROL), initial_alphabet=private, max_token_length=6, show_progress=False
     )
     backend.train_from_iterator(lines(), trainer)
-    spelled = {i: token for token, i in first._record["model"]["vocab"].items()}
+    spelled = {i: token for token, i in first.record["model"]["vocab"].items()}
 
     def bytes_of(symbol: str) -> str:
         return "".join(spelled[ord(character) - 0xF0000] for character in symbol)
 
     merges = [tuple(map(bytes_of, merge)) for merge in json.loads(backend.to_str())["model"]["merges"]]
-    record = json.loads(json.dumps(first._record))
+    record = json.loads(json.dumps(first.record))
     model = record["model"]
     vocab = {token: i for token, i in model["vocab"].items() if i < n_first}
     for left, right in merges:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from codekiln.model.families import KilnConfig
+from codekiln.model.families import ModelConfig
 from codekiln.model.transformer import Transformer, initialize
 from codekiln.recipes import named
 from codekiln.train.metrics import matmul_peak
@@ -22,7 +22,7 @@ from codekiln.train.metrics import matmul_peak
 STEPS = 6
 
 
-def ours(config: KilnConfig, *, compiled: bool) -> Callable[[Tensor], None]:
+def ours(config: ModelConfig, *, compiled: bool) -> Callable[[Tensor], None]:
     """A training step of ours with packed documents, as `codekiln build` runs it."""
     model = Transformer(config)
     initialize(model, torch.Generator().manual_seed(0))
@@ -41,7 +41,7 @@ def ours(config: KilnConfig, *, compiled: bool) -> Callable[[Tensor], None]:
     return step
 
 
-def theirs(config: KilnConfig) -> Callable[[Tensor], None]:
+def theirs(config: ModelConfig) -> Callable[[Tensor], None]:
     """Transformers' class of the same shape, with its own loss and SDPA."""
     model = transformers.Qwen3ForCausalLM(
         transformers.Qwen3Config(

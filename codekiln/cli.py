@@ -162,6 +162,32 @@ def tokenizer(
         typer.echo(f"{agreement(cut[which], cut[against]):.0%} of the cuts of {which} are cuts of {against} too")
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A model's folder, or its id on the hub.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+) -> None:
+    """Make a model folder of a released CodeGen, InCoder, GPT-J, Llama, Qwen2 or Qwen3."""
+    from codekiln.exchange import import_model, located
+
+    for corrected in import_model(located(source), out):
+        _note(corrected)
+    typer.echo(f"{source} is in {out}: try `codekiln complete {out} 'def '`")
+
+
+@app.command()
+def export(
+    model: MODEL,
+    to: Annotated[str, typer.Option(help="hf, for Transformers; gptj, for what runs GPT-J.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+) -> None:
+    """Write a model for elsewhere."""
+    from codekiln.exchange import export_model, located
+
+    export_model(located(str(model)), out, to)
+    typer.echo(f"{model} is in {out} ({to})")
+
+
 @app.command()
 def complete(
     model: MODEL,

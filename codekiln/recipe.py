@@ -26,7 +26,7 @@ from codekiln.evaluate.infilling import InfillingPlan, draw_problems, judge, sum
 from codekiln.files import Record, first_difference, read_record, require_room, sha256_of, write_record
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
-from codekiln.model.families import KilnConfig
+from codekiln.model.families import ModelConfig
 from codekiln.model.huggingface import TOKENIZER, WEIGHTS, save_model
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
@@ -44,7 +44,7 @@ class Recipe:
     name: str
     corpus: CorpusPlan
     tokenizer: TokenizerPlan
-    model: KilnConfig
+    model: ModelConfig
     train: TrainPlan
     infilling: InfillingPlan
     n_functions: int = 4

@@ -10,7 +10,7 @@ PACKAGE = Path(codekiln.__file__).parent
 FLOORS = (
     {"files", "progress"},
     {"corpus", "tokenizer", "model"},
-    {"train", "generate"},
+    {"train", "generate", "exchange"},
     {"evaluate", "serve"},
     {"recipe"},
     {"recipes", "card"},

@@ -203,7 +203,7 @@ def test_both_libraries_give_the_same_ids(library: str, codegen: Tokenizer, monk
 
 
 def test_a_fast_encoder_with_other_ids_is_not_used(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    again = Tokenizer(tokenizer._record, origin="a copy")
+    again = Tokenizer(tokenizer.record, origin="a copy")
     other = json.loads(again._plain)
     other["model"]["merges"].pop()
     monkeypatch.setattr(again, "_plain", json.dumps(other))

@@ -10,7 +10,7 @@ from codekiln.generate.sampler import Sampling
 from codekiln.model.huggingface import TOKENIZER, load_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, infill_prompt
+from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, document_start, ends, infill_prompt
 
 RIGHT_SHARE = 0.25  # of the room for context: what comes before a hole says more than what comes after
 
@@ -54,7 +54,7 @@ class Completer:
         self.model, self.tokenizer = model, tokenizer
         self.context_length = model.config.context_length
         unused = frozenset(range(tokenizer.vocab_size, model.config.vocab_size))
-        self._stop_tokens = frozenset({tokenizer.end_of_text})
+        self._stop_tokens = ends(tokenizer)
         self._banned_tokens = unused | (tokenizer.control_ids - self._stop_tokens)
 
     @classmethod
@@ -136,7 +136,7 @@ class Completer:
         is_start = len(left) <= room - for_right
         left = left if is_start else self._from_line_start(left[len(left) - (room - for_right) :])
         prompt = left if request.suffix is None else infill_prompt(self.tokenizer, left, right)
-        return [self.tokenizer.end_of_text, *prompt] if is_start else prompt
+        return [*document_start(self.tokenizer), *prompt] if is_start else prompt
 
     def _from_line_start(self, ids: list[int]) -> list[int]:
         """Ids from the first whole line on, if at least half of them remain."""

@@ -6,7 +6,7 @@ B batch, K key head, T new position, S cached position.
 import torch
 from torch import Tensor
 
-from codekiln.model.families import KilnConfig
+from codekiln.model.families import ModelConfig
 
 
 class LayerCache:
@@ -29,7 +29,7 @@ class LayerCache:
         return self.keys, self.values
 
 
-def empty_cache(config: KilnConfig, n_rows: int, capacity: int, *, like: Tensor) -> list[LayerCache]:
+def empty_cache(config: ModelConfig, n_rows: int, capacity: int, *, like: Tensor) -> list[LayerCache]:
     """A cache for `n_rows` rows of at most `capacity` positions, with the device and dtype of `like`."""
     lengths = torch.zeros(n_rows, dtype=torch.long, device=like.device)
     shape = (n_rows, config.n_kv_heads, capacity, config.d_head)

@@ -1,129 +1,246 @@
-"""The layout that others load: config.json, safetensors, tokenizer.json. `kiln` is written as Qwen3.
+"""The directory that others load: config.json, safetensors, tokenizer.json; read and written for every family.
 
-Control tokens have no place in that layout's configs, so nothing of ours is in it but the weights and ids.
+Reading streams: one tensor at a time, whatever the number and size of the files, into a model or onto another directory.
 """
 
 import json
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from codekiln.files import Record, read_record, replacing
-from codekiln.model.checkpoint import load_weights, read_tensors, weights_of, write_tensors
-from codekiln.model.families import KilnConfig
+from codekiln.model.checkpoint import weights_of, write_tensors
+from codekiln.model.families import ModelConfig
+from codekiln.model.layouts import Layout, home_layout, join_fused, layout_of, split_fused
 from codekiln.model.transformer import Transformer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-ARCHITECTURE = "Qwen3ForCausalLM"
-
-# Our names and Qwen3's, for the model and for block N.
-_MODEL_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
-_BLOCK_NAMES = {
-    "attention_norm": "input_layernorm",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.out": "self_attn.o_proj",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-    "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
+SHARD_BYTES = 2 * 10**9
+# Where weights may be, the first that is there is read. An index names the file of each tensor.
+_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def save_model(
     folder: Path, model: Transformer, tokenizer_path: Path, configs: dict[str, Record], end_of_text: int
 ) -> None:
     """Writes the model directory, whole or not at all. `configs` are further JSON files by name."""
-    names = _names(model.config)
+    layout = home_layout(model.config)
     with replacing(folder) as draft:
         draft.mkdir()
-        tensors = {names[name]: weight.cpu() for name, weight in weights_of(model).items()}
-        write_tensors(draft / WEIGHTS, tensors)
+        weights = ((name, weight.cpu()) for name, weight in weights_of(model).items())
+        write_tensors(draft / WEIGHTS, dict(regrouped(layout, weights)))
         (draft / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
-        written = {
-            CONFIG: _config_record(model.config, end_of_text),
-            "generation_config.json": {"bos_token_id": end_of_text, "eos_token_id": end_of_text},
-        }
+        ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+        dtype = {"torch_dtype": str(model.embedding.weight.dtype).removeprefix("torch.")}
+        written = {CONFIG: ids | layout.write_config(model.config) | dtype, "generation_config.json": ids}
         for name, record in (written | configs).items():
             (draft / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path) -> Transformer:
-    """The model of a directory, in float32. Raises OSError or ValueError saying what is wrong with which file."""
-    record = read_record(folder / CONFIG) if (folder / CONFIG).is_file() else None
-    if record is None:
-        raise FileNotFoundError(f"{folder} holds no model ({CONFIG} is missing): name a run or a model folder")
-    config = _config(record, folder / CONFIG)
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
+    """The model of a directory. Raises OSError or ValueError saying what is wrong with which file."""
+    layout, config = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
-    model.to_empty(device="cpu")
+    model.to_empty(device="cpu").to(dtype)
     if config.tied_head:
         model.head.weight = model.embedding.weight
-    ours = {theirs: name for name, theirs in _names(config).items()}
-    tensors = {ours.get(name, name): tensor for name, tensor in read_tensors(folder / WEIGHTS).items()}
-    load_weights(
-        model, {name: tensor for name, tensor in tensors.items() if not (config.tied_head and name == "head.weight")}
-    )
+    weights = dict(model.named_parameters())
+    for name, tensor in read_weights(folder, layout, config):
+        weights[name].data.copy_(tensor)
     return model.requires_grad_(False).eval()
 
 
-def _names(config: KilnConfig) -> dict[str, str]:
-    names = {
-        f"blocks.{n}.{ours}.weight": f"model.layers.{n}.{theirs}.weight"
-        for n in range(config.n_layers)
-        for ours, theirs in _BLOCK_NAMES.items()
-    }
-    return names | _MODEL_NAMES
-
-
-def _config_record(config: KilnConfig, end_of_text: int) -> Record:
-    return {
-        "architectures": [ARCHITECTURE],
-        "model_type": "qwen3",
-        "num_hidden_layers": config.n_layers,
-        "hidden_size": config.d_model,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.d_head,
-        "intermediate_size": config.d_ff,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "rope_theta": config.rope_base,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied_head,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "torch_dtype": "float32",
-    }
-
-
-def _config(record: Record, path: Path) -> KilnConfig:
-    if record.get("architectures") != [ARCHITECTURE]:
-        raise ValueError(f"{path} describes {record.get('architectures')}: this version loads {ARCHITECTURE}")
+def read_config(folder: Path) -> tuple[Layout, ModelConfig]:
+    """What config.json says. Raises OSError or ValueError naming the folder."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no model ({CONFIG} is missing): name a run or a model folder")
+    record = read_record(path)
     try:
-        return KilnConfig(
-            n_layers=record["num_hidden_layers"],
-            d_model=record["hidden_size"],
-            n_heads=record["num_attention_heads"],
-            n_kv_heads=record["num_key_value_heads"],
-            d_head=record["head_dim"],
-            d_ff=record["intermediate_size"],
-            vocab_size=record["vocab_size"],
-            context_length=record["max_position_embeddings"],
-            rope_base=record["rope_theta"],
-            norm_eps=record["rms_norm_eps"],
-            tied_head=record["tie_word_embeddings"],
-        )
-    except KeyError as missing:
-        raise ValueError(f"{path} has no {missing}: use the file that was saved with this model") from None
+        layout = layout_of(record)
+        return layout, layout.read_config(record)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def read_weights(folder: Path, layout: Layout, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Our name and tensor of every weight, one at a time, after all names and shapes were found to fit.
+
+    Raises ValueError that names every missing, extra and wrongly shaped tensor, or one that is not finite.
+    """
+    with torch.device("meta"):
+        ours = {name: tuple(weight.shape) for name, weight in Transformer(config).named_parameters()}
+    wanted: dict[str, list[str]] = {}  # their name to ours; a fused one has three
+    for name in ours:
+        wanted.setdefault(layout.theirs(name), []).append(name)
+    shapes = {
+        theirs: (sum(ours[name][0] for name in names), *ours[names[0]][1:]) if len(names) > 1 else ours[names[0]]
+        for theirs, names in wanted.items()
+    }
+    files = _weight_files(folder)
+    found = {
+        name: shape for file in files for name, shape in file.shapes().items() if not layout.is_ignored(name, config)
+    }
+    faults = [f"{name} is missing" for name in shapes.keys() - found.keys()]
+    faults += [f"{name} is not of this model" for name in found.keys() - shapes.keys()]
+    faults += [
+        f"{name} is {found[name]} and must be {shape}"
+        for name, shape in shapes.items()
+        if name in found and found[name] != shape
+    ]
+    if faults:
+        raise ValueError(f"{folder}: the weights do not fit {CONFIG}: {'; '.join(sorted(faults))}")
+    for file in files:
+        for name, tensor in file.tensors(shapes.keys()):
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{folder}: {name} holds values that are not finite: get the file again")
+            names = wanted[name]
+            if len(names) == 1:
+                yield names[0], tensor
+            else:
+                parts = dict(zip("qkv", split_fused(tensor, config.n_heads), strict=True))
+                yield from ((ours_name, parts[ours_name.rsplit(".", 2)[1]]) for ours_name in names)
+
+
+def convert(
+    source: Path, target: Path, tokenizer: Record, configs: dict[str, Record], ids: Record, *, to: Layout | None = None
+) -> ModelConfig:
+    """Writes the model of one directory as another, whole or not at all, in the layout `to` or its family's own.
+
+    Holds one shard of `SHARD_BYTES` and the tensor under way, however large the model is. `ids` are fields of config.json.
+    """
+    layout, config = read_config(source)
+    to = to if to is not None else home_layout(config)
+    with replacing(target) as draft:
+        draft.mkdir()
+        weights = regrouped(to, read_weights(source, layout, config))
+        dtype = _write_shards(draft, weights)
+        record = ids | to.write_config(config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+        written = {CONFIG: record, "generation_config.json": ids, TOKENIZER: tokenizer}
+        for name, content in (written | configs).items():
+            (draft / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return config
+
+
+def regrouped(layout: Layout, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """A layout's name and tensor of every weight; queries, keys and values wait for each other where they are fused."""
+    waiting: dict[str, dict[str, Tensor]] = {}
+    for name, weight in weights:
+        theirs = layout.theirs(name)
+        part = name.rsplit(".", 2)[-2]
+        if layout.fused is None or f".{layout.fused}." not in theirs:
+            yield theirs, weight
+            continue
+        parts = waiting.setdefault(theirs, {})
+        parts[part] = weight
+        if len(parts) == 3:
+            del waiting[theirs]
+            yield theirs, join_fused(parts["q"], parts["k"], parts["v"])
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> torch.dtype:
+    """Tensors in files of about `SHARD_BYTES`, with an index where there are several; the dtype of the first."""
+    shard: dict[str, Tensor] = {}
+    held, n_bytes = 0, 0
+    names: list[list[str]] = []
+    dtype = None
+
+    def close() -> None:
+        nonlocal shard, held
+        write_tensors(folder / f"{len(names)}.safetensors", shard)
+        names.append(list(shard))
+        shard, held = {}, 0
+
+    for name, tensor in tensors:
+        dtype = dtype or tensor.dtype
+        shard[name] = tensor.contiguous()
+        held += tensor.nbytes
+        n_bytes += tensor.nbytes
+        if held >= SHARD_BYTES:
+            close()
+    if shard:
+        close()
+    assert dtype is not None
+    if len(names) == 1:
+        (folder / "0.safetensors").rename(folder / WEIGHTS)
+        return dtype
+    weight_map: dict[str, str] = {}
+    for k, held_names in enumerate(names):
+        file = f"model-{k + 1:05}-of-{len(names):05}.safetensors"
+        (folder / f"{k}.safetensors").rename(folder / file)
+        weight_map |= dict.fromkeys(held_names, file)
+    index = {"metadata": {"total_size": n_bytes}, "weight_map": weight_map}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return dtype
+
+
+@dataclass(frozen=True)
+class _SafetensorsFile:
+    path: Path
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        with _opened(self.path) as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        with _opened(self.path) as file:
+            for name in sorted(set(file.keys()) & set(names)):
+                yield name, file.get_tensor(name)
+
+
+@dataclass(frozen=True)
+class _PickledFile:
+    """Read by PyTorch's loader of weights, which runs no code; mapped, so that a tensor is read when it is asked for."""
+
+    path: Path
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._loaded().items()}
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        loaded = self._loaded()
+        yield from ((name, loaded[name]) for name in sorted(set(loaded) & set(names)))
+
+    def _loaded(self) -> dict[str, Tensor]:
+        try:
+            loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(
+                f"{self.path} would run code or is no file of weights, and is refused ({reason})"
+            ) from None
+        except (RuntimeError, EOFError) as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"{self.path} is not a whole file of weights ({reason}): get it again") from None
+        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise ValueError(f"{self.path} holds something else than tensors by name: it is no file of weights")
+        return loaded
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): make or copy it again") from None
+
+
+def _weight_files(folder: Path) -> list[_SafetensorsFile | _PickledFile]:
+    """The files that hold the weights. Raises OSError that names a missing one."""
+    first = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if first is None:
+        raise FileNotFoundError(f"{folder} holds no weights ({', '.join(_FILES)}): name a run or a model folder")
+    names = [first.name]
+    if first.suffix == ".json":
+        names = sorted(set(read_record(first)["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name:
+                raise ValueError(f"{first} names {name!r}, which is not a file of its folder: refused")
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{first} names {name}, which is not there: get the missing file")
+    return [_SafetensorsFile(folder / n) if n.endswith(".safetensors") else _PickledFile(folder / n) for n in names]

@@ -1,16 +1,25 @@
-"""The transformer of the `kiln` family.
+"""One transformer for all families: what they differ in is asked of the config, each difference in one place.
 
 B batch, T position, S cached position, H head, K key head, D model width, V vocabulary.
 """
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codekiln.model.cache import LayerCache
-from codekiln.model.families import KilnConfig
+from codekiln.model.families import ModelConfig
 
 INIT_STD = 0.02
+FIRST_SINUSOID = 2  # fairseq's first position follows its padding row (InCoder's code)
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu_gated": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
 
 
 class RMSNorm(nn.Module):
@@ -25,67 +34,92 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-class Attention(nn.Module):
-    """Causal attention with `n_kv_heads` keys shared by groups of heads; queries and keys are normed per head."""
+def _norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "rms":
+        return RMSNorm(config.d_model, config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps)
 
-    def __init__(self, config: KilnConfig) -> None:
+
+class Attention(nn.Module):
+    """Causal attention with `n_kv_heads` keys shared by groups of heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
-        self.q = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=False)
-        self.k = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
-        self.v = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
-        self.out = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=False)
-        self.q_norm = RMSNorm(config.d_head, config.norm_eps)
-        self.k_norm = RMSNorm(config.d_head, config.norm_eps)
+        self.config = config
+        d, q_width, kv_width = config.d_model, config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        self.q = nn.Linear(d, q_width, bias=config.qkv_bias)
+        self.k = nn.Linear(d, kv_width, bias=config.qkv_bias)
+        self.v = nn.Linear(d, kv_width, bias=config.qkv_bias)
+        self.out = nn.Linear(q_width, d, bias=config.has_out_bias)
+        self.q_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         """x (B, T, D) to (B, T, D). `mask` (B, 1, T, S) is true where a query may look; None means plainly causal."""
         B, T, _ = x.shape
-        q = self.q_norm(self.q(x).view(B, T, self.n_heads, self.d_head)).transpose(1, 2)
-        k = self.k_norm(self.k(x).view(B, T, self.n_kv_heads, self.d_head)).transpose(1, 2)
-        v = self.v(x).view(B, T, self.n_kv_heads, self.d_head).transpose(1, 2)
-        q, k = rotate_halves(q, *rotary), rotate_halves(k, *rotary)
+        config = self.config
+        q = self.q_norm(self.q(x).view(B, T, config.n_heads, config.d_head)).transpose(1, 2)
+        k = self.k_norm(self.k(x).view(B, T, config.n_kv_heads, config.d_head)).transpose(1, 2)
+        v = self.v(x).view(B, T, config.n_kv_heads, config.d_head).transpose(1, 2)
+        if rotary is not None:
+            turn = rotate_halves if config.positions == "rotary_halves" else rotate_pairs
+            q, k = turn(q, *rotary), turn(k, *rotary)
         if cache is not None:
             k, v = cache.append(k, v)
-        grouped = self.n_heads != self.n_kv_heads
+        grouped = config.n_heads != config.n_kv_heads
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, -1))
         return out
 
 
-class Block(nn.Module):
-    """Pre-norm attention, then a pre-norm gated feed-forward layer."""
+class FeedForward(nn.Module):
+    """Up, a non-linearity, down; where the family has a gate, the non-linearity is the gate's."""
 
-    def __init__(self, config: KilnConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        bias = config.has_mlp_bias
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias) if config.activation == "silu_gated" else None
+        self.up = nn.Linear(config.d_model, config.d_ff, bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias)
+        self.activation = _ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        out: Tensor = self.down(inner)
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and a pre-norm feed-forward layer, one after the other or in parallel on one norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = _norm(config)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.mlp_norm = None if config.is_parallel else _norm(config)
+        self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, mask, cache)
-        y = self.mlp_norm(x)
-        out: Tensor = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        y = self.attention_norm(x)
+        attended = x + self.attention(y, rotary, mask, cache)
+        out: Tensor = attended + self.mlp(y if self.mlp_norm is None else self.mlp_norm(attended))
         return out
 
 
 class Transformer(nn.Module):
     """Token ids to logits."""
 
-    def __init__(self, config: KilnConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.norm = _norm(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
         if config.tied_head:
             self.head.weight = self.embedding.weight
 
@@ -103,6 +137,7 @@ class Transformer(nn.Module):
         not see each other. With a cache, ids follow what each row holds already.
         """
         B, T = ids.shape
+        config = self.config
         mask = None
         if cache is not None:
             lengths = cache[0].lengths
@@ -113,8 +148,12 @@ class Transformer(nn.Module):
             mask = causal & (documents[:, None, :, None] == documents[:, None, None, :])
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand(B, T)
-        rotary = rotary_angles(positions, self.config.d_head, self.config.rope_base)
-        x = self.embedding(ids)
+        x = self.embedding(ids) * config.embedding_scale
+        rotary = None
+        if config.positions == "sinusoids":
+            x = x + sinusoids(positions + FIRST_SINUSOID, config.d_model).to(x.dtype)
+        else:
+            rotary = rotary_angles(positions, config.n_rotary, config.rope_base)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, mask, cache[layer] if cache is not None else None)
         hidden: Tensor = self.norm(x)
@@ -125,12 +164,13 @@ def initialize(model: Transformer, generator: torch.Generator) -> None:
     """Normal weights of std 0.02, and zero for what writes into the residual stream, so that blocks begin as identity.
 
     An embedding that is not the head too begins at std 1, as the norms make of it what blocks read, and its head at zero.
+    Biases begin at zero, norms at one.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
                 weight.fill_(1.0)
-            elif name.endswith(("attention.out.weight", "down.weight", "head.weight")):
+            elif name.endswith((".bias", "attention.out.weight", "down.weight", "head.weight")):
                 weight.zero_()
             elif name == "embedding.weight" and not model.config.tied_head:
                 weight.normal_(0.0, 1.0, generator=generator)
@@ -138,9 +178,18 @@ def initialize(model: Transformer, generator: torch.Generator) -> None:
                 weight.normal_(0.0, INIT_STD, generator=generator)
 
 
-def rotary_angles(positions: Tensor, d_head: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for positions (B, T), each (B, 1, T, d_head / 2) in float32 (RoFormer, section 3.2)."""
-    frequencies = base ** (-torch.arange(0, d_head, 2, dtype=torch.float32, device=positions.device) / d_head)
+def sinusoids(positions: Tensor, width: int) -> Tensor:
+    """Sines of all frequencies, then cosines, for positions (B, T): (B, T, width) in float32 (fairseq's layout)."""
+    half = width // 2
+    step = math.log(10_000) / max(1, half - 1)
+    frequencies = torch.exp(-step * torch.arange(half, dtype=torch.float32, device=positions.device))
+    angles = positions[..., None].float() * frequencies
+    return F.pad(torch.cat((angles.sin(), angles.cos()), dim=-1), (0, width % 2))
+
+
+def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for positions (B, T), each (B, 1, T, width / 2) in float32 (RoFormer, section 3.2)."""
+    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
     angles = positions[:, None, :, None].float() * frequencies
     return angles.cos(), angles.sin()
 
@@ -150,3 +199,12 @@ def rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
     return rotated.to(x.dtype)
+
+
+def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotates channel 2i with channel 2i + 1 of the first of x (B, H, T, d_head), as many as there are angles for (GPT-J)."""
+    width = 2 * cosine.shape[-1]
+    turned, kept = x[..., :width], x[..., width:]
+    even, odd = turned[..., 0::2], turned[..., 1::2]
+    rotated = torch.stack((even * cosine - odd * sine, odd * cosine + even * sine), dim=-1).flatten(-2)
+    return torch.cat((rotated.to(x.dtype), kept), dim=-1)

@@ -50,7 +50,7 @@ class Tokenizer:
     """
 
     def __init__(self, record: Record, *, origin: str) -> None:
-        self._record, self._origin = record, origin
+        self.record, self._origin = record, origin
         model = record.get("model") or {}
         if model.get("type") != "BPE" or (record.get("decoder") or {}).get("type") != "ByteLevel":
             found = f"{model.get('type')} with the decoder {(record.get('decoder') or {}).get('type')}"
@@ -102,7 +102,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Writes one `tokenizer.json`, which Transformers loads with equal ids."""
-        write_record(path, self._record)
+        write_record(path, self.record)
 
     def control_id(self, token: str) -> int:
         """The id of a control token. Raises ValueError if this tokenizer has none of that name."""
@@ -203,7 +203,7 @@ class Tokenizer:
         """The bytes of each id, (vocab_size,); empty for control tokens."""
         byte_of = {character: byte for byte, character in byte_alphabet().items()}
         table = [b""] * self.vocab_size
-        for token, number in self._record["model"]["vocab"].items():
+        for token, number in self.record["model"]["vocab"].items():
             if number not in self.control_ids:
                 is_bytes = all(character in byte_of for character in token)
                 table[number] = bytes(byte_of[c] for c in token) if is_bytes else token.encode()
@@ -219,7 +219,7 @@ class Tokenizer:
     @cached_property
     def _byte_ids(self) -> Ids:
         """The id of each byte alone, (256,). Raises ValueError if one has none."""
-        vocab = self._record["model"]["vocab"]
+        vocab = self.record["model"]["vocab"]
         missing = [byte for byte, character in byte_alphabet().items() if character not in vocab]
         if missing:
             raise ValueError(

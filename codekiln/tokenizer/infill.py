@@ -1,20 +1,27 @@
-"""A document with a hole: one layout for training and for prompting.
+"""A document with a hole: one layout for training and for prompting, which the tokenizer's control tokens decide.
 
-Suffix, prefix, middle (SPM; Bavarian et al., arXiv 2207.14255, section 3): what comes after the hole is told first, so
-the middle stands behind the prefix, one sentinel apart, and what a model learns left to right serves it:
+Ours is suffix, prefix, middle (SPM; Bavarian et al., arXiv 2207.14255, section 3): what comes after the hole is told first,
+so the middle stands behind the prefix, one sentinel apart, and what a model learns left to right serves it:
 
     <|fim_suffix|> right <|fim_prefix|> left <|fim_middle|> middle <|endoftext|>
 
 That paper's second form of SPM has no sentinel before the middle. Small models then never learn to end it.
 
 The prompt is the training layout up to where the middle begins, so the two cannot differ.
+
+InCoder's is left, mask, right, and the masked text last (section 2.2; the second mask after the right context as its
+authors advise, so that the model does not go on with the document there):
+
+    left <|mask:0|> right <|mask:1|> <|mask:0|> middle <|endofmask|>
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.bpe import FIM_MIDDLE, Tokenizer
 
+MASKS = tuple(f"<|mask:{k}|>" for k in range(256))
+END_OF_MASK = "<|endofmask|>"
 N_LAYOUT_TOKENS = 4  # ids that the layout adds to a document's own
 
 
@@ -43,8 +50,26 @@ def training_layout(
 
 
 def infill_prompt(tokenizer: Tokenizer, left: Sequence[int], right: Sequence[int]) -> list[int]:
-    """What the model continues with the middle; its answer ends with the end-of-text token."""
-    return [tokenizer.fim_suffix, *right, tokenizer.fim_prefix, *left, tokenizer.fim_middle]
+    """What the model continues with the middle; its answer ends with one of `ends`.
+
+    Raises ValueError for a tokenizer without control tokens for holes: its models complete only.
+    """
+    if FIM_MIDDLE in tokenizer.control:
+        return [tokenizer.fim_suffix, *right, tokenizer.fim_prefix, *left, tokenizer.fim_middle]
+    if END_OF_MASK in tokenizer.control:
+        first, second = (tokenizer.control_id(mask) for mask in MASKS[:2])
+        return [*left, first, *right, second, first]
+    raise ValueError("this model cannot infill: its tokenizer has no control tokens for holes (CodeGen's has none)")
+
+
+def ends(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end an answer."""
+    return frozenset({tokenizer.end_of_text} | {tokenizer.control[t] for t in (END_OF_MASK,) if t in tokenizer.control})
+
+
+def document_start(tokenizer: Tokenizer) -> list[int]:
+    """What stands before a document: the end of the text before it, but in CodeGen's prompts nothing."""
+    return [tokenizer.end_of_text] if tokenizer.control.keys() & {FIM_MIDDLE, END_OF_MASK} else []
 
 
 def whole_words(text: bytes, start: int, stop: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from codekiln.tokenizer.bpe import (
     Tokenizer,
     byte_alphabet,
 )
+from codekiln.tokenizer.infill import END_OF_MASK, MASKS
 
 # Where text is split before merges are learned or applied; no token reaches across.
 # Words with the sign or space before them, single digits, runs of signs with the newlines behind them: Qwen2.5's rule, the
@@ -35,9 +36,6 @@ LINES = r"\n{1,64}|[^\n]{1,1024}"
 # Control tokens, whose ids follow the merges in this order.
 FIM_CONTROL = (END_OF_TEXT, PAD, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)
 # InCoder's (section 2.1 and the released vocabulary).
-N_MASKS = 256
-END_OF_MASK = "<|endofmask|>"
-MASKS = tuple(f"<|mask:{k}|>" for k in range(N_MASKS))
 INCODER_CONTROL = (END_OF_TEXT, "<pad>", *MASKS, END_OF_MASK)
 
 # What training holds for each byte of text: with whole lines as pieces nearly every piece is distinct (docs/log.md).

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from codekiln.files import Record
 from codekiln.model.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from codekiln.model.families import KilnConfig
+from codekiln.model.families import ModelConfig
 from codekiln.model.transformer import Transformer, initialize
 from codekiln.progress import sparkline, task
 from codekiln.tokenizer.bpe import Tokenizer
@@ -67,7 +67,7 @@ class Hardware:
 
 def train(
     plan: TrainPlan,
-    config: KilnConfig,
+    config: ModelConfig,
     *,
     tokens: Path,
     tokenizer: Tokenizer,

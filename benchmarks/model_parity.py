@@ -1,0 +1,122 @@
+"""How far our models are from Transformers' own classes: family by property, the largest difference over random models.
+
+Run: `python benchmarks/model_parity.py`. Each row is one of Transformers' classes with all weights random, saved by it and
+loaded here. Prints the table of docs/models.md.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+
+from codekiln.generate.engine import generate
+from codekiln.generate.sampler import GREEDY
+from codekiln.model.cache import empty_cache
+from codekiln.model.huggingface import load_model
+
+GREEDY_TOKENS = 64
+CONTEXT = 128
+_LLAMA = {
+    "num_hidden_layers": 3,
+    "hidden_size": 96,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 200,
+    "max_position_embeddings": CONTEXT,
+}
+_GPTJ = {"n_layer": 3, "n_embd": 96, "n_head": 4, "rotary_dim": 12, "n_positions": CONTEXT}
+CONFIGS = {
+    "codegen": transformers.CodeGenConfig(vocab_size=500, n_ctx=CONTEXT, **_GPTJ),
+    "codegen (GPT-J)": transformers.GPTJConfig(vocab_size=500, **_GPTJ),
+    "incoder (XGLM)": transformers.XGLMConfig(
+        vocab_size=500,
+        num_layers=3,
+        d_model=96,
+        attention_heads=4,
+        ffn_dim=200,
+        max_position_embeddings=CONTEXT,
+        dropout=0.0,
+        attention_dropout=0.0,
+    ),
+    "kiln (Qwen3)": transformers.Qwen3Config(vocab_size=500, head_dim=32, **_LLAMA),
+    "kiln (Qwen2)": transformers.Qwen2Config(vocab_size=500, **_LLAMA),
+    "kiln (Llama)": transformers.LlamaConfig(vocab_size=500, **_LLAMA),
+}
+
+
+def row(config: transformers.PretrainedConfig) -> list[str]:
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(torch.randn(weight.shape), alpha=0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = load_model(Path(folder)).requires_grad_(True)
+    ids = torch.randint(1, 500, (4, 40))
+    logits, expected = ours.head(ours(ids)), theirs(ids).logits
+    logits.logsumexp(-1).sum().backward()
+    expected.logsumexp(-1).sum().backward()
+    found, wanted = ours.embedding.weight.grad, theirs.get_input_embeddings().weight.grad
+    assert found is not None
+
+    with torch.no_grad():
+        whole = ours(ids)
+        cache = empty_cache(ours.config, 4, 40, like=ours.embedding.weight)
+        first = ours(ids[:, :13], cache=cache)
+        cache[0].lengths += 13
+        cached = torch.cat([first, ours(ids[:, 13:], cache=cache)], dim=1)
+        padded = torch.cat([torch.zeros(4, 7, dtype=torch.long), ids], dim=1)
+        documents = (torch.arange(47) >= 7).long().expand(4, -1)
+        positions = (torch.arange(47) - 7).clamp(min=0).expand(4, -1)
+        left = ours(padded, positions=positions, documents=documents)[:, 7:]
+        half = ours.bfloat16()
+        half_error = (half.head(half(ids)).float() - expected).abs().mean()
+        their_error = (theirs.bfloat16()(ids).logits.float() - expected).abs().mean()
+        ours.float()
+        theirs.float()
+    return [
+        f"{float((logits - expected).abs().max()):.1e}",
+        f"{float((found - wanted).norm() / wanted.norm()):.1e}",
+        f"{float((cached - whole).abs().max()):.1e}",
+        f"{float((left - whole).abs().max()):.1e}",
+        f"{float(half_error / their_error):.2f}",
+    ]
+
+
+def greedy(config: transformers.PretrainedConfig) -> str:
+    """Whether rows of three lengths decoded together give theirs, each gone over anew for every token."""
+    torch.manual_seed(1)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = load_model(Path(folder))
+    prompts = [torch.randint(1, 500, (n,)).tolist() for n in (3, 17, 40)]
+    rows: list[list[int]] = [[] for _ in prompts]
+    none = frozenset[int]()
+    steps = generate(ours, prompts, max_new_tokens=GREEDY_TOKENS, stop_tokens=none, banned_tokens=none, sampling=GREEDY)
+    for step in steps:
+        rows[step.row].append(step.token)
+    n_equal = 0
+    with torch.inference_mode():
+        for prompt, found in zip(prompts, rows, strict=True):
+            ids = list(prompt)
+            for _ in range(GREEDY_TOKENS):
+                ids.append(int(theirs(torch.tensor([ids])).logits[0, -1].argmax()))
+            n_equal += found == ids[len(prompt) :]
+    return f"{n_equal} of {len(prompts)}"
+
+
+def main() -> None:
+    heads = ("logits", "gradient, relative", "cache and none", "left-padded and alone", "bfloat16 error, ours / theirs")
+    print(f"| | {' | '.join(heads)} | rows of {GREEDY_TOKENS} greedy tokens equal |")
+    print("|---" * (len(heads) + 2) + "|")
+    for name, config in CONFIGS.items():
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, token, 0)
+        print(f"| {name} | {' | '.join(row(config))} | {greedy(config)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

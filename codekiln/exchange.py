@@ -1,0 +1,88 @@
+"""Models from elsewhere, and models for elsewhere: a released checkpoint becomes a model directory of ours, and back."""
+
+from pathlib import Path
+
+import huggingface_hub
+
+from codekiln.files import Record, read_record
+from codekiln.model.families import CodeGenConfig
+from codekiln.model.huggingface import CONFIG, TOKENIZER, convert, read_config
+from codekiln.model.layouts import GPTJ, Layout
+from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
+from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+
+FORMATS = ("hf", "gptj")
+# What is fetched of a model on the hub: no code.
+_PATTERNS = ("*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.bpe")
+
+
+def located(model: str) -> Path:
+    """The directory of a path or a hub id, which is fetched with progress and gone on with where it stopped.
+
+    Raises OSError that says what was looked for.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return path / "model" if (path / "model").is_dir() else path
+    if model.count("/") != 1 or model.startswith((".", "/")):
+        raise FileNotFoundError(f"{model} is missing: name a model's folder or its id on the hub")
+    try:
+        listed = huggingface_hub.list_repo_files(model)
+        has_safetensors = any(name.endswith(".safetensors") for name in listed)
+        patterns = [p for p in _PATTERNS if not (has_safetensors and p.endswith(".bin"))]
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"{model} is no folder, and it cannot be had from the hub ({reason}): fetch it where there is a network"
+        ) from None
+
+
+def import_model(source: Path, target: Path, *, to: Layout | None = None) -> list[str]:
+    """Makes a model directory of ours of a released one. What was corrected on the way is told, a sentence each.
+
+    Raises OSError or ValueError that names what does not fit.
+    """
+    _, config = read_config(source)
+    tokenizer, told = _tokenizer(source)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
+            "they are not of one model"
+        )
+    ids: Record = {
+        "bos_token_id": tokenizer.end_of_text,
+        "eos_token_id": tokenizer.end_of_text,
+        "pad_token_id": tokenizer.pad,
+    }
+    found = read_record(source / CONFIG)
+    told += [
+        f"{CONFIG} had {name} {found.get(name)}: the tokenizer's is {ids[name]}"
+        for name in ("bos_token_id", "eos_token_id")
+        if found.get(name) != ids[name]
+    ]
+    convert(source, target, tokenizer.record, hugging_face_configs(tokenizer, config.context_length), ids, to=to)
+    return told
+
+
+def export_model(source: Path, target: Path, to: str) -> None:
+    """Writes a model directory in another layout. Raises ValueError for one that is not known or does not have its shape."""
+    if to not in FORMATS:
+        raise ValueError(f"no format is called {to!r}: known are {', '.join(FORMATS)}")
+    _, config = read_config(source)
+    if to == "gptj" and not isinstance(config, CodeGenConfig):
+        raise ValueError(f"{source} is of the family {config.family}: only codegen has GPT-J's shape")
+    import_model(source, target, to=GPTJ if to == "gptj" else None)
+
+
+def _tokenizer(source: Path) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer of a directory. CodeGen's is made anew where only its parts are there."""
+    if (source / TOKENIZER).is_file():
+        return Tokenizer.load(source / TOKENIZER), []
+    merges = gpt2_merges(
+        str(source) if any((source / name).is_file() for name in ("merges.txt", "vocab.bpe")) else None
+    )
+    has_whitespace = (source / "added_tokens.json").is_file()
+    how = "with" if has_whitespace else "without"
+    told = f"{TOKENIZER} was missing and is made from GPT-2's merges, {how} CodeGen's white space"
+    return codegen_tokenizer(merges, with_whitespace=has_whitespace), [told]

@@ -1,0 +1,130 @@
+"""Released checkpoints by the command: imported, completed and infilled with as Transformers does, exported again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from codekiln.exchange import export_model, import_model, located
+from codekiln.generate.complete import Completer, Request
+from codekiln.generate.sampler import GREEDY
+from codekiln.tokenizer.bpe import save_tokenizer
+from codekiln.tokenizer.training import INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.whitespace import WHITESPACE, codegen_tokenizer, gpt2_merges
+from tests.small import write_tree
+
+
+@pytest.fixture(scope="module")
+def codegen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CodeGen-Mono as it is released: half precision, two shards, ids that are wrong, the tokenizer in parts."""
+    folder = tmp_path_factory.mktemp("codegen")
+    torch.manual_seed(0)
+    config = transformers.CodeGenConfig(
+        n_layer=2, n_embd=64, n_head=4, rotary_dim=8, vocab_size=51_200, n_positions=128, n_ctx=128,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    transformers.CodeGenForCausalLM(config).half().save_pretrained(folder, max_shard_size="8MB")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(gpt2_merges()) + "\n", encoding="utf-8")
+    added = {run: 50_257 + k for k, run in enumerate(WHITESPACE)}
+    (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An InCoder of random weights with a tokenizer of its control tokens."""
+    folder = tmp_path_factory.mktemp("incoder")
+    code = write_tree(tmp_path_factory.mktemp("code"))
+    texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
+    plan = TokenizerPlan(vocab_size=256 + 64 + len(INCODER_CONTROL), pattern=LINES, control=INCODER_CONTROL)
+    tokenizer = train_tokenizer(plan, texts)
+    save_tokenizer(folder, tokenizer)
+    torch.manual_seed(0)
+    config = transformers.XGLMConfig(
+        num_layers=2, d_model=64, attention_heads=4, ffn_dim=128, vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=128, bos_token_id=tokenizer.end_of_text, eos_token_id=tokenizer.end_of_text,
+        pad_token_id=1,
+    )  # fmt: skip
+    transformers.XGLMForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_released_codegen_completes_as_in_transformers(codegen_folder: Path, tmp_path: Path) -> None:
+    told = import_model(codegen_folder, tmp_path / "model")
+    assert any("bos_token_id 1: the tokenizer's is 50256" in line for line in told)
+    assert any("eos_token_id 2: the tokenizer's is 50256" in line for line in told)
+    assert any("with CodeGen's white space" in line for line in told)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    ours = Completer.load(tmp_path / "model")
+    prompt = "def add(a, b):\n    return"
+    ids = ours.prompt_ids(Request(prompt), 20)
+    assert ids == tokenizer.encode(prompt) == codegen_tokenizer(gpt2_merges()).encode(prompt)
+    # What the tokenizer does not have is never sampled, so theirs must be kept from it too.
+    unused = [[i] for i in range(50_295, 51_200)]
+    made = theirs.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=20, bad_words_ids=unused, pad_token_id=50_256
+    )[0, len(ids) :]
+    answer = ours.complete([Request(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
+    assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
+    with pytest.raises(ValueError, match="cannot infill: its tokenizer has no control tokens for holes"):
+        ours.complete([Request(prompt, "\n")], max_new_tokens=4, sampling=GREEDY)
+
+
+def test_an_incoder_infills_with_its_own_layout(incoder_folder: Path, tmp_path: Path) -> None:
+    import_model(incoder_folder, tmp_path / "model")
+    ours = Completer.load(tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    before, after = "def f(x):\n    ", "\n    return y\n"
+    spelled = f"<|endoftext|>{before}<|mask:0|>{after}<|mask:1|><|mask:0|>"
+    ids = ours.prompt_ids(Request(before, after), 16)
+    assert ids == tokenizer.encode(spelled, add_special_tokens=False)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    ends = [ours.tokenizer.control_id("<|endofmask|>"), ours.tokenizer.end_of_text]
+    banned = [[i] for i in sorted(ours.tokenizer.control_ids - set(ends))]
+    made = theirs.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=16, eos_token_id=ends, bad_words_ids=banned, pad_token_id=1
+    )[0, len(ids) :]
+    answer = ours.complete([Request(before, after)], max_new_tokens=16, sampling=GREEDY)[0]
+    assert answer.text == ours.tokenizer.decode(made.tolist())
+
+
+def test_a_codegen_goes_out_as_gptj_and_comes_back(codegen_folder: Path, tmp_path: Path) -> None:
+    export_model(codegen_folder, tmp_path / "gptj", "gptj")
+    export_model(tmp_path / "gptj", tmp_path / "back", "hf")
+    first, second = (Completer.load(folder) for folder in (tmp_path / "gptj", tmp_path / "back"))
+    assert type(first.model.config) is type(second.model.config)
+    ids = torch.arange(20)[None]
+    assert torch.equal(first.model(ids), second.model(ids))
+    with pytest.raises(ValueError, match="no format is called 'onnx': known are hf, gptj"):
+        export_model(codegen_folder, tmp_path / "other", "onnx")
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(incoder_folder: Path, codegen_folder: Path, tmp_path: Path) -> None:
+    for path in incoder_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    codegen_tokenizer(gpt2_merges()).save(tmp_path / "tokenizer.json")
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has 50,295 ids and the model 579 rows: they are not of one model"
+    ):
+        import_model(tmp_path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_command_imports_and_says_what_it_corrected(codegen_folder: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "codekiln", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env={"HF_HUB_OFFLINE": "1"})
+
+    done = run("import", codegen_folder, "--out", tmp_path / "model")
+    assert done.returncode == 0 and "eos_token_id 2: the tokenizer's is 50256" in done.stderr, done.stderr
+    assert run("complete", tmp_path / "model", "def f", "--max-new-tokens", 4).returncode == 0
+    missing = run("import", "no-one/nothing", "--out", tmp_path / "other")
+    assert missing.returncode == 1 and "cannot be had from the hub" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    with pytest.raises(FileNotFoundError, match="is missing: name a model's folder or its id on the hub"):
+        located(str(tmp_path / "none"))

@@ -1,0 +1,332 @@
+"""Every family against Transformers' own classes on random weights, exact sizes, and checkpoints as they are released."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from codekiln.generate.engine import generate
+from codekiln.generate.sampler import GREEDY
+from codekiln.model import huggingface
+from codekiln.model.cache import empty_cache
+from codekiln.model.families import ModelConfig, codegen, incoder, kiln
+from codekiln.model.huggingface import convert, load_model, read_config
+from codekiln.model.layouts import GPTJ, join_fused, split_fused
+from codekiln.model.transformer import Transformer
+
+CONFIGS: dict[str, transformers.PretrainedConfig] = {
+    "codegen": transformers.CodeGenConfig(
+        n_layer=2, n_embd=64, n_head=4, rotary_dim=8, vocab_size=300, n_positions=64, n_ctx=64
+    ),
+    "codegen, eight heads of 12": transformers.CodeGenConfig(
+        n_layer=3, n_embd=96, n_head=8, rotary_dim=6, n_inner=100, vocab_size=311, n_positions=64, n_ctx=64
+    ),
+    "codegen, all channels turned": transformers.CodeGenConfig(
+        n_layer=1, n_embd=80, n_head=4, rotary_dim=20, vocab_size=300, n_positions=64, n_ctx=64
+    ),
+    "gptj": transformers.GPTJConfig(n_layer=2, n_embd=60, n_head=3, rotary_dim=10, vocab_size=300, n_positions=64),
+    "incoder": transformers.XGLMConfig(
+        num_layers=2, d_model=64, attention_heads=4, ffn_dim=128, vocab_size=300, max_position_embeddings=64
+    ),
+    "incoder, three heads of 20": transformers.XGLMConfig(
+        num_layers=3, d_model=60, attention_heads=3, ffn_dim=77, vocab_size=311, max_position_embeddings=64
+    ),
+    "qwen3": transformers.Qwen3Config(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=96, vocab_size=300, max_position_embeddings=64, tie_word_embeddings=True,
+    ),
+    "qwen2": transformers.Qwen2Config(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=6, num_key_value_heads=3,
+        intermediate_size=96, vocab_size=300, max_position_embeddings=64, rope_theta=1e6,
+    ),
+    "llama": transformers.LlamaConfig(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=4, num_key_value_heads=1,
+        intermediate_size=96, vocab_size=300, max_position_embeddings=64,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Transformer, transformers.PreTrainedModel]:
+    """Ours and theirs with the same random weights, loaded from the directory that theirs was saved to."""
+    theirs = released(CONFIGS[request.param])
+    folder = tmp_path_factory.mktemp("released")
+    theirs.save_pretrained(folder)
+    return load_model(folder).requires_grad_(True), theirs
+
+
+def released(config: transformers.PretrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
+    """A model of Transformers' with weights that are all random, also its norms and biases."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, 0)
+    for name in ("dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape), alpha=0.1)
+    made: transformers.PreTrainedModel = model.eval()
+    return made
+
+
+def random_ids(rows: int, length: int, seed: int = 1) -> Tensor:
+    return torch.randint(1, 300, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("config", "n_parameters"),
+    [
+        (codegen("350M"), 356_712_448),
+        (codegen("2B"), 2_779_356_160),
+        (codegen("6B"), 7_064_213_504),
+        (codegen("16B"), 16_032_155_648),
+        (incoder("1B"), 1_312_063_488),
+        (incoder("6B"), 6_651_084_800),
+        (kiln("1B", vocab_size=32_768, context_length=2048), None),
+        (kiln("7B", vocab_size=32_768, context_length=2048), None),
+    ],
+    ids=lambda value: f"{value.family}-{value.d_model}" if isinstance(value, ModelConfig) else "",
+)
+def test_published_sizes_are_exact(config: ModelConfig, n_parameters: int | None) -> None:
+    with torch.device("meta"):
+        counted = sum(weight.numel() for weight in Transformer(config).parameters())
+    assert counted == config.n_parameters
+    assert n_parameters is None or counted == n_parameters
+
+
+def test_an_unknown_size_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no size is called '3B': known are 350M, 2B, 6B, 16B"):
+        codegen("3B")
+
+
+def test_logits_and_gradients_equal_theirs(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+    ours, theirs = pair
+    ids = random_ids(3, 20)
+    logits, expected = ours.head(ours(ids)), theirs(ids).logits
+    assert (logits - expected).abs().max() < 1e-4
+    logits.logsumexp(-1).sum().backward()
+    expected.logsumexp(-1).sum().backward()
+    found, wanted = ours.embedding.weight.grad, theirs.get_input_embeddings().weight.grad
+    assert found is not None
+    assert (found - wanted).norm() / wanted.norm() < 1e-3
+    ours.zero_grad()
+    theirs.zero_grad()
+
+
+def test_bfloat16_is_as_close_as_its_rounding(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+    import copy
+
+    ours, theirs = (copy.deepcopy(model).bfloat16() for model in pair)
+    ids = random_ids(2, 16)
+    exact = pair[0].head(pair[0](ids))
+    error, their_error = (
+        (logits.float() - exact).abs().mean() for logits in (ours.head(ours(ids)), theirs(ids).logits)
+    )
+    assert error < 1.5 * their_error + 1e-3
+
+
+def test_greedy_tokens_of_rows_of_other_lengths_equal_theirs_one_by_one(
+    pair: tuple[Transformer, transformers.PreTrainedModel],
+) -> None:
+    """Ours decodes rows of 3, 9 and 14 tokens together with a cache; theirs goes over each whole row anew for each token."""
+    ours, theirs = pair
+    prompts = [random_ids(1, n, seed=n)[0].tolist() for n in (3, 9, 14)]
+    rows: list[list[int]] = [[], [], []]
+    for step in generate(
+        ours, prompts, max_new_tokens=24, stop_tokens=frozenset(), banned_tokens=frozenset(), sampling=GREEDY
+    ):
+        rows[step.row].append(step.token)
+    for prompt, row in zip(prompts, rows, strict=True):
+        ids = list(prompt)
+        with torch.inference_mode():
+            for _ in range(24):
+                ids.append(int(theirs(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert row == ids[len(prompt) :]
+
+
+def test_left_padded_rows_equal_rows_alone(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+    """Padding is a document of its own and positions count from the first real token."""
+    ours, _ = pair
+    alone = random_ids(1, 7)
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), alone], dim=1)
+    documents = torch.tensor([[0] * 5 + [1] * 7])
+    positions = torch.tensor([[0] * 5 + list(range(7))])
+    assert (ours(padded, positions=positions, documents=documents)[:, 5:] - ours(alone)).abs().max() < 1e-5
+
+
+def test_a_cache_changes_nothing(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+    ours, _ = pair
+    ids = random_ids(2, 12)
+    with torch.no_grad():
+        whole = ours(ids)
+        cache = empty_cache(ours.config, 2, 20, like=ours.embedding.weight)
+        first = ours(ids[:, :5], cache=cache)
+        cache[0].lengths += 5
+        rest = ours(ids[:, 5:], cache=cache)
+    assert (torch.cat([first, rest], dim=1) - whole).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_the_fused_projection_of_any_number_of_groups_comes_apart(groups: int) -> None:
+    heads, d_head, width = 8, 3, 5
+    q, k, v = (torch.arange(heads * d_head * width).view(-1, width) + 1000 * n for n in range(3))
+    fused = join_fused(q, k, v, groups)
+    for found, wanted in zip(split_fused(fused, heads, groups), (q, k, v), strict=True):
+        assert torch.equal(found, wanted)
+    # Row by row, as the released code reads it: group c, then query, value, key, then head h of the group.
+    for c in range(groups):
+        for j, wanted in enumerate((q, v, k)):
+            for h in range(heads // groups):
+                at = ((c * 3 + j) * (heads // groups) + h) * d_head
+                head = c * (heads // groups) + h
+                assert torch.equal(fused[at : at + d_head], wanted[head * d_head : (head + 1) * d_head])
+
+
+def test_codegen_as_gptj_gives_the_same_logits_to_the_bit(tmp_path: Path) -> None:
+    theirs = released(CONFIGS["codegen"])
+    theirs.save_pretrained(tmp_path / "codegen")
+    convert(tmp_path / "codegen", tmp_path / "gptj", {}, {}, {}, to=GPTJ)
+    gptj = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "gptj", dtype=torch.float32)
+    assert type(gptj).__name__ == "GPTJForCausalLM"
+    ids = random_ids(2, 15)
+    assert (gptj(ids).logits - theirs(ids).logits).abs().max() == 0.0
+    convert(tmp_path / "gptj", tmp_path / "back", {}, {}, {})
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("codegen", "back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_shards_old_buffers_and_pickles_are_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = released(CONFIGS["codegen"])
+    theirs.save_pretrained(tmp_path / "whole")
+    ids = random_ids(1, 9)
+    expected = theirs(ids).logits
+    config = (tmp_path / "whole" / "config.json").read_bytes()
+
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 50_000)
+    convert(tmp_path / "whole", tmp_path / "sharded", {}, {}, {})
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 3
+
+    weights = {name: weight.detach().clone() for name, weight in theirs.state_dict().items()}
+    old = weights | {"transformer.h.0.attn.causal_mask": torch.ones(1, 1, 64, 64, dtype=torch.bool)}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_bytes(config)
+    torch.save(old, tmp_path / "old" / "pytorch_model.bin")
+
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "config.json").write_bytes(config)
+    names = sorted(old)
+    files = {name: f"pytorch_model-0000{1 + k % 2}-of-00002.bin" for k, name in enumerate(names)}
+    for file in set(files.values()):
+        torch.save({name: old[name] for name in names if files[name] == file}, tmp_path / "parts" / file)
+    index = {"weight_map": files}
+    (tmp_path / "parts" / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+    for folder in ("whole", "sharded", "old", "parts"):
+        model = load_model(tmp_path / folder)
+        assert (model.head(model(ids)) - expected).abs().max() < 1e-5, folder
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("/nonexistent"),))
+
+
+def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path: Path) -> None:
+    released(CONFIGS["incoder"]).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole, weights = path.read_bytes(), load_file(path)
+
+    def refused(changed: dict[str, Tensor], told: str) -> None:
+        save_file(changed, path)
+        with pytest.raises(ValueError, match=told):
+            load_model(tmp_path)
+
+    name = "model.layers.0.fc1.weight"
+    others = {key: value for key, value in weights.items() if key != name}
+    refused(
+        others | {"extra": torch.ones(1), "model.layer_norm.bias": torch.ones(3)},
+        rf"extra is not of this model; model.layer_norm.bias is \(3,\) and must be \(64,\); {name} is missing",
+    )
+    refused(weights | {name: weights[name] * torch.nan}, f"{name} holds values that are not finite")
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file"):
+        load_model(tmp_path)
+
+    path.unlink()
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: "model-1.safetensors"}}), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"index.json names model-1.safetensors, which is not there"):
+        load_model(tmp_path)
+    index.write_text(json.dumps({"weight_map": {name: "../model.safetensors"}}), encoding="utf-8")
+    with pytest.raises(ValueError, match="which is not a file of its folder: refused"):
+        load_model(tmp_path)
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        load_model(tmp_path)
+
+    for content in (pickle.dumps({"x": Bomb()}), b"not a pickle"):
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=r"pytorch_model.bin (would run code|is not a whole file)"):
+            load_model(tmp_path)
+    torch.save({"x": Bomb()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="would run code or is no file of weights, and is refused"):
+        load_model(tmp_path)
+
+
+def test_what_is_wrong_with_a_config_is_named(tmp_path: Path) -> None:
+    def refused(changes: dict[str, object], told: str) -> None:
+        config = json.loads(CONFIGS["llama"].to_json_string(use_diff=False)) | {"architectures": ["LlamaForCausalLM"]}
+        (tmp_path / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+        with pytest.raises(ValueError, match=told):
+            read_config(tmp_path)
+
+    refused({"architectures": ["MambaForCausalLM"]}, "describes MambaForCausalLM: known are Qwen3ForCausalLM, .*XGLM")
+    refused({"architectures": None}, "describes None")
+    refused({"hidden_size": None}, "has no hidden_size")
+    refused({"hidden_act": "gelu"}, "has hidden_act 'gelu'")
+    refused({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scales its positions .yarn.")
+    refused({"attention_bias": True}, "has attention_bias True")
+
+
+def test_a_large_model_is_converted_within_a_shard_and_a_margin(tmp_path: Path) -> None:
+    """400 MB of weights in shards of 20 MB; the process may grow by 150 MB."""
+    config = transformers.CodeGenConfig(
+        n_layer=4, n_embd=1024, n_head=16, rotary_dim=32, vocab_size=25_000, n_positions=64, n_ctx=64,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = transformers.CodeGenForCausalLM(config)
+    model.save_pretrained(tmp_path / "source", max_shard_size="20MB")
+    del model
+    program = f"""
+from pathlib import Path
+from typing import Any
+from codekiln.model import huggingface
+huggingface.SHARD_BYTES = 20_000_000
+def resident(kind):
+    return int(Path("/proc/self/status").read_text().split(kind + ":")[1].split()[0]) * 1024
+before = resident("RssAnon")
+peak = [0]
+kept = huggingface.write_tensors
+def watched(*arguments):
+    peak[0] = max(peak[0], resident("RssAnon"))
+    kept(*arguments)
+    peak[0] = max(peak[0], resident("RssAnon"))
+huggingface.write_tensors = watched
+huggingface.convert(Path({str(tmp_path / "source")!r}), Path({str(tmp_path / "target")!r}), {{}}, {{}}, {{}})
+print(peak[0] - before)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    size = sum(path.stat().st_size for path in (tmp_path / "target").glob("*.safetensors"))
+    assert size > 400e6 and int(told) < 250e6
