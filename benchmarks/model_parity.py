@@ -77,7 +77,7 @@ def row(config: transformers.PretrainedConfig) -> list[str]:
         ours.float()
         theirs.float()
     return [
-        f"{float((logits - expected).abs().max()):.1e}",
+        f"{float((logits - expected).detach().abs().max()):.1e}",
         f"{float((found - wanted).norm() / wanted.norm()):.1e}",
         f"{float((cached - whole).abs().max()):.1e}",
         f"{float((left - whole).abs().max()):.1e}",
