@@ -122,7 +122,7 @@ def _sections(recipe: Record, manifest: Record, stages: dict[str, Record]) -> di
         "Tokenizer": {
             "Technology": "byte-level BPE",
             "Details": f"{recipe['tokenizer']['vocab_size']:,} ids, control tokens among them; "
-            "tokens cross spaces and never a newline; "
+            f"text split at {recipe['tokenizer']['pattern']}; "
             f"{_bytes_per_token(stages['tokens']['result']):.2f} bytes a token on held-out text",
         },
         "Hyper-parameters": {

@@ -159,7 +159,9 @@ def tokenizer(
         _show_pieces(f"{name}: {inspect}", cut[name])
     _show_statistics(told)
     if against is not None:
-        typer.echo(f"{agreement(cut[which], cut[against]):.0%} of the cuts of {which} are cuts of {against} too")
+        typer.echo(
+            f"{agreement(found[which], found[against], data):.0%} of the cuts of {which} are cuts of {against} too"
+        )
 
 
 @app.command("import")

@@ -5,8 +5,8 @@ from pathlib import Path
 import huggingface_hub
 
 from codekiln.files import Record, read_record
-from codekiln.model.families import CodeGenConfig
-from codekiln.model.huggingface import CONFIG, TOKENIZER, convert, read_config
+from codekiln.model.families import CodeGenConfig, ModelConfig
+from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, convert, read_config
 from codekiln.model.layouts import GPTJ, Layout
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
@@ -27,11 +27,14 @@ def located(model: str) -> Path:
     if model.count("/") != 1 or model.startswith((".", "/")):
         raise FileNotFoundError(f"{model} is missing: name a model's folder or its id on the hub")
     try:
-        listed = huggingface_hub.list_repo_files(model)
+        try:
+            listed = huggingface_hub.list_repo_files(model)
+        except Exception:  # no network, in the words of whatever stands below the library: it may be in the cache
+            return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*_PATTERNS], local_files_only=True))
         has_safetensors = any(name.endswith(".safetensors") for name in listed)
         patterns = [p for p in _PATTERNS if not (has_safetensors and p.endswith(".bin"))]
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
             f"{model} is no folder, and it cannot be had from the hub ({reason}): fetch it where there is a network"
@@ -43,24 +46,21 @@ def import_model(source: Path, target: Path, *, to: Layout | None = None) -> lis
 
     Raises OSError or ValueError that names what does not fit.
     """
+    _require_free(target, source)
     _, config = read_config(source)
-    tokenizer, told = _tokenizer(source)
+    tokenizer, told = _tokenizer(source, config)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
             "they are not of one model"
         )
-    ids: Record = {
-        "bos_token_id": tokenizer.end_of_text,
-        "eos_token_id": tokenizer.end_of_text,
-        "pad_token_id": tokenizer.pad,
-    }
+    ids: Record = {"pad_token_id": tokenizer.pad}
     found = read_record(source / CONFIG)
-    told += [
-        f"{CONFIG} had {name} {found.get(name)}: the tokenizer's is {ids[name]}"
-        for name in ("bos_token_id", "eos_token_id")
-        if found.get(name) != ids[name]
-    ]
+    for name in ("bos_token_id", "eos_token_id"):
+        ids[name] = found.get(name)
+        if not control_ids_in(found, name) <= tokenizer.control_ids or ids[name] is None:
+            ids[name] = tokenizer.end_of_text
+            told.append(f"{CONFIG} had {name} {found.get(name)}, which is no control token: it is {ids[name]} now")
     convert(source, target, tokenizer.record, hugging_face_configs(tokenizer, config.context_length), ids, to=to)
     return told
 
@@ -75,9 +75,22 @@ def export_model(source: Path, target: Path, to: str) -> None:
     import_model(source, target, to=GPTJ if to == "gptj" else None)
 
 
-def _tokenizer(source: Path) -> tuple[Tokenizer, list[str]]:
+def _require_free(target: Path, source: Path) -> None:
+    """Raises ValueError where writing `target` would take away something else than a model directory."""
+    target, source = target.resolve(), source.resolve()
+    if target == source or target in source.parents:
+        raise ValueError(f"{target} holds what is read: name another --out")
+    if not target.exists():
+        return
+    held = sorted(path.name for path in target.iterdir()) if target.is_dir() else [target.name]
+    is_model = CONFIG in held and "recipe.json" not in held and all((target / name).is_file() for name in held)
+    if held and not is_model:
+        raise ValueError(f"{target} holds something else ({', '.join(held[:3])}…): name a folder that is new or empty")
+
+
+def _tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of a directory. CodeGen's is made anew where only its parts are there."""
-    if (source / TOKENIZER).is_file():
+    if (source / TOKENIZER).is_file() or not isinstance(config, CodeGenConfig):
         return Tokenizer.load(source / TOKENIZER), []
     merges = gpt2_merges(
         str(source) if any((source / name).is_file() for name in ("merges.txt", "vocab.bpe")) else None

@@ -12,7 +12,8 @@ import transformers
 from codekiln.exchange import export_model, import_model, located
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
-from codekiln.tokenizer.bpe import save_tokenizer
+from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
+from codekiln.tokenizer.infill import document_start, ends, infill_prompt
 from codekiln.tokenizer.training import INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
 from codekiln.tokenizer.whitespace import WHITESPACE, codegen_tokenizer, gpt2_merges
 from tests.small import write_tree
@@ -55,8 +56,8 @@ def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_released_codegen_completes_as_in_transformers(codegen_folder: Path, tmp_path: Path) -> None:
     told = import_model(codegen_folder, tmp_path / "model")
-    assert any("bos_token_id 1: the tokenizer's is 50256" in line for line in told)
-    assert any("eos_token_id 2: the tokenizer's is 50256" in line for line in told)
+    assert any("bos_token_id 1, which is no control token: it is 50256 now" in line for line in told)
+    assert any("eos_token_id 2, which is no control token: it is 50256 now" in line for line in told)
     assert any("with CodeGen's white space" in line for line in told)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -115,13 +116,74 @@ def test_a_tokenizer_that_does_not_fit_is_refused(incoder_folder: Path, codegen_
     assert not (tmp_path / "model").exists()
 
 
+def test_nothing_but_a_model_is_written_over(incoder_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    for path in incoder_folder.iterdir():
+        (tmp_path / "run" / "model" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "run" / "recipe.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    source = tmp_path / "run" / "model"
+    for target in (tmp_path / "run", source, tmp_path / "notes.txt", tmp_path):
+        with pytest.raises(ValueError, match=r"holds (what is read|something else)"):
+            export_model(source, target, "hf")
+    assert (tmp_path / "run" / "recipe.json").is_file() and (tmp_path / "notes.txt").is_file()
+    export_model(source, tmp_path / "new", "hf")
+    export_model(source, tmp_path / "new", "hf")
+
+
+def test_only_codegens_tokenizer_is_made_anew(incoder_folder: Path, tmp_path: Path) -> None:
+    for path in incoder_folder.iterdir():
+        if path.name != "tokenizer.json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.json is missing"):
+        import_model(tmp_path, tmp_path / "model")
+
+
+def test_ends_that_the_tokenizer_has_are_kept(incoder_folder: Path, tmp_path: Path) -> None:
+    for path in incoder_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    mask = Completer.load(incoder_folder).tokenizer.control_id("<|mask:7|>")
+    ends = [config["eos_token_id"], mask]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}), encoding="utf-8")
+    assert import_model(tmp_path, tmp_path / "model") == []
+    assert json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["eos_token_id"] == ends
+    assert mask in Completer.load(tmp_path / "model")._stop_tokens
+
+
+def test_a_server_of_a_model_that_cannot_infill_says_so(codegen_folder: Path, tmp_path: Path) -> None:
+    from fastapi.testclient import TestClient
+
+    from codekiln.serve.server import make_app
+
+    import_model(codegen_folder, tmp_path / "model")
+    client = TestClient(make_app(Completer.load(tmp_path / "model"), "codegen"))
+    for body, told in (
+        ({"prompt": "a", "suffix": "b"}, "cannot infill"),
+        ({"prompt": "a", "suffix": "b", "stream": True}, "cannot infill"),
+        ({"prompt": ""}, "the prompt is empty"),
+    ):
+        answer = client.post("/v1/completions", json=body | {"max_tokens": 4})
+        assert answer.status_code == 400 and told in answer.json()["error"]["message"]
+    assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 4}).status_code == 200
+
+
+def test_qwens_holes_are_told_in_qwens_order() -> None:
+    record = codegen_tokenizer(gpt2_merges()).record
+    names = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|file_sep|>")
+    added = [record["added_tokens"][0] | {"id": 50_295 + k, "content": name} for k, name in enumerate(names)]
+    qwen = Tokenizer(record | {"added_tokens": record["added_tokens"] + added}, origin="Qwen")
+    assert infill_prompt(qwen, [1], [2]) == [50_295, 1, 50_297, 2, 50_296]
+    assert ends(qwen) == {50_256, 50_298, 50_299} and document_start(qwen) == []
+
+
 def test_the_command_imports_and_says_what_it_corrected(codegen_folder: Path, tmp_path: Path) -> None:
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "codekiln", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False, env={"HF_HUB_OFFLINE": "1"})
 
     done = run("import", codegen_folder, "--out", tmp_path / "model")
-    assert done.returncode == 0 and "eos_token_id 2: the tokenizer's is 50256" in done.stderr, done.stderr
+    assert done.returncode == 0 and "eos_token_id 2, which is no control token" in done.stderr, done.stderr
     assert run("complete", tmp_path / "model", "def f", "--max-new-tokens", 4).returncode == 0
     missing = run("import", "no-one/nothing", "--out", tmp_path / "other")
     assert missing.returncode == 1 and "cannot be had from the hub" in missing.stderr

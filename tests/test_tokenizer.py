@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from codekiln.tokenizer.bpe import END_OF_TEXT, Tokenizer, byte_alphabet, save_tokenizer
 from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, infill_prompt, training_layout, whole_words
+from codekiln.tokenizer.inspect import agreement
 from codekiln.tokenizer.training import FIM_CONTROL, INCODER_CONTROL, LINES, WORDS, TokenizerPlan, train_tokenizer
 from codekiln.tokenizer.whitespace import WHITESPACE, codegen_tokenizer, gpt2_merges
 from tests.small import write_tree
@@ -234,6 +235,13 @@ def test_codegens_ids_are_the_released_ones(codegen: Tokenizer, text: str, ids: 
     assert codegen.encode(text) == ids
 
 
+def test_agreement_counts_cuts_in_bytes(tokenizer: Tokenizer, codegen: Tokenizer) -> None:
+    """Ours has a token for each byte of what it never saw, so it cuts wherever CodeGen does, and between those."""
+    data = "日本語のコード、ありがとう".encode()
+    assert agreement(codegen, tokenizer, data) == 1.0
+    assert agreement(tokenizer, codegen, data) == pytest.approx(len(codegen.encode(data)) / len(data))
+
+
 def test_codegens_sizes_and_its_form_for_natural_language(codegen: Tokenizer) -> None:
     plain = codegen_tokenizer(gpt2_merges(), with_whitespace=False)
     assert (plain.vocab_size, codegen.vocab_size) == (50_257, 50_295)
@@ -424,7 +432,9 @@ def test_bad_plans_and_files_are_told(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
         Tokenizer.load(path)
-    for text in ("{", "[]", '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "ByteLevel"}}'):
+    empty = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "ByteLevel"}}
+    without = {"model": {"type": "BPE"}, "decoder": {"type": "ByteLevel"}}
+    for text in ("{", "[]", '{"model": [1]}', json.dumps(empty), json.dumps(without)):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"tokenizer\.json (is not a readable tokenizer|has no token for 256 of)"):
             Tokenizer.load(path)

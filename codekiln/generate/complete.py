@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from codekiln.files import read_record
 from codekiln.generate.engine import generate
 from codekiln.generate.sampler import Sampling
-from codekiln.model.huggingface import TOKENIZER, load_model
+from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, load_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, document_start, ends, infill_prompt
@@ -43,9 +44,9 @@ class Piece:
 
 
 class Completer:
-    """A model and its tokenizer. One call at a time."""
+    """A model and its tokenizer. One call at a time. `stop_tokens` end an answer beside the tokenizer's own ends."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, stop_tokens: frozenset[int] = frozenset()) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size} rows: "
@@ -54,14 +55,15 @@ class Completer:
         self.model, self.tokenizer = model, tokenizer
         self.context_length = model.config.context_length
         unused = frozenset(range(tokenizer.vocab_size, model.config.vocab_size))
-        self._stop_tokens = ends(tokenizer)
+        self._stop_tokens = ends(tokenizer) | (stop_tokens & tokenizer.control_ids)
         self._banned_tokens = unused | (tokenizer.control_ids - self._stop_tokens)
 
     @classmethod
     def load(cls, folder: Path) -> "Completer":
         """From a run or a model directory. Raises OSError or ValueError."""
         inner = folder / "model" if (folder / "model").is_dir() else folder
-        return cls(load_model(inner), Tokenizer.load(inner / TOKENIZER))
+        model, tokenizer = load_model(inner), Tokenizer.load(inner / TOKENIZER)
+        return cls(model, tokenizer, control_ids_in(read_record(inner / CONFIG), "eos_token_id"))
 
     def stream(
         self, requests: Sequence[Request], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str] = ()
@@ -107,6 +109,12 @@ class Completer:
         for row in range(len(requests)):
             if is_open[row]:
                 yield finish(row, is_finished=False)
+
+    def check(self, requests: Sequence[Request], *, max_new_tokens: int) -> None:
+        """Raises ValueError for what `stream` would refuse."""
+        for request in requests:
+            if not self.prompt_ids(request, max_new_tokens):
+                raise ValueError("the prompt is empty: this model needs at least one token to go on with")
 
     def complete(
         self, requests: Sequence[Request], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str] = ()

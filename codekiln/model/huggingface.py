@@ -3,8 +3,11 @@
 Reading streams: one tensor at a time, whatever the number and size of the files, into a model or onto another directory.
 """
 
+import dataclasses
 import json
 import pickle
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from torch import Tensor
 from codekiln.files import Record, read_record, replacing
 from codekiln.model.checkpoint import weights_of, write_tensors
 from codekiln.model.families import ModelConfig
-from codekiln.model.layouts import Layout, home_layout, join_fused, layout_of, split_fused
+from codekiln.model.layouts import CODEGEN_GROUPS, Layout, home_layout, join_fused, layout_of, split_fused
 from codekiln.model.transformer import Transformer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -37,7 +40,7 @@ def save_model(
         (draft / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
         ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
         dtype = {"torch_dtype": str(model.embedding.weight.dtype).removeprefix("torch.")}
-        written = {CONFIG: ids | layout.write_config(model.config) | dtype, "generation_config.json": ids}
+        written = {CONFIG: ids | _config_record(layout, model.config) | dtype, "generation_config.json": ids}
         for name, record in (written | configs).items():
             (draft / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -56,6 +59,12 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     return model.requires_grad_(False).eval()
 
 
+def control_ids_in(record: Record, name: str) -> frozenset[int]:
+    """The ids of a field of config.json that may be one, several or none."""
+    value = record.get(name)
+    return frozenset(int(i) for i in (value if isinstance(value, list) else [value]) if i is not None)
+
+
 def read_config(folder: Path) -> tuple[Layout, ModelConfig]:
     """What config.json says. Raises OSError or ValueError naming the folder."""
     path = folder / CONFIG
@@ -65,7 +74,7 @@ def read_config(folder: Path) -> tuple[Layout, ModelConfig]:
     try:
         layout = layout_of(record)
         return layout, layout.read_config(record)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{folder}: {error}") from None
 
 
@@ -121,7 +130,7 @@ def convert(
         draft.mkdir()
         weights = regrouped(to, read_weights(source, layout, config))
         dtype = _write_shards(draft, weights)
-        record = ids | to.write_config(config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+        record = ids | _config_record(to, config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
         written = {CONFIG: record, "generation_config.json": ids, TOKENIZER: tokenizer}
         for name, content in (written | configs).items():
             (draft / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -142,6 +151,20 @@ def regrouped(layout: Layout, weights: Iterable[tuple[str, Tensor]]) -> Iterator
         if len(parts) == 3:
             del waiting[theirs]
             yield theirs, join_fused(parts["q"], parts["k"], parts["v"])
+
+
+def _config_record(layout: Layout, config: ModelConfig) -> Record:
+    """config.json's fields. Raises ValueError where the layout cannot say what the config does."""
+    record = layout.write_config(config)
+    again = layout.read_config(record)
+    if again != config:
+        fields = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(again, f.name, None)]
+        raise ValueError(f"{layout.architecture} has no place for this model's {', '.join(fields)}")
+    if layout.fused is not None and config.n_heads % CODEGEN_GROUPS:
+        raise ValueError(
+            f"{layout.architecture} needs heads in groups of {CODEGEN_GROUPS}, not {config.n_heads}: use gptj"
+        )
+    return record
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> torch.dtype:
@@ -209,7 +232,10 @@ class _PickledFile:
 
     def _loaded(self) -> dict[str, Tensor]:
         try:
-            loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            is_archive = zipfile.is_zipfile(self.path)  # files from before PyTorch 1.6 are none, and cannot be mapped
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of kinds of pickles, which are refused or read
+                loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_archive)
         except pickle.UnpicklingError as error:
             reason = str(error).split("\n")[0]
             raise ValueError(
@@ -237,7 +263,10 @@ def _weight_files(folder: Path) -> list[_SafetensorsFile | _PickledFile]:
         raise FileNotFoundError(f"{folder} holds no weights ({', '.join(_FILES)}): name a run or a model folder")
     names = [first.name]
     if first.suffix == ".json":
-        names = sorted(set(read_record(first)["weight_map"].values()))
+        index = read_record(first).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise ValueError(f"{first} has no weight_map of tensors and their files: get it again")
+        names = sorted(set(index.values()))
         for name in names:
             if Path(name).name != name:
                 raise ValueError(f"{first} names {name!r}, which is not a file of its folder: refused")

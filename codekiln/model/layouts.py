@@ -291,8 +291,9 @@ LAYOUTS = {layout.architecture: layout for layout in (*_KILN_LAYOUTS, CODEGEN, G
 
 def layout_of(record: Record) -> Layout:
     """The layout that a config.json names. Raises ValueError that lists the known ones."""
-    found = (record.get("architectures") or [None])[0]
-    if found not in LAYOUTS:
+    architectures = record.get("architectures")
+    found = architectures[0] if isinstance(architectures, list) and architectures else architectures
+    if not isinstance(found, str) or found not in LAYOUTS:
         raise ValueError(f"config.json describes {found}: known are {', '.join(LAYOUTS)}")
     return LAYOUTS[found]
 

@@ -50,6 +50,10 @@ def make_app(completer: Completer, model_name: str) -> FastAPI:
             message = f"max_tokens: this model takes at most {limit}"
             return JSONResponse(error(message, param="max_tokens"), status_code=400)
         requests = [complete.Request(prompt, body.suffix) for prompt in body.prompts()]
+        try:
+            completer.check(requests, max_new_tokens=body.max_tokens)
+        except ValueError as refusal:
+            return JSONResponse(error(str(refusal)), status_code=400)
         pieces = completer.stream(requests, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stops())
         envelope = Envelope(model_name)
         if body.stream:

@@ -51,17 +51,22 @@ class Tokenizer:
 
     def __init__(self, record: Record, *, origin: str) -> None:
         self.record, self._origin = record, origin
-        model = record.get("model") or {}
-        if model.get("type") != "BPE" or (record.get("decoder") or {}).get("type") != "ByteLevel":
-            found = f"{model.get('type')} with the decoder {(record.get('decoder') or {}).get('type')}"
-            raise ValueError(f"{origin} is {found}: a byte-level BPE is needed")
-        added = {token["content"]: int(token["id"]) for token in record.get("added_tokens") or []}
+        try:
+            model = record.get("model") or {}
+            if model.get("type") != "BPE" or (record.get("decoder") or {}).get("type") != "ByteLevel":
+                found = f"{model.get('type')} with the decoder {(record.get('decoder') or {}).get('type')}"
+                raise ValueError(f"{origin} is {found}: a byte-level BPE is needed")
+            added = {token["content"]: int(token["id"]) for token in record.get("added_tokens") or []}
+            vocab: dict[str, int] = dict(model["vocab"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{origin} is not a readable tokenizer ({error!r}): make it again") from None
         self.control: Mapping[str, int] = {token: number for token, number in added.items() if token.strip()}
         self.control_ids = frozenset(self.control.values())  # all ids that text never becomes
         # Ordinary tokens that stand beside the merges.
         self._added = {token: number for token, number in added.items() if not token.strip()}
-        assert len(self._byte_ids) == N_BYTES
-        self.vocab_size = 1 + max([*model["vocab"].values(), *added.values()])
+        if missing := set(byte_alphabet().values()) - vocab.keys():
+            raise ValueError(f"{origin} has no token for {len(missing)} of the 256 bytes: a byte-level BPE is needed")
+        self.vocab_size = 1 + max([*vocab.values(), *added.values()])
         self._plain = json.dumps(
             record
             | {
@@ -81,6 +86,10 @@ class Tokenizer:
         self._reference.encode_special_tokens = True
         # A vocabulary learned from text that spelled a control token may have merges for the whole spelling.
         leaks = [t for t in self.control if not self.control_ids.isdisjoint(self._reference.encode(t).ids)]
+        if short := [token for token in leaks if len(token) == 1]:
+            raise ValueError(
+                f"{origin} has the control token {short[0]!r}, which any text spells: it cannot be used safely"
+            )
         self._leaks = (
             re.compile("|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in leaks)) if leaks else None
         )
@@ -218,13 +227,8 @@ class Tokenizer:
 
     @cached_property
     def _byte_ids(self) -> Ids:
-        """The id of each byte alone, (256,). Raises ValueError if one has none."""
+        """The id of each byte alone, (256,)."""
         vocab = self.record["model"]["vocab"]
-        missing = [byte for byte, character in byte_alphabet().items() if character not in vocab]
-        if missing:
-            raise ValueError(
-                f"{self._origin} has no token for {len(missing)} of the 256 bytes: a byte-level BPE is needed"
-            )
         return np.array([vocab[byte_alphabet()[byte]] for byte in range(N_BYTES)], np.uint32)
 
 

@@ -9,16 +9,18 @@ That paper's second form of SPM has no sentinel before the middle. Small models 
 
 The prompt is the training layout up to where the middle begins, so the two cannot differ.
 
-InCoder's is left, mask, right, and the masked text last (section 2.2; the second mask after the right context as its
-authors advise, so that the model does not go on with the document there):
+Prompts are made for two others. InCoder's is left, mask, right, and the masked text last (section 2.2; the second mask after
+the right context as its authors advise, so that the model does not go on with the document there), Qwen2.5-Coder's (PSM) is
+told from ours by its tokenizer, which has no `<|pad|>`:
 
     left <|mask:0|> right <|mask:1|> <|mask:0|> middle <|endofmask|>
+    <|fim_prefix|> left <|fim_suffix|> right <|fim_middle|> middle <|endoftext|>
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codekiln.tokenizer.bpe import FIM_MIDDLE, Tokenizer
+from codekiln.tokenizer.bpe import END_OF_TEXT, FIM_MIDDLE, PAD, Tokenizer
 
 MASKS = tuple(f"<|mask:{k}|>" for k in range(256))
 END_OF_MASK = "<|endofmask|>"
@@ -41,7 +43,7 @@ def training_layout(
     *,
     middle_weight: float = 1.0,
 ) -> Layout:
-    """A document whose `middle` is the hole; the middle and its end weigh `middle_weight`, other text 1."""
+    """A document in our layout whose `middle` is the hole; the middle and its end weigh `middle_weight`, other text 1."""
     prompt = infill_prompt(tokenizer, left, right)
     answer = [*middle, tokenizer.end_of_text]
     sentinels = {tokenizer.fim_prefix, tokenizer.fim_suffix, tokenizer.fim_middle}
@@ -54,8 +56,10 @@ def infill_prompt(tokenizer: Tokenizer, left: Sequence[int], right: Sequence[int
 
     Raises ValueError for a tokenizer without control tokens for holes: its models complete only.
     """
-    if FIM_MIDDLE in tokenizer.control:
+    if _is_ours(tokenizer):
         return [tokenizer.fim_suffix, *right, tokenizer.fim_prefix, *left, tokenizer.fim_middle]
+    if FIM_MIDDLE in tokenizer.control:
+        return [tokenizer.fim_prefix, *left, tokenizer.fim_suffix, *right, tokenizer.fim_middle]
     if END_OF_MASK in tokenizer.control:
         first, second = (tokenizer.control_id(mask) for mask in MASKS[:2])
         return [*left, first, *right, second, first]
@@ -64,12 +68,20 @@ def infill_prompt(tokenizer: Tokenizer, left: Sequence[int], right: Sequence[int
 
 def ends(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that end an answer."""
-    return frozenset({tokenizer.end_of_text} | {tokenizer.control[t] for t in (END_OF_MASK,) if t in tokenizer.control})
+    return frozenset(tokenizer.control[token] for token in _ENDS if token in tokenizer.control)
 
 
 def document_start(tokenizer: Tokenizer) -> list[int]:
-    """What stands before a document: the end of the text before it, but in CodeGen's prompts nothing."""
-    return [tokenizer.end_of_text] if tokenizer.control.keys() & {FIM_MIDDLE, END_OF_MASK} else []
+    """What stands before a document: in our layout and InCoder's the end of the text before it, in others' nothing."""
+    return [tokenizer.end_of_text] if _is_ours(tokenizer) or END_OF_MASK in tokenizer.control else []
+
+
+def _is_ours(tokenizer: Tokenizer) -> bool:
+    return tokenizer.control.keys() >= {FIM_MIDDLE, PAD}
+
+
+# The last three are Qwen2.5-Coder's.
+_ENDS = (END_OF_TEXT, END_OF_MASK, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 
 
 def whole_words(text: bytes, start: int, stop: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """How a tokenizer cuts a text, for people to see and tokenizers to be compared by."""
 
 from collections import Counter
-from collections.abc import Sequence
+
+import numpy as np
 
 from codekiln.files import Record
 from codekiln.tokenizer.bpe import Tokenizer
@@ -41,9 +42,9 @@ def shown(piece: bytes) -> str:
     return "".join(_VISIBLE.get(c, c if c.isprintable() else _bytes_of(c)) for c in text)
 
 
-def agreement(first: Sequence[str], second: Sequence[str]) -> float:
-    """The share of the first one's cuts, in the shown text, that the second one has too."""
-    cuts, others = _cuts(first), _cuts(second)
+def agreement(first: Tokenizer, second: Tokenizer, data: bytes) -> float:
+    """The share of the first one's cuts in a text that the second one has too."""
+    cuts, others = (set(np.cumsum(each.byte_lengths[each.encode(data)]).tolist()) for each in (first, second))
     return len(cuts & others) / max(1, len(cuts))
 
 
@@ -52,11 +53,3 @@ _VISIBLE = {"\n": "⏎", "\t": "→"}
 
 def _bytes_of(character: str) -> str:
     return "".join(f"‹{byte:02x}›" for byte in character.encode())
-
-
-def _cuts(parts: Sequence[str]) -> set[int]:
-    ends, at = set(), 0
-    for part in parts:
-        at += len(part)
-        ends.add(at)
-    return ends

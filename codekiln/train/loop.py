@@ -107,6 +107,7 @@ def train(
         closing(MetricsLog(run / "metrics.jsonl", step=step)) as log,
         task("Train", n_steps, done=step) as progress,
         _delayed_interrupt() as was_interrupted,
+        _deterministic(device),
     ):
         while step < n_steps:
             begun = time.perf_counter()
@@ -241,6 +242,17 @@ def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
         yield noted.is_set
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Within the block compiled code adds in a fixed order on CPUs; an embedding's gradient is else a race of threads."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _note(row: Record, losses: list[float]) -> str:
