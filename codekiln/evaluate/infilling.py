@@ -32,7 +32,7 @@ class InfillingPlan:
     max_new_tokens: int = 32
     max_span_characters: int = 40
     max_per_document: int = 8
-    batch_rows: int = 128
+    batch_rows: int = 32
     seed: int = 0
 
 
