@@ -1,19 +1,24 @@
-"""How far our models are from Transformers' own classes: family by property, the largest difference over random models.
+"""How far our models are from Transformers' own classes and from llama.cpp: family by property, over random models.
 
 Run: `python benchmarks/model_parity.py`. Each row is one of Transformers' classes with all weights random, saved by it and
-loaded here. Prints the table of docs/models.md.
+loaded here; for the last columns it is exported and run by llama.cpp. Prints the table of docs/models.md.
 """
 
 import tempfile
 from pathlib import Path
 
+import httpx
 import torch
 import transformers
+import xllamacpp
 
+import codekiln
+from codekiln.exchange import export_model
 from codekiln.generate.engine import generate
 from codekiln.generate.sampler import GREEDY
 from codekiln.model.cache import empty_cache
 from codekiln.model.huggingface import load_model
+from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
 
 GREEDY_TOKENS = 64
 CONTEXT = 128
@@ -108,14 +113,50 @@ def greedy(config: transformers.PretrainedConfig) -> str:
     return f"{n_equal} of {len(prompts)}"
 
 
+def in_llama_cpp(config: transformers.PretrainedConfig, type_name: str) -> str:
+    """The largest difference of a log-probability after 40 tokens, with keys and values in float32."""
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(torch.randn(weight.shape), alpha=0.1)
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(codekiln.__file__).parent.rglob("*.py"))]
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        train_tokenizer(TokenizerPlan(vocab_size=500), texts).save(Path(folder) / "tokenizer.json")
+        export_model(Path(folder), Path(folder) / "model.gguf", "gguf", type_name=type_name)
+        ours = load_model(Path(folder))
+        params = xllamacpp.CommonParams()
+        params.model.path, params.n_ctx, params.warmup = f"{folder}/model.gguf", CONTEXT, False
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.verbosity = -1
+        server = xllamacpp.Server(params)
+        ids = torch.randint(1, 256, (40,)).tolist()
+        # Whatever is sampled is a letter: probabilities of half a character are not told.
+        body = {
+            "prompt": ids,
+            "n_predict": 1,
+            "n_probs": 500,
+            "cache_prompt": False,
+            "logit_bias": [[ord("a") - 33, 1e4]],
+        }
+        answer = httpx.post(f"{server.listening_address}/completion", json=body, timeout=60).json()
+        entries = answer["completion_probabilities"][0]["top_logprobs"]
+        with torch.inference_mode():
+            wanted = torch.log_softmax(ours.head(ours(torch.tensor([ids])))[0, -1], -1)
+    return f"{max(abs(float(wanted[entry['id']]) - entry['logprob']) for entry in entries):.1e}"
+
+
 def main() -> None:
     heads = ("logits", "gradient, relative", "cache and none", "left-padded and alone", "bfloat16 error, ours / theirs")
-    print(f"| | {' | '.join(heads)} | rows of {GREEDY_TOKENS} greedy tokens equal |")
-    print("|---" * (len(heads) + 2) + "|")
+    print(f"| | {' | '.join(heads)} | rows of {GREEDY_TOKENS} greedy tokens equal | llama.cpp, f32 | llama.cpp, q8_0 |")
+    print("|---" * (len(heads) + 4) + "|")
     for name, config in CONFIGS.items():
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, token, 0)
-        print(f"| {name} | {' | '.join(row(config))} | {greedy(config)} |", flush=True)
+        there = [in_llama_cpp(config, type_name) for type_name in ("f32", "q8_0")]
+        print(f"| {name} | {' | '.join([*row(config), greedy(config), *there])} |", flush=True)
 
 
 if __name__ == "__main__":

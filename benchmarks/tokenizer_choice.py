@@ -1,8 +1,8 @@
 """Which tokenizer a small model learns best with: held-out bits per byte at equal training compute.
 
-Run: `python benchmarks/tokenizer_choice.py RUN [--teraflops 6]` on a finished run, whose corpus is read. For every rule and
-vocabulary a tokenizer is trained, and with it the run's model, left to right, for the same floating-point operations. Bits
-per byte do not depend on the vocabulary; tokens and losses would.
+Run: `python benchmarks/tokenizer_choice.py RUN [--teraflops 15] [--size 5M]` on a finished run, whose corpus is read. For every
+rule and vocabulary a tokenizer is trained, and with it the demo's model or one of our ladder, left to right, for the same
+floating-point operations. Bits per byte do not depend on the vocabulary; tokens and losses would.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import models, trainers
 
 from codekiln.corpus.sample import even_sample
+from codekiln.model.families import kiln
 from codekiln.recipes import named
 from codekiln.tokenizer.bpe import Tokenizer, byte_alphabet
 from codekiln.tokenizer.training import FIM_CONTROL, LINES, WORDS, TokenizerPlan, train_tokenizer
@@ -31,6 +32,10 @@ CODE = r"[^\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n{1,64}|[^\S\n]+(?!\S)
 INDENT = r"\n{1,64}|(?<=\n)[ \t]{1,64}|[^\n]{1,1024}"
 # The same as lines, but a digit is always a token.
 DIGITS = r"\n{1,64}|\p{N}|[^\n\p{N}]{1,1024}"
+# Qwen's, but numbers in threes, as cl100k has them.
+THREES = WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+# Qwen's, but two and more spaces before a word are a piece of their own, as in CodeGen, and the word has none.
+RUNS = WORDS.replace(r"|\s+(?!\S)|", r"|[ \t]{2,}|\s+(?!\S)|")
 # Runs of words and spaces, and runs of other signs: tokens cross spaces, and names keep apart from what stands around them.
 SPACED = r"\n{1,64}|[\w ]{1,1024}|[^\w\n]{1,1024}"
 CANDIDATES = (
@@ -46,6 +51,9 @@ CANDIDATES = (
     ("lines, digits apart", DIGITS, 2048),
     ("words of code", CODE, 2048),
     ("words of code, then lines", None, 2048),
+    ("Qwen's, numbers in threes", THREES, 2048),
+    ("Qwen's, white space apart", RUNS, 2048),
+    ("Qwen's", WORDS, 8192),
 )
 FIRST_PHASE = 0.9  # of the merges, where there are two phases
 
@@ -98,8 +106,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument(
-        "--teraflops", type=float, default=6.0, help="floating-point operations of each training, in 10^12"
+        "--teraflops", type=float, default=15.0, help="floating-point operations of each training, in 10^12"
     )
+    parser.add_argument("--size", help="a size of our ladder; the demo's model without it")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the candidates")
     arguments = parser.parse_args()
     recipe = named("demo")
@@ -117,6 +126,9 @@ def main() -> None:
             manifest = prepare_shards(arguments.run / "corpus", folder / "tokenizer.json", folder / "tokens")
             rows = -(-tokenizer.vocab_size // 64) * 64
             config = dataclasses.replace(recipe.model, vocab_size=rows)
+            if arguments.size:
+                config = kiln(arguments.size, vocab_size=rows, context_length=recipe.model.context_length)
+                config = dataclasses.replace(config, tied_head=True)
             plan = dataclasses.replace(
                 recipe.train,
                 objective=NextToken(),
@@ -137,7 +149,8 @@ def main() -> None:
             found = read_metrics(folder / "metrics.jsonl")[-1]
             split = manifest["splits"]["heldout"]
             print(
-                f"{rule}, {vocab_size} ids: {found['valid_bits_per_byte']:.4f} bits a byte after {found['tokens']:,} tokens, "
+                f"{rule}, {vocab_size} ids, {config.n_parameters:,} parameters: "
+                f"{found['valid_bits_per_byte']:.4f} bits a byte after {found['tokens']:,} tokens, "
                 f"{split['text_bytes'] / split['tokens']:.2f} held-out bytes a token",
                 flush=True,
             )

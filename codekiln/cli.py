@@ -180,13 +180,17 @@ def import_(
 @app.command()
 def export(
     model: MODEL,
-    to: Annotated[str, typer.Option(help="hf, for Transformers; gptj, for what runs GPT-J.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option(help="hf, for Transformers; gguf, for llama.cpp; gptj, for what runs GPT-J.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write, or the GGUF file.", show_default=False)],
+    type_name: Annotated[str, typer.Option("--type", help="Of a GGUF file's matrices: f32, f16 or q8_0.")] = "f16",
 ) -> None:
     """Write a model for elsewhere."""
     from codekiln.exchange import export_model, located
 
-    export_model(located(str(model)), out, to)
+    export_model(located(str(model)), out, to, type_name=type_name)
     typer.echo(f"{model} is in {out} ({to})")
 
 

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import huggingface_hub
 
-from codekiln.files import Record, read_record
+from codekiln.files import Record, is_hub_id, read_record
 from codekiln.model.families import CodeGenConfig, ModelConfig
-from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, convert, read_config
+from codekiln.model.gguf import TYPES, write_gguf
+from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, convert, model_folder, read_config
 from codekiln.model.layouts import GPTJ, Layout
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
+from codekiln.tokenizer.llama_cpp import gguf_vocabulary
 from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
 
-FORMATS = ("hf", "gptj")
+FORMATS = ("hf", "gptj", "gguf")
 # What is fetched of a model on the hub: no code.
 _PATTERNS = ("*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.bpe")
 
@@ -23,8 +25,8 @@ def located(model: str) -> Path:
     """
     path = Path(model)
     if path.is_dir():
-        return path / "model" if (path / "model").is_dir() else path
-    if model.count("/") != 1 or model.startswith((".", "/")):
+        return model_folder(path)
+    if not is_hub_id(model):
         raise FileNotFoundError(f"{model} is missing: name a model's folder or its id on the hub")
     try:
         try:
@@ -65,14 +67,30 @@ def import_model(source: Path, target: Path, *, to: Layout | None = None) -> lis
     return told
 
 
-def export_model(source: Path, target: Path, to: str) -> None:
-    """Writes a model directory in another layout. Raises ValueError for one that is not known or does not have its shape."""
+def export_model(source: Path, target: Path, to: str, *, type_name: str = "f16") -> None:
+    """Writes a model directory in another layout, or as a GGUF file whose matrices are of the type named.
+
+    Raises ValueError for a format that is not known or does not have the model's shape.
+    """
     if to not in FORMATS:
         raise ValueError(f"no format is called {to!r}: known are {', '.join(FORMATS)}")
     _, config = read_config(source)
+    if to == "gguf":
+        _export_gguf(source, target, config, type_name)
+        return
     if to == "gptj" and not isinstance(config, CodeGenConfig):
         raise ValueError(f"{source} is of the family {config.family}: only codegen has GPT-J's shape")
     import_model(source, target, to=GPTJ if to == "gptj" else None)
+
+
+def _export_gguf(source: Path, target: Path, config: ModelConfig, type_name: str) -> None:
+    if type_name not in TYPES:
+        raise ValueError(f"no type is called {type_name!r}: known are {', '.join(TYPES)}")
+    if target.exists() and (target.is_dir() or target.suffix != ".gguf"):
+        raise ValueError(f"{target} is there and is no GGUF file: name a new file")
+    tokenizer, _ = _tokenizer(source, config)
+    name = (source.parent if source.name == "model" else source).resolve().name
+    write_gguf(source, target, gguf_vocabulary(tokenizer), type_name=type_name, name=name)
 
 
 def _require_free(target: Path, source: Path) -> None:

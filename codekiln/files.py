@@ -119,6 +119,11 @@ def require_room(folder: Path, needed_bytes: int) -> None:
         )
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be a model's on the hub, `owner/name`, and is no path that says so itself."""
+    return name.count("/") == 1 and not name.startswith((".", "/"))
+
+
 def _flush(*paths: Path) -> None:
     """Waits until the files are on the disk, and of the folders what they list."""
     for path in paths:

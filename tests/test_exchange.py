@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -190,3 +191,29 @@ def test_the_command_imports_and_says_what_it_corrected(codegen_folder: Path, tm
     assert "Traceback" not in missing.stderr
     with pytest.raises(FileNotFoundError, match="is missing: name a model's folder or its id on the hub"):
         located(str(tmp_path / "none"))
+
+
+def test_a_tokenizer_of_llama_3_begins_and_ends_documents_with_its_own_tokens(tmp_path: Path) -> None:
+    control = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
+    texts = ["def f(x):\n    return x + 1\n" * 20]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    backend.add_special_tokens(list(control))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    found = Tokenizer.load(tmp_path / "tokenizer.json")
+    config = transformers.LlamaConfig(
+        num_hidden_layers=1, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64,
+        vocab_size=found.vocab_size, max_position_embeddings=64, bos_token_id=found.control_id(control[0]),
+        eos_token_id=[found.control_id(token) for token in control[1:]],
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    assert import_model(tmp_path, tmp_path / "model") == []
+    ours = Completer.load(tmp_path / "model")
+    assert ours.prompt_ids(Request("def"), 4) == [found.control_id(control[0]), *found.encode("def")]
+    assert found.end_of_text == found.control_id("<|end_of_text|>") and ends(found) == {found.end_of_text}
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert (theirs.bos_token, theirs.eos_token) == control[:2]

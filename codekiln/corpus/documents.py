@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 PART_BYTES = 32 * 2**20
-TEXTS_AT_ONCE = 512
+ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -84,29 +84,30 @@ def read_manifest(corpus: Path) -> Record:
     return read_record(path)
 
 
-def read_documents(corpus: Path, split: str, *, parts: range | None = None) -> Iterator[Document]:
+def read_documents(corpus: Path, split: str) -> Iterator[Document]:
     """The documents of a split in order, each part checked against the manifest before it is read.
 
     Raises ValueError naming the part that is corrupt.
     """
-    records = read_manifest(corpus)["splits"][split]["parts"]
-    for index in parts if parts is not None else range(len(records)):
-        path = corpus / split / records[index]["file"]
-        check_seal(path, records[index], folder=corpus)
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    yield Document(**row)
+    for record in read_manifest(corpus)["splits"][split]["parts"]:
+        for batch in _batches(corpus, split, record, SCHEMA.names):
+            for row in batch.to_pylist():
+                yield Document(**row)
 
 
 def read_texts(corpus: Path, split: str, part: int) -> Iterator[list[str]]:
     """The texts of a part in order, some hundreds at a time; the part is checked against the manifest first."""
     record = read_manifest(corpus)["splits"][split]["parts"][part]
+    for batch in _batches(corpus, split, record, ["text"]):
+        yield batch.column("text").to_pylist()
+
+
+def _batches(corpus: Path, split: str, record: Record, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a part, after its seal was checked."""
     path = corpus / split / record["file"]
     check_seal(path, record, folder=corpus)
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=TEXTS_AT_ONCE, columns=["text"]):
-            yield batch.column("text").to_pylist()
+        yield from file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns)
 
 
 def _text_bytes(data: pa.RecordBatch | pa.Table) -> int:

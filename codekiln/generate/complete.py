@@ -8,7 +8,7 @@ from pathlib import Path
 from codekiln.files import read_record
 from codekiln.generate.engine import generate
 from codekiln.generate.sampler import Sampling
-from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, load_model
+from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, load_model, model_folder
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, document_start, ends, infill_prompt
@@ -61,22 +61,33 @@ class Completer:
     @classmethod
     def load(cls, folder: Path) -> "Completer":
         """From a run or a model directory. Raises OSError or ValueError."""
-        inner = folder / "model" if (folder / "model").is_dir() else folder
+        inner = model_folder(folder)
         model, tokenizer = load_model(inner), Tokenizer.load(inner / TOKENIZER)
         return cls(model, tokenizer, control_ids_in(read_record(inner / CONFIG), "eos_token_id"))
 
     def stream(
         self, requests: Sequence[Request], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str] = ()
     ) -> Iterator[Piece]:
-        """Pieces of all requests, which are decoded together. An answer ends before the first stop string in it."""
+        """Pieces of all requests, which are decoded together. An answer ends before the first stop string in it.
+
+        Raises ValueError at once for what cannot be answered, before the first piece is asked for.
+        """
         if max_new_tokens >= self.context_length // 2:
             raise ValueError(
                 f"{max_new_tokens} new tokens: ask for fewer than half of the context of {self.context_length}"
             )
         prompts = [self.prompt_ids(request, max_new_tokens) for request in requests]
-        texts = [_Text(stop) for _ in requests]
-        counts = [0] * len(requests)
-        is_open = [True] * len(requests)
+        if not all(prompts):
+            raise ValueError("the prompt is empty: this model needs at least one token to go on with")
+        return self._pieces(prompts, max_new_tokens, sampling, stop)
+
+    def _pieces(
+        self, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling, stop: Sequence[str]
+    ) -> Iterator[Piece]:
+        """Decodes prompts together; their texts as they come."""
+        texts = [_Text(stop) for _ in prompts]
+        counts = [0] * len(prompts)
+        is_open = [True] * len(prompts)
 
         def finish(row: int, *, is_finished: bool) -> Piece:
             rest = texts[row].rest()
@@ -106,15 +117,9 @@ class Completer:
                     yield Piece(step.row, fresh)
             if not any(is_open):
                 return
-        for row in range(len(requests)):
+        for row in range(len(prompts)):
             if is_open[row]:
                 yield finish(row, is_finished=False)
-
-    def check(self, requests: Sequence[Request], *, max_new_tokens: int) -> None:
-        """Raises ValueError for what `stream` would refuse."""
-        for request in requests:
-            if not self.prompt_ids(request, max_new_tokens):
-                raise ValueError("the prompt is empty: this model needs at least one token to go on with")
 
     def complete(
         self, requests: Sequence[Request], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str] = ()

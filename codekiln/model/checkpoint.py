@@ -3,10 +3,11 @@
 import errno
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from codekiln.files import Record, check_seal, first_difference, read_record, replacing, seal, write_record
@@ -62,17 +63,22 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copies tensors into the model. Raises ValueError that names all missing, extra and wrongly shaped ones."""
     wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    faults = [f"{name} is missing" for name in wanted.keys() - tensors.keys()]
-    faults += [f"{name} is not of this model" for name in tensors.keys() - wanted.keys()]
-    faults += [
-        f"{name} is {tuple(tensors[name].shape)} and must be {shape}"
-        for name, shape in wanted.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if faults:
-        raise ValueError(f"the weights do not fit the model: {'; '.join(sorted(faults))}")
+    if faults := misfits(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+        raise ValueError(f"the weights do not fit the model: {faults}")
     for name, weight in model.named_parameters():
         weight.data.copy_(tensors[name])
+
+
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """All missing, extra and wrongly shaped tensors in words; nothing if the shapes by name are the same."""
+    faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    faults += [f"{name} is not of this model" for name in found.keys() - wanted.keys()]
+    faults += [
+        f"{name} is {found[name]} and must be {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    return "; ".join(sorted(faults))
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -87,7 +93,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises OSError or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: name a run or a model folder that holds it")
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def open_tensors(path: Path) -> safe_open:
+    """A safetensors file whose tensors are read one by one. Raises ValueError naming a file that is none."""
     try:
-        return load_file(path)
+        return safe_open(path, "pt")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): make or copy it again") from None

@@ -97,10 +97,10 @@ class KilnConfig(ModelConfig):
     Without QK-norm it is Llama's shape, with a bias on queries, keys and values Qwen2's.
     """
 
-    family: ClassVar[str] = "kiln"
-    norm: ClassVar[Literal["layer", "rms"]] = "rms"
-    activation: ClassVar[Literal["gelu_tanh", "gelu", "silu_gated"]] = "silu_gated"
-    positions: ClassVar[Literal["rotary_halves", "rotary_pairs", "sinusoids"]] = "rotary_halves"
+    family = "kiln"
+    norm = "rms"
+    activation = "silu_gated"
+    positions = "rotary_halves"
 
     norm_eps: float = 1e-6
     qk_norm: bool = True
@@ -111,13 +111,13 @@ class CodeGenConfig(ModelConfig):
     """LayerNorm, attention and feed-forward layer in parallel on it, the first `rotary_dim` channels turned in adjacent
     pairs, tanh GELU, an untied head with a bias (CodeGen, section 2.2 and the released code)."""
 
-    family: ClassVar[str] = "codegen"
-    norm: ClassVar[Literal["layer", "rms"]] = "layer"
-    activation: ClassVar[Literal["gelu_tanh", "gelu", "silu_gated"]] = "gelu_tanh"
-    positions: ClassVar[Literal["rotary_halves", "rotary_pairs", "sinusoids"]] = "rotary_pairs"
-    is_parallel: ClassVar[bool] = True
-    has_mlp_bias: ClassVar[bool] = True
-    has_head_bias: ClassVar[bool] = True
+    family = "codegen"
+    norm = "layer"
+    activation = "gelu_tanh"
+    positions = "rotary_pairs"
+    is_parallel = True
+    has_mlp_bias = True
+    has_head_bias = True
 
     tied_head: bool = False
     rotary_dim: int = 64
@@ -132,12 +132,12 @@ class InCoderConfig(ModelConfig):
     """LayerNorm before each layer, erf GELU, biases, embeddings scaled by sqrt(d_model) with sinusoids added, a tied head
     (the fairseq dense models, arXiv 2112.10684, as XGLM)."""
 
-    family: ClassVar[str] = "incoder"
-    norm: ClassVar[Literal["layer", "rms"]] = "layer"
-    activation: ClassVar[Literal["gelu_tanh", "gelu", "silu_gated"]] = "gelu"
-    positions: ClassVar[Literal["rotary_halves", "rotary_pairs", "sinusoids"]] = "sinusoids"
-    has_out_bias: ClassVar[bool] = True
-    has_mlp_bias: ClassVar[bool] = True
+    family = "incoder"
+    norm = "layer"
+    activation = "gelu"
+    positions = "sinusoids"
+    has_out_bias = True
+    has_mlp_bias = True
 
     qkv_bias: bool = True
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from codekiln.files import Record, read_record, replacing
-from codekiln.model.checkpoint import weights_of, write_tensors
+from codekiln.model.checkpoint import misfits, open_tensors, weights_of, write_tensors
 from codekiln.model.families import ModelConfig
 from codekiln.model.layouts import CODEGEN_GROUPS, Layout, home_layout, join_fused, layout_of, split_fused
 from codekiln.model.transformer import Transformer
@@ -26,6 +25,11 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 SHARD_BYTES = 2 * 10**9
 # Where weights may be, the first that is there is read. An index names the file of each tensor.
 _FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def model_folder(folder: Path) -> Path:
+    """The model directory of a run, or the folder itself where it is no run."""
+    return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def save_model(
@@ -54,7 +58,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     if config.tied_head:
         model.head.weight = model.embedding.weight
     weights = dict(model.named_parameters())
-    for name, tensor in read_weights(folder, layout, config):
+    for name, tensor in StoredWeights(folder, layout, config).read():
         weights[name].data.copy_(tensor)
     return model.requires_grad_(False).eval()
 
@@ -78,43 +82,51 @@ def read_config(folder: Path) -> tuple[Layout, ModelConfig]:
         raise ValueError(f"{folder}: {error}") from None
 
 
-def read_weights(folder: Path, layout: Layout, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Our name and tensor of every weight, one at a time, after all names and shapes were found to fit.
+class StoredWeights:
+    """The weights of a directory by our names, after all names and shapes were found to fit.
 
-    Raises ValueError that names every missing, extra and wrongly shaped tensor, or one that is not finite.
+    Raises ValueError that names every missing, extra and wrongly shaped tensor.
     """
-    with torch.device("meta"):
-        ours = {name: tuple(weight.shape) for name, weight in Transformer(config).named_parameters()}
-    wanted: dict[str, list[str]] = {}  # their name to ours; a fused one has three
-    for name in ours:
-        wanted.setdefault(layout.theirs(name), []).append(name)
-    shapes = {
-        theirs: (sum(ours[name][0] for name in names), *ours[names[0]][1:]) if len(names) > 1 else ours[names[0]]
-        for theirs, names in wanted.items()
-    }
-    files = _weight_files(folder)
-    found = {
-        name: shape for file in files for name, shape in file.shapes().items() if not layout.is_ignored(name, config)
-    }
-    faults = [f"{name} is missing" for name in shapes.keys() - found.keys()]
-    faults += [f"{name} is not of this model" for name in found.keys() - shapes.keys()]
-    faults += [
-        f"{name} is {found[name]} and must be {shape}"
-        for name, shape in shapes.items()
-        if name in found and found[name] != shape
-    ]
-    if faults:
-        raise ValueError(f"{folder}: the weights do not fit {CONFIG}: {'; '.join(sorted(faults))}")
-    for file in files:
-        for name, tensor in file.tensors(shapes.keys()):
-            if not torch.isfinite(tensor).all():
-                raise ValueError(f"{folder}: {name} holds values that are not finite: get the file again")
-            names = wanted[name]
-            if len(names) == 1:
-                yield names[0], tensor
-            else:
-                parts = dict(zip("qkv", split_fused(tensor, config.n_heads), strict=True))
-                yield from ((ours_name, parts[ours_name.rsplit(".", 2)[1]]) for ours_name in names)
+
+    def __init__(self, folder: Path, layout: Layout, config: ModelConfig) -> None:
+        with torch.device("meta"):
+            self._ours = dict(Transformer(config).named_parameters())
+        self._folder, self._n_heads = folder, config.n_heads
+        self._names: dict[str, list[str]] = {}  # their name to ours; a fused one has three
+        for name in self._ours:
+            self._names.setdefault(layout.theirs(name), []).append(name)
+        shapes = {}
+        for theirs, names in self._names.items():
+            rows, *columns = self._ours[names[0]].shape
+            shapes[theirs] = (rows if len(names) == 1 else sum(self._ours[name].shape[0] for name in names), *columns)
+        self._files = _weight_files(folder)
+        found = {
+            name: shape
+            for file in self._files
+            for name, shape in file.shapes().items()
+            if not layout.is_ignored(name, config)
+        }
+        if faults := misfits(shapes, found):
+            raise ValueError(f"{folder}: the weights do not fit {CONFIG}: {faults}")
+
+    def read(self) -> Iterator[tuple[str, Tensor]]:
+        """Our name and tensor of every weight, one at a time. Raises ValueError naming one that is not finite."""
+        for file in self._files:
+            for name, tensor in file.tensors(self._names.keys()):
+                if not torch.isfinite(tensor).all():
+                    raise ValueError(f"{self._folder}: {name} holds values that are not finite: get the file again")
+                names = self._names[name]
+                if len(names) == 1:
+                    yield names[0], tensor
+                else:
+                    parts = dict(zip("qkv", split_fused(tensor, self._n_heads), strict=True))
+                    yield from ((ours, parts[ours.rsplit(".", 2)[1]]) for ours in names)
+
+    def shapes(self) -> Iterator[tuple[str, Tensor]]:
+        """The same in the same order, but tensors on the meta device."""
+        for file in self._files:
+            for name in sorted(file.shapes().keys() & self._names.keys()):
+                yield from ((ours, self._ours[ours].detach()) for ours in self._names[name])
 
 
 def convert(
@@ -128,7 +140,7 @@ def convert(
     to = to if to is not None else home_layout(config)
     with replacing(target) as draft:
         draft.mkdir()
-        weights = regrouped(to, read_weights(source, layout, config))
+        weights = regrouped(to, StoredWeights(source, layout, config).read())
         dtype = _write_shards(draft, weights)
         record = ids | _config_record(to, config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
         written = {CONFIG: record, "generation_config.json": ids, TOKENIZER: tokenizer}
@@ -208,11 +220,11 @@ class _SafetensorsFile:
     path: Path
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        with _opened(self.path) as file:
+        with open_tensors(self.path) as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        with _opened(self.path) as file:
+        with open_tensors(self.path) as file:
             for name in sorted(set(file.keys()) & set(names)):
                 yield name, file.get_tensor(name)
 
@@ -247,13 +259,6 @@ class _PickledFile:
         if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
             raise ValueError(f"{self.path} holds something else than tensors by name: it is no file of weights")
         return loaded
-
-
-def _opened(path: Path) -> safe_open:
-    try:
-        return safe_open(path, "pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}): make or copy it again") from None
 
 
 def _weight_files(folder: Path) -> list[_SafetensorsFile | _PickledFile]:

@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
+from functools import partial
 from importlib.resources import files as package_files
 
 import uvicorn
@@ -50,11 +51,11 @@ def make_app(completer: Completer, model_name: str) -> FastAPI:
             message = f"max_tokens: this model takes at most {limit}"
             return JSONResponse(error(message, param="max_tokens"), status_code=400)
         requests = [complete.Request(prompt, body.suffix) for prompt in body.prompts()]
+        stream = partial(completer.stream, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stops())
         try:
-            completer.check(requests, max_new_tokens=body.max_tokens)
+            pieces = await run_in_threadpool(stream, requests)
         except ValueError as refusal:
             return JSONResponse(error(str(refusal)), status_code=400)
-        pieces = completer.stream(requests, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stops())
         envelope = Envelope(model_name)
         if body.stream:
             return StreamingResponse(_events(pieces, turn, envelope), media_type="text/event-stream")

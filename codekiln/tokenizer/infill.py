@@ -20,7 +20,7 @@ told from ours by its tokenizer, which has no `<|pad|>`:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codekiln.tokenizer.bpe import END_OF_TEXT, FIM_MIDDLE, PAD, Tokenizer
+from codekiln.tokenizer.bpe import FIM_MIDDLE, PAD, Tokenizer
 
 MASKS = tuple(f"<|mask:{k}|>" for k in range(256))
 END_OF_MASK = "<|endofmask|>"
@@ -68,11 +68,14 @@ def infill_prompt(tokenizer: Tokenizer, left: Sequence[int], right: Sequence[int
 
 def ends(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that end an answer."""
-    return frozenset(tokenizer.control[token] for token in _ENDS if token in tokenizer.control)
+    known = {tokenizer.control[token] for token in _ENDS if token in tokenizer.control}
+    return frozenset({tokenizer.end_of_text} | known)
 
 
 def document_start(tokenizer: Tokenizer) -> list[int]:
-    """What stands before a document: in our layout and InCoder's the end of the text before it, in others' nothing."""
+    """What stands before a document: in our layout and InCoder's the end of the text before it, in Llama's its start."""
+    if tokenizer.start_of_text is not None:
+        return [tokenizer.start_of_text]
     return [tokenizer.end_of_text] if _is_ours(tokenizer) or END_OF_MASK in tokenizer.control else []
 
 
@@ -80,8 +83,8 @@ def _is_ours(tokenizer: Tokenizer) -> bool:
     return tokenizer.control.keys() >= {FIM_MIDDLE, PAD}
 
 
-# The last three are Qwen2.5-Coder's.
-_ENDS = (END_OF_TEXT, END_OF_MASK, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+# Beside the end of the text; the last three are Qwen2.5-Coder's.
+_ENDS = (END_OF_MASK, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 
 
 def whole_words(text: bytes, start: int, stop: int) -> tuple[int, int]:

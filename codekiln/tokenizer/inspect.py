@@ -38,8 +38,8 @@ def shown(piece: bytes) -> str:
     try:
         text = piece.decode()
     except UnicodeDecodeError:
-        return "".join(f"‹{byte:02x}›" for byte in piece)
-    return "".join(_VISIBLE.get(c, c if c.isprintable() else _bytes_of(c)) for c in text)
+        return _spelled(piece)
+    return "".join(_VISIBLE.get(c, c if c.isprintable() else _spelled(c.encode())) for c in text)
 
 
 def agreement(first: Tokenizer, second: Tokenizer, data: bytes) -> float:
@@ -51,5 +51,5 @@ def agreement(first: Tokenizer, second: Tokenizer, data: bytes) -> float:
 _VISIBLE = {"\n": "⏎", "\t": "→"}
 
 
-def _bytes_of(character: str) -> str:
-    return "".join(f"‹{byte:02x}›" for byte in character.encode())
+def _spelled(data: bytes) -> str:
+    return "".join(f"‹{byte:02x}›" for byte in data)

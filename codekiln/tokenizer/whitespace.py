@@ -11,7 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from codekiln.files import Record
+from codekiln.files import Record, is_hub_id
 from codekiln.tokenizer.bpe import END_OF_TEXT, FILE, Tokenizer, byte_alphabet
 
 # Of the 50,000 merges, one a line, as `vocab.bpe` and `merges.txt` hold them after their first line.
@@ -87,7 +87,7 @@ def _located(source: str | None) -> Path:
             if (path / name).is_file():
                 return path / name
         raise FileNotFoundError(f"{source} holds no {', '.join(names)}: {_WHAT_WOULD_DO}")
-    if source.count("/") != 1 or source.startswith((".", "/")):
+    if not is_hub_id(source):
         raise FileNotFoundError(f"{source} is missing: {_WHAT_WOULD_DO}")
     try:
         return Path(huggingface_hub.hf_hub_download(source, names[0]))

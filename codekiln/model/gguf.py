@@ -1,0 +1,162 @@
+"""GGUF, the one file that llama.cpp runs: every family on the graph there that computes the same.
+
+`kiln` has graphs of its own (qwen3, qwen2, llama). CodeGen goes through phi2's: attention and feed-forward layer in parallel
+on one norm, partly rotary; its pairs of channels are reordered, for phi2 turns halves. InCoder goes through gpt2's: its
+sinusoids become the table of positions, its scaled embedding stands apart from the head. llama.cpp computes GELU by tanh
+there, InCoder's is exact, so its logits differ by that (docs/models.md).
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from codekiln.files import Record, replacing
+from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
+from codekiln.model.huggingface import StoredWeights, read_config
+from codekiln.model.layouts import kiln_architecture
+from codekiln.model.transformer import FIRST_SINUSOID, sinusoids
+from codekiln.progress import task
+
+TYPES = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+_FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+_KILN_GRAPHS = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
+_MODEL_NAMES = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
+_BLOCK_NAMES = {
+    "attention_norm": "attn_norm",
+    "attention.q": "attn_q",
+    "attention.k": "attn_k",
+    "attention.v": "attn_v",
+    "attention.out": "attn_output",
+    "attention.q_norm": "attn_q_norm",
+    "attention.k_norm": "attn_k_norm",
+    "mlp_norm": "ffn_norm",
+    "mlp.gate": "ffn_gate",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+}
+
+
+def write_gguf(source: Path, target: Path, vocabulary: Record, *, type_name: str, name: str) -> None:
+    """Writes the model of a directory as one file, whole or not at all, holding one tensor at a time.
+
+    `vocabulary` are the fields of its tokenizer. Matrices are of the type named, but f16 where q8_0 cannot hold their
+    rows; norms, biases and positions are f32. Rows of the embedding and the head that no token has are left out.
+    """
+    layout, config = read_config(source)
+    architecture = graph_of(config)
+    with replacing(target) as draft:
+        writer = gguf.GGUFWriter(draft, architecture)
+        _write_fields(writer, config, name)
+        writer.add_file_type(_FILE_TYPES[type_name])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for key, value in vocabulary.items():
+            is_id = type(value) is int
+            writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if is_id else gguf.GGUFValueType.get_type(value))
+        n_ids = len(vocabulary[gguf.Keys.Tokenizer.LIST])
+        weights = StoredWeights(source, layout, config)
+        kinds: dict[str, gguf.GGMLQuantizationType] = {}
+        # The header names every tensor before the first is written, so the same is done with their shapes alone.
+        for tensor_name, tensor in _as_graph(config, n_ids, weights.shapes()):
+            kind = kinds[tensor_name] = _type(tensor_name, tensor, type_name)
+            in_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            n_bytes = tensor.numel() // in_block * block_bytes
+            writer.add_tensor_info(tensor_name, tuple(tensor.shape), np.dtype(np.float32), n_bytes, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        with task("GGUF", len(kinds)) as progress:
+            for tensor_name, tensor in _as_graph(config, n_ids, weights.read()):
+                writer.write_tensor_data(gguf.quantize(tensor.float().numpy(), kinds[tensor_name]))
+                progress.advance()
+        writer.close()
+
+
+def graph_of(config: ModelConfig) -> str:
+    """llama.cpp's name of the graph that computes a family. Raises ValueError where it has none."""
+    if isinstance(config, KilnConfig):
+        graph = _KILN_GRAPHS[kiln_architecture(config)]
+        if graph == "qwen2" and config.n_heads * config.d_head != config.d_model:
+            raise ValueError(
+                f"llama.cpp's {graph} needs heads as wide as the model together: "
+                f"{config.n_heads} of {config.d_head} are not {config.d_model}"
+            )
+        return graph
+    return "phi2" if isinstance(config, CodeGenConfig) else "gpt2"
+
+
+def _write_fields(writer: gguf.GGUFWriter, config: ModelConfig, name: str) -> None:
+    writer.add_name(name)
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.d_model)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_key_length(config.d_head)
+    writer.add_value_length(config.d_head)
+    if config.norm == "rms":
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    else:
+        writer.add_layer_norm_eps(config.norm_eps)
+    if config.n_rotary:
+        writer.add_rope_dimension_count(config.n_rotary)
+        writer.add_rope_freq_base(config.rope_base)
+
+
+def _type(name: str, tensor: Tensor, wanted: str) -> gguf.GGMLQuantizationType:
+    if tensor.ndim == 1 or name == "position_embd.weight":
+        return TYPES["f32"]
+    blocks_fit = tensor.shape[1] % gguf.GGML_QUANT_SIZES[TYPES["q8_0"]][0] == 0
+    return TYPES["f16"] if wanted == "q8_0" and not blocks_fit else TYPES[wanted]
+
+
+def _as_graph(config: ModelConfig, n_ids: int, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The graph's name and tensor of every weight, whether it holds numbers or only has a shape."""
+    fused: dict[str, dict[str, Tensor]] = {}
+    for name, weight in weights:
+        part, _, kind = name.rpartition(".")
+        if not part.startswith("blocks."):
+            rows = weight[:n_ids] if part in ("embedding", "head") else weight
+            yield f"{_MODEL_NAMES[part]}.{kind}", rows * config.embedding_scale if part == "embedding" else rows
+            if part == "embedding" and config.tied_head and config.embedding_scale != 1:
+                yield "output.weight", rows
+            continue
+        _, number, inner = part.split(".", 2)
+        if isinstance(config, InCoderConfig) and inner in ("attention.q", "attention.k", "attention.v"):
+            parts = fused.setdefault(f"{number}.{kind}", {})
+            parts[inner] = weight
+            if len(parts) == 3:
+                joined = [parts[f"attention.{letter}"] for letter in "qkv"]
+                yield f"blk.{number}.attn_qkv.{kind}", torch.cat(joined)
+            continue
+        is_turned = inner in ("attention.q", "attention.k")
+        yield f"blk.{number}.{_BLOCK_NAMES[inner]}.{kind}", _turned(config, weight) if is_turned else weight
+        if isinstance(config, CodeGenConfig) and inner.startswith("attention."):
+            # phi2 has biases where CodeGen has none.
+            yield f"blk.{number}.{_BLOCK_NAMES[inner]}.bias", weight.new_zeros(weight.shape[0])
+    if isinstance(config, InCoderConfig):
+        positions = torch.arange(config.context_length)[None] + FIRST_SINUSOID
+        yield "position_embd.weight", sinusoids(positions, config.d_model)[0]
+
+
+def _turned(config: ModelConfig, weight: Tensor) -> Tensor:
+    """Rows of queries or keys in the order in which the graph pairs channels: halves for phi2, neighbours for llama."""
+    per_head = weight.view(-1, config.d_head, *weight.shape[1:])
+    turned, kept = per_head[:, : config.n_rotary], per_head[:, config.n_rotary :]
+    if isinstance(config, CodeGenConfig):
+        turned = torch.cat((turned[:, 0::2], turned[:, 1::2]), dim=1)
+    elif graph_of(config) == "llama":
+        turned = torch.stack(turned.chunk(2, dim=1), dim=2).flatten(1, 2)
+    return torch.cat((turned, kept), dim=1).flatten(0, 1)

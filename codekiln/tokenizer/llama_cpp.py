@@ -1,0 +1,113 @@
+"""A tokenizer as llama.cpp has it: the fields of a GGUF file.
+
+llama.cpp splits text by rules of its own, so a tokenizer is one of these or cannot go there: GPT-2's, Qwen2's (ours) and
+Llama 3's for bytes, Gemma 4's for whole lines. The last merges characters, not bytes: ids are equal but where a merge has half
+a character in it, and for four and more newlines that are no token, which it takes one by one (docs/models.md).
+"""
+
+import json
+
+import tokenizers
+from gguf import Keys, TokenType
+from tokenizers import Regex, pre_tokenizers
+
+from codekiln.files import Record
+from codekiln.tokenizer.bpe import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer, byte_alphabet
+from codekiln.tokenizer.infill import END_OF_MASK, document_start
+from codekiln.tokenizer.training import WORDS
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# llama.cpp's names of the rules by which text is split before merging.
+GPT2, QWEN2, LLAMA3, GEMMA4 = "gpt-2", "qwen2", "llama-bpe", "gemma4"
+_RULES = {
+    GPT2: pre_tokenizers.ByteLevel(add_prefix_space=False),
+    QWEN2: pre_tokenizers.Split(Regex(WORDS), "isolated"),
+    LLAMA3: pre_tokenizers.Split(Regex(_LLAMA3), "isolated"),
+    GEMMA4: pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated"),
+}
+# Two tokenizers that cut this alike have the same rule.
+_PROBE = (
+    "def f(x1, y='I''m'):\n\tif not x1:\r\n        return 12345 + 3.14e-10  # it's   done \t \n\n\n\n"
+    "class Ünïcode_2(Base): x += [~x]**2;\u3000日本語 \u0663\u0664 don't WE'LL\n   \n  end  "
+)
+_ROLES = {
+    FIM_PREFIX: Keys.Tokenizer.FIM_PRE_ID,
+    FIM_SUFFIX: Keys.Tokenizer.FIM_SUF_ID,
+    FIM_MIDDLE: Keys.Tokenizer.FIM_MID_ID,
+    END_OF_MASK: Keys.Tokenizer.EOT_ID,
+}
+_SPACE = "\u2581"  # Gemma's stand-in
+
+
+def gguf_vocabulary(tokenizer: Tokenizer) -> Record:
+    """The fields by name. Raises ValueError for a tokenizer that llama.cpp has no rule for."""
+    rule = splitting_rule(tokenizer)
+    added = {int(token["id"]) for token in tokenizer.record.get("added_tokens") or []}
+    names = {number: token for token, number in tokenizer.control.items()}
+    spelled = {number: token for token, number in tokenizer.record["model"]["vocab"].items()}
+    tokens, kinds = [], []
+    for number, data in enumerate(tokenizer.token_bytes):
+        if number in names:
+            token, kind = names[number], TokenType.CONTROL
+        elif number in added:
+            token, kind = data.decode(), TokenType.USER_DEFINED
+        elif number not in spelled:
+            token, kind = f"<unused {number}>", TokenType.UNUSED
+        elif rule == GEMMA4:
+            token, kind = _as_characters(data, number)
+        else:
+            token, kind = spelled[number], TokenType.NORMAL
+        tokens.append(token)
+        kinds.append(int(kind))
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in tokenizer.record["model"]["merges"]]
+    fields: Record = {
+        Keys.Tokenizer.MODEL: GEMMA4 if rule == GEMMA4 else "gpt2",  # gpt2 is any BPE of bytes
+        Keys.Tokenizer.PRE: rule,
+        Keys.Tokenizer.LIST: tokens,
+        Keys.Tokenizer.TOKEN_TYPE: kinds,
+        Keys.Tokenizer.MERGES: _character_merges(pairs) if rule == GEMMA4 else [" ".join(pair) for pair in pairs],
+        Keys.Tokenizer.BOS_ID: tokenizer.end_of_text if tokenizer.start_of_text is None else tokenizer.start_of_text,
+        Keys.Tokenizer.EOS_ID: tokenizer.end_of_text,
+        Keys.Tokenizer.PAD_ID: tokenizer.pad,
+        Keys.Tokenizer.ADD_BOS: bool(document_start(tokenizer)),
+    }
+    return fields | {key: tokenizer.control[token] for token, key in _ROLES.items() if token in tokenizer.control}
+
+
+def splitting_rule(tokenizer: Tokenizer) -> str:
+    """llama.cpp's name of the rule by which a tokenizer splits text. Raises ValueError where it has none."""
+    splitter = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.record)).pre_tokenizer
+    if splitter is not None:
+        cut = [offsets for _, offsets in splitter.pre_tokenize_str(_PROBE)]
+        for name, rule in _RULES.items():
+            if cut == [offsets for _, offsets in rule.pre_tokenize_str(_PROBE)]:
+                return name
+    found = tokenizer.record.get("pre_tokenizer")
+    raise ValueError(f"llama.cpp has no rule that splits text as this tokenizer does ({found}): export it to hf")
+
+
+def _as_characters(data: bytes, number: int) -> tuple[str, TokenType]:
+    """A token of Gemma's: text, or a single byte; one that is neither cannot be reached there."""
+    if len(data) == 1 and not 0 < data[0] < 0x80:
+        return f"<0x{data[0]:02X}>", TokenType.BYTE
+    try:
+        return data.decode().replace(" ", _SPACE), TokenType.NORMAL
+    except UnicodeDecodeError:
+        return f"<unused {number}>", TokenType.UNUSED
+
+
+def _character_merges(pairs: list[tuple[str, ...]]) -> list[str]:
+    """Merges of whole characters; newlines are not merged there, their runs are looked up."""
+    byte_of = {character: byte for byte, character in byte_alphabet().items()}
+    merges = []
+    for pair in pairs:
+        try:
+            left, right = (bytes(map(byte_of.__getitem__, part)).decode().replace(" ", _SPACE) for part in pair)
+        except UnicodeDecodeError:
+            continue
+        if "\n" not in left and "\0" not in left + right:
+            merges.append(f"{left} {right}")
+    return merges

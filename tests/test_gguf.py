@@ -1,0 +1,244 @@
+"""GGUF files in llama.cpp itself: the same tokens, logits and greedy answers, for every family."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gguf
+import httpx
+import pytest
+import torch
+import transformers
+import xllamacpp
+
+from codekiln.exchange import export_model
+from codekiln.generate.complete import Completer, Request
+from codekiln.generate.sampler import GREEDY
+from codekiln.model.families import KilnConfig
+from codekiln.model.huggingface import save_model
+from codekiln.model.transformer import Transformer
+from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs, save_tokenizer
+from codekiln.tokenizer.llama_cpp import splitting_rule
+from codekiln.tokenizer.training import INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+
+SOURCES = sorted(Path("codekiln").rglob("*.py"))
+CONTEXT = 128
+FAMILIES = ("codegen", "incoder", "qwen3", "qwen2", "llama")
+# Sums are in another order there, and GELU is by tanh from a table of half precision.
+TOLERANCE = {"codegen": 4e-3, "incoder": 2e-2, "qwen3": 2e-4, "qwen2": 2e-4, "llama": 2e-4}
+
+
+class LlamaCpp:
+    """llama.cpp's own server on a GGUF file, with keys and values in float32."""
+
+    def __init__(self, path: Path) -> None:
+        params = xllamacpp.CommonParams()
+        params.model.path, params.n_ctx, params.warmup = str(path), CONTEXT, False
+        params.cpuparams.n_threads = 2
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.server = xllamacpp.Server(params)
+
+    def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = httpx.post(self.server.listening_address + path, json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def ids(self, text: str) -> list[int]:
+        found: list[int] = self.call("/tokenize", {"content": text, "add_special": False, "parse_special": False})[
+            "tokens"
+        ]
+        return found
+
+    def log_probabilities(self, ids: list[int], n: int) -> torch.Tensor:
+        """Of the token that follows, (n,), before anything is sampled.
+
+        What is sampled is a letter in any case: probabilities of half a character are not told.
+        """
+        letter = self.ids("a")
+        body = {
+            "prompt": ids, "n_predict": 1, "n_probs": n, "cache_prompt": False, "logit_bias": [[letter[0], 1e4]],
+        }  # fmt: skip
+        found = torch.full((n,), torch.nan)
+        for entry in self.call("/completion", body)["completion_probabilities"][0]["top_logprobs"]:
+            found[entry["id"]] = entry["logprob"]
+        return found
+
+    def greedy(self, ids: list[int], n: int) -> list[int]:
+        body = {"prompt": ids, "n_predict": n, "top_k": 1, "return_tokens": True, "cache_prompt": False}
+        found: list[int] = self.call("/completion", body)["tokens"]
+        return found
+
+
+@contextmanager
+def llama_cpp(folder: Path, target: Path, type_name: str = "f32") -> Iterator[LlamaCpp]:
+    export_model(folder, target, "gguf", type_name=type_name)
+    yield LlamaCpp(target)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model directory of random weights for every family, each with the tokenizer that goes with it."""
+    root = tmp_path_factory.mktemp("models")
+    texts = [path.read_text(encoding="utf-8") for path in SOURCES]
+    lines = train_tokenizer(TokenizerPlan(vocab_size=1024, pattern=LINES, control=INCODER_CONTROL), texts)
+    torch.manual_seed(0)
+    codegen = transformers.CodeGenConfig(
+        n_layer=2, n_embd=64, n_head=4, rotary_dim=8, vocab_size=51_200, n_positions=CONTEXT, n_ctx=CONTEXT,
+        bos_token_id=50_256, eos_token_id=50_256,
+    )  # fmt: skip
+    incoder = transformers.XGLMConfig(
+        num_layers=2, d_model=64, attention_heads=4, ffn_dim=128, vocab_size=1024, max_position_embeddings=CONTEXT,
+        bos_token_id=lines.end_of_text, eos_token_id=lines.end_of_text, pad_token_id=1,
+    )  # fmt: skip
+    for model, tokenizer in (
+        (transformers.CodeGenForCausalLM(codegen), codegen_tokenizer(gpt2_merges())),
+        (transformers.XGLMForCausalLM(incoder), lines),
+    ):
+        name = "codegen" if tokenizer is not lines else "incoder"
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn(weight.shape), alpha=0.1)
+        model.save_pretrained(root / name)
+        save_tokenizer(root / name, tokenizer)
+    for name, d_head, settings in (
+        ("qwen3", 32, {}), ("qwen2", 16, {"qk_norm": False, "qkv_bias": True}), ("llama", 32, {"qk_norm": False}),
+    ):  # fmt: skip
+        config = KilnConfig(2, 64, 4, 2, d_head, 96, 1024, CONTEXT, tied_head=name == "qwen3", **settings)
+        model = Transformer(config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.15)
+        save_model(root / name, model, *_words(root))
+    return {name: root / name for name in FAMILIES}
+
+
+def log_probabilities(completer: Completer, ids: list[int]) -> torch.Tensor:
+    n = completer.tokenizer.vocab_size
+    with torch.inference_mode():
+        logits = completer.model.head(completer.model(torch.tensor([ids])))[0, -1, :n]
+    return torch.log_softmax(logits, -1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_logits_and_answers_are_those_of_llama_cpp(
+    folders: dict[str, Path], family: str, tmp_path: Path
+) -> None:
+    ours = Completer.load(folders[family])
+    ids = ours.tokenizer.encode(SOURCES[5].read_text(encoding="utf-8"))[:60]
+    with llama_cpp(folders[family], tmp_path / "model.gguf") as theirs:
+        for path in SOURCES[:12]:
+            text = path.read_text(encoding="utf-8")
+            assert theirs.ids(text) == ours.tokenizer.encode(text), path
+        odd = "a\tb  \r\n\t\tx = 'Ünï 日本 ٣'\n\n\n   \n<|endoftext|> <|mask:0|>" + " " * 40 + "z"
+        assert theirs.ids(odd) == ours.tokenizer.encode(odd)
+        for n in (1, 17, 60):
+            expected = log_probabilities(ours, ids[:n])
+            found = theirs.log_probabilities(ids[:n], ours.tokenizer.vocab_size)
+            torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[family])
+        if family != "incoder":  # its GELU is another there
+            written = list(ids[:17])
+            for _ in range(32):
+                written.append(int(log_probabilities(ours, written).argmax()))
+            stop = ours.tokenizer.control_ids
+            assert not stop & set(written[17:])
+            assert theirs.greedy(ids[:17], 32) == written[17:]
+
+
+@pytest.mark.parametrize(("type_name", "share", "tolerance"), [("f16", 0.51, 0.02), ("q8_0", 0.28, 0.5)])
+def test_fewer_bits_cost_little(
+    folders: dict[str, Path], type_name: str, share: float, tolerance: float, tmp_path: Path
+) -> None:
+    ours = Completer.load(folders["qwen3"])
+    ids = ours.tokenizer.encode(SOURCES[5].read_text(encoding="utf-8"))[:40]
+    with llama_cpp(folders["qwen3"], tmp_path / "model.gguf", type_name) as theirs:
+        found = theirs.log_probabilities(ids, ours.tokenizer.vocab_size)
+    torch.testing.assert_close(found, log_probabilities(ours, ids), rtol=0, atol=tolerance)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    stored = sum(int(tensor.n_bytes) for tensor in tensors.values())
+    assert stored < share * 4 * sum(weight.numel() for weight in ours.model.parameters())
+    assert tensors["output_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    assert tensors["blk.0.attn_q.weight"].tensor_type == gguf.GGMLQuantizationType[type_name.upper()]
+
+
+def test_a_model_trained_here_answers_equally_in_transformers_and_llama_cpp(small_run: Path, tmp_path: Path) -> None:
+    ours = Completer.load(small_run)
+    hugging = transformers.AutoModelForCausalLM.from_pretrained(small_run / "model")
+    before, after = "def area(width, height):\n    ", "\n    return size\n"
+    ids = ours.prompt_ids(Request(before, after), 12)
+    banned = sorted(ours.tokenizer.control_ids - {ours.tokenizer.end_of_text})
+    made = hugging.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=12, bad_words_ids=[[i] for i in banned],
+        pad_token_id=ours.tokenizer.pad,
+    )[0, len(ids) :]  # fmt: skip
+    answer = ours.complete([Request(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
+    assert ours.tokenizer.decode(made.tolist()) == answer.text
+    with llama_cpp(small_run / "model", tmp_path / "model.gguf") as theirs:
+        body = {
+            "prompt": ids, "n_predict": 12, "top_k": 1, "cache_prompt": False,
+            "logit_bias": [[i, False] for i in banned],
+        }  # fmt: skip
+        assert theirs.call("/completion", body)["content"] == answer.text
+        fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+        assert fields["tokenizer.ggml.fim_mid_token_id"].contents() == ours.tokenizer.fim_middle
+
+
+def test_rows_without_a_token_are_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
+    export_model(folders["codegen"], tmp_path / "model.gguf", "gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    for name in ("token_embd.weight", "output.weight", "output.bias"):
+        assert tensors[name].shape[-1] == 50_295
+
+
+def test_what_llama_cpp_cannot_have_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    with pytest.raises(ValueError, match="no type is called 'q4_0': known are f32, f16, q8_0"):
+        export_model(folders["qwen3"], target, "gguf", type_name="q4_0")
+    with pytest.raises(ValueError, match=r"is there and is no GGUF file: name a new file"):
+        export_model(folders["qwen3"], tmp_path, "gguf")
+    wide = KilnConfig(1, 64, 4, 2, 32, 96, 1024, CONTEXT, qk_norm=False, qkv_bias=True)
+    save_model(tmp_path / "wide", Transformer(wide), folders["qwen3"] / "tokenizer.json", {}, 0)
+    with pytest.raises(ValueError, match=r"qwen2 needs heads as wide as the model together: 4 of 32 are not 64"):
+        export_model(tmp_path / "wide", target, "gguf")
+    record = Tokenizer.load(folders["qwen3"] / "tokenizer.json").record
+    record["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\w+|\W"}
+    odd = Tokenizer(record, origin="odd")
+    with pytest.raises(ValueError, match=r"llama\.cpp has no rule that splits text as this tokenizer does"):
+        splitting_rule(odd)
+    assert not target.exists()
+
+
+def test_a_large_model_is_written_tensor_by_tensor(tmp_path: Path) -> None:
+    """400 MB of weights; the process may grow by half of that."""
+    config = KilnConfig(9, 1024, 16, 8, 64, 2816, 4096, CONTEXT, tied_head=False)
+    save_model(tmp_path / "model", Transformer(config), *_words(tmp_path))
+    program = f"""
+from pathlib import Path
+import gguf
+from codekiln.exchange import export_model
+def resident():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+peak, kept = [0], gguf.GGUFWriter.write_tensor_data
+def watched(*arguments):
+    peak[0] = max(peak[0], resident())
+    kept(*arguments)
+gguf.GGUFWriter.write_tensor_data = watched
+before = resident()
+export_model(Path({str(tmp_path / "model")!r}), Path({str(tmp_path / "model.gguf")!r}), "gguf", type_name="f32")
+print(peak[0] - before)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert (tmp_path / "model.gguf").stat().st_size > 400e6
+    assert int(told) < 200e6
+
+
+def _words(folder: Path) -> tuple[Path, dict[str, Any], int]:
+    """What a model directory needs of a tokenizer of 1,024 ids."""
+    words = train_tokenizer(TokenizerPlan(vocab_size=1024), [path.read_text(encoding="utf-8") for path in SOURCES])
+    words.save(folder / "words.json")
+    return folder / "words.json", hugging_face_configs(words, CONTEXT), words.end_of_text
