@@ -1,10 +1,10 @@
 """A run told from its records: CARD.md in the form of published model cards, and report.html."""
 
 import html
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from codekiln.charts import bar_chart, training_charts, write_page
 from codekiln.corpus.documents import read_manifest
 from codekiln.files import Record, read_record, replacing
 from codekiln.recipe import stage_record
@@ -30,42 +30,22 @@ def write_card(run: Path) -> Path:
 
 def write_report(run: Path) -> Path:
     """Writes report.html, one file that needs no network. Everything from the corpus is escaped."""
-    # Heavy, and needed by this call alone.
-    import plotly.graph_objects as go  # noqa: PLC0415
-    from jinja2 import Environment, select_autoescape  # noqa: PLC0415
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415
-
-    manifest, metrics = read_manifest(run / "corpus"), read_metrics(run / "metrics.jsonl")
-    tokens, trained = stage_record(run, "tokens")["result"], stage_record(run, "train")["result"]
-    charts = {
-        "Loss": _lines(go, metrics, {"training, nats a token": "loss"}),
-        "Validation": _lines(go, metrics, {"held-out, bits a byte": "valid_bits_per_byte"}),
-        "Speed": _lines(go, metrics, {"tokens a second": "tokens_per_second"}),
-        "Token lengths": go.Figure(
-            go.Bar(y=tokens["token_lengths"][1:], x=list(range(1, len(tokens["token_lengths"]))))
-        ),
-    }
-    charts["Token lengths"].update_layout(xaxis_title="bytes", yaxis_title="tokens of the vocabulary")
-    for figure in charts.values():
-        figure.update_layout(height=300, margin={"l": 50, "r": 20, "t": 20, "b": 40}, template="plotly_white")
-    drawn = {title: f.to_html(full_html=False, include_plotlyjs=False) for title, f in charts.items()}
-    environment = Environment(autoescape=select_autoescape(default=True))
-    template = environment.from_string(
-        package_files("codekiln").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    )
-    page = template.render(
-        name=read_record(run / "recipe.json")["name"],
-        plotly=get_plotlyjs(),
-        charts=drawn,
-        trained=trained,
+    name, manifest = read_record(run / "recipe.json")["name"], read_manifest(run / "corpus")
+    lengths = stage_record(run, "tokens")["result"]["token_lengths"]
+    charts = training_charts({name: read_metrics(run / "metrics.jsonl")})
+    charts["Token lengths"] = bar_chart(lengths[1:], x_title="bytes", y_title="tokens of the vocabulary")
+    write_page(
+        run / REPORT,
+        "report.html.jinja",
+        name=name,
+        charts=charts,
+        trained=stage_record(run, "train")["result"],
         manifest=manifest,
         funnel=_funnel(manifest),
         evaluation=stage_record(run, "evaluation")["result"],
         functions=stage_record(run, "functions")["result"]["functions"],
         seconds={name: stage_record(run, name)["seconds"] for name in _STAGES},
     )
-    with replacing(run / REPORT) as draft:
-        draft.write_text(page, encoding="utf-8")
     return run / REPORT
 
 
@@ -75,6 +55,40 @@ _STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
 def results_of(run: Path) -> dict[str, str]:
     """The measured results in words, with 95 % intervals."""
     return _results(stage_record(run, "train")["result"], stage_record(run, "evaluation")["result"])
+
+
+def _schedule(schedule: Record) -> tuple[str, str]:
+    """The warm-up of a schedule and its course, in words."""
+    if schedule["kind"] == "WarmupStableDecay":
+        course = f"flat, then linearly to 0 over the last {schedule['decay_share']:.0%}"
+        return f"{schedule['warmup_share']:.0%} of the steps", course
+    warmup = f"{schedule['warmup_steps']:,} steps"
+    if schedule["kind"] == "WarmupPolynomial":
+        return warmup, f"polynomial to 0, power {schedule['power']:g}"
+    anneal = "all the others" if schedule["anneal_steps"] is None else f"{schedule['anneal_steps']:,} steps"
+    return warmup, f"cosine to {schedule['floor']:.3g} of the peak within {anneal}, then flat"
+
+
+def _hyper_parameters(train: Record, model: Record, trained: Record) -> dict[str, Any]:
+    optimizer = train["optimizer"]
+    is_muon = optimizer["kind"] == "MuonPlan"
+    betas = f"{optimizer['betas'][0]}, {optimizer['betas'][1]}"
+    rates = f"{optimizer['muon_rate']:g} (Muon), {optimizer['adamw_rate']:g} (AdamW)" if is_muon else None
+    warmup, course = _schedule(optimizer["schedule"])
+    return {
+        "Optimizer": "Muon for matrices in blocks, AdamW for the rest" if is_muon else "AdamW",
+        "Betas": f"{betas}; Muon's momentum {optimizer['momentum']}" if is_muon else betas,
+        "Eps": f"{optimizer['eps']:g}",
+        "Batch size": f"{train['batch_rows'] * model['context_length']:,} tokens",
+        "Context window": f"{model['context_length']:,}",
+        "Gradient accumulation": "as memory asks; the batch is the same",
+        "Gradient clipping": f"global norm {optimizer['max_grad_norm']:g}",
+        "Warm-up": warmup,
+        "Learning rate": rates or f"{optimizer['rate']:g}",
+        "Weight decay": f"{optimizer['weight_decay']:g}, decoupled, on matrices",
+        "Schedule": course,
+        "Precision": trained["precision"],
+    }
 
 
 def _results(trained: Record, evaluation: Record) -> dict[str, str]:
@@ -94,7 +108,7 @@ def _results(trained: Record, evaluation: Record) -> dict[str, str]:
 
 def _sections(recipe: Record, manifest: Record, stages: dict[str, Record]) -> dict[str, dict[str, Any]]:
     model, train, trained = recipe["model"], recipe["train"], stages["train"]["result"]
-    optimizer, objective = train["optimizer"], train["objective"]
+    objective = train["objective"]
     sources = ", ".join(source["kind"] for source in recipe["corpus"]["sources"])
     read, kept, dropped = manifest["read"], manifest["kept"], manifest["dropped"]
     filters = "; ".join(
@@ -125,19 +139,7 @@ def _sections(recipe: Record, manifest: Record, stages: dict[str, Record]) -> di
             f"text split at {recipe['tokenizer']['pattern']}; "
             f"{_bytes_per_token(stages['tokens']['result']):.2f} bytes a token on held-out text",
         },
-        "Hyper-parameters": {
-            "Optimizer": "Muon for matrices in blocks, AdamW for the rest",
-            "Betas": f"{optimizer['betas'][0]}, {optimizer['betas'][1]}; Muon's momentum {optimizer['momentum']}",
-            "Eps": f"{optimizer['eps']:g}",
-            "Batch size": f"{train['batch_rows'] * model['context_length']:,} tokens",
-            "Context window": f"{model['context_length']:,}",
-            "Gradient accumulation": "as memory asks; the batch is the same",
-            "Warm-up": f"{optimizer['schedule']['warmup_share']:.0%} of the steps",
-            "Learning rate": f"{optimizer['muon_rate']:g} (Muon), {optimizer['adamw_rate']:g} (AdamW)",
-            "Weight decay": f"{optimizer['weight_decay']:g}, decoupled, on matrices",
-            "Schedule": f"flat, then linearly to 0 over the last {optimizer['schedule']['decay_share']:.0%}",
-            "Precision": trained["precision"],
-        },
+        "Hyper-parameters": _hyper_parameters(train, model, trained),
         "Training": {
             "Initialization": "from scratch",
             "Strategy": " ".join([objective["kind"], *(f"{k}={v}" for k, v in objective.items() if k != "kind")]),
@@ -165,15 +167,6 @@ def _funnel(manifest: Record) -> list[Record]:
         left -= entry["documents"]
         rows.append({"reason": reason, "left": left} | entry)
     return rows
-
-
-def _lines(go: Any, metrics: list[Record], series: dict[str, str]) -> Any:
-    figure = go.Figure()
-    for title, field in series.items():
-        rows = [row for row in metrics if row.get(field) is not None]
-        figure.add_scatter(x=[row["tokens"] for row in rows], y=[row[field] for row in rows], mode="lines", name=title)
-        figure.update_layout(yaxis_title=title)
-    return figure.update_layout(xaxis_title="tokens")
 
 
 def _share(entry: Record) -> str:

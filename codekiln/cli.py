@@ -5,15 +5,15 @@ Heavy imports wait in the verbs that need them, so that `--help` answers at once
 # ruff: noqa: PLC0415
 
 import dataclasses
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from codekiln.extras import optional
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,10 @@ SET = Annotated[
 ]
 DEVICE = Annotated[str, typer.Option(help="cpu or cuda.")]
 MICRO = Annotated[int, typer.Option(help="Tokens that go through the model at once.", min=1)]
+WATCH = Annotated[
+    list[str] | None,
+    typer.Option("--watch", help="Tell metrics to tensorboard or wandb too.", show_default=False),
+]
 COMPILE = Annotated[
     bool | None, typer.Option(help="torch.compile; left out, where a C++ compiler is found.", show_default=False)
 ]
@@ -63,9 +67,10 @@ def demo(
     device: DEVICE = "cpu",
     micro_batch_tokens: MICRO = 2048,
     compile: COMPILE = None,
+    watch: WATCH = None,
 ) -> None:
     """Make a small model of the Python code on this machine, and show what it can do."""
-    build("demo", out, None, code, license, settings, device, micro_batch_tokens, compile)
+    build("demo", out, None, code, license, settings, device, micro_batch_tokens, compile, watch=watch)
     _show(out)
 
 
@@ -80,22 +85,29 @@ def build(
     device: DEVICE = "cpu",
     micro_batch_tokens: MICRO = 2048,
     compile: COMPILE = None,
+    tensor_ranks: Annotated[int, typer.Option(help="Ranks that share a layer, of those torchrun starts.", min=1)] = 1,
+    recompute: Annotated[bool, typer.Option(help="Compute blocks anew in the backward pass: less memory.")] = False,
+    watch: WATCH = None,
 ) -> None:
-    """Build a recipe, all stages; started again it goes on where it was."""
+    """Build a recipe, all stages; started again it goes on where it was. On many ranks: torchrun -m codekiln build …"""
     from codekiln.recipe import build as build_recipe
-    from codekiln.train.loop import Hardware, has_cxx_compiler
+    from codekiln.train.loop import Hardware, Preempted, has_cxx_compiler
 
     wanted = _recipe(recipe, code, license, settings)
     if compile is None and device == "cpu" and not has_cxx_compiler():
         _note("no C++ compiler is found here: training runs uncompiled, at about two thirds of the speed")
     try:
-        build_recipe(wanted, out, Hardware(device, micro_batch_tokens, compile), until=until)
-    except KeyboardInterrupt:
-        _note("interrupted; nothing is lost, and the same command goes on from here")
+        hardware = Hardware(device, micro_batch_tokens, compile, tensor_ranks, recompute)
+        build_recipe(wanted, out, hardware, until=until, watch=watch or [])
+    except KeyboardInterrupt as stopped:
+        is_asked = isinstance(stopped, Preempted)
+        _note(
+            f"{'asked to end' if is_asked else 'interrupted'}; nothing is lost, and the same command goes on from here"
+        )
         sys.stdout.flush()
         # The corpus engine's threads do not survive an orderly end: they abort it.
-        os._exit(130)
-    if until is None:
+        os._exit(0 if is_asked else 130)
+    if until is None and os.environ.get("RANK", "0") == "0":
         _card(out)
 
 
@@ -104,6 +116,27 @@ def card(run: MODEL) -> None:
     """Write CARD.md and report.html of a finished run."""
     for path in _card(run):
         typer.echo(path)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Runs, at work, interrupted or finished.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+    as_json: JSON = False,
+) -> None:
+    """Lay runs beside each other: a page of their curves, what they came to, where their recipes differ."""
+    compare = optional("codekiln.compare", "report")
+    found = compare.read_runs(runs)
+    compare.write_comparison(found, out)
+    comparison = compare.told(found)
+    if as_json:
+        typer.echo(json.dumps({"page": str(out)} | comparison))
+        return
+    _show_table(compare.totals_table(comparison))
+    if comparison["recipe"]:
+        typer.echo()
+        _show_table(compare.recipe_table(comparison))
+    typer.echo(out)
 
 
 @app.command()
@@ -262,7 +295,7 @@ def serve(
     """Serve /v1/completions (prompt, suffix, stream) and a page to try it."""
     from codekiln.generate.complete import Completer
 
-    server = _extra("codekiln.serve.server", "serve")
+    server = optional("codekiln.serve.server", "serve")
     listening = server.listen(host, port)
     name = model.resolve().name
     application = server.make_app(Completer.load(model), name)
@@ -288,7 +321,7 @@ def _told(error: ValueError | OSError) -> str:
 
 
 def _recipe(name: str, code: Path | None, license: str | None, settings: list[str] | None) -> "Recipe":
-    _extra("codekiln.corpus.build", "corpus")
+    optional("codekiln.corpus.build", "corpus")
     from codekiln.recipe import replaced
     from codekiln.recipes import named
 
@@ -358,8 +391,21 @@ def _show_statistics(told: dict[str, "Record"]) -> None:
     Console(highlight=False).print(table)
 
 
+def _show_table(rows: list[list[str]]) -> None:
+    """The first row is the heading; a cell of more than forty characters is cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*rows[0], box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows[1:]:
+        table.add_row(*(Text(cell if len(cell) <= 40 else cell[:39] + "…", overflow="fold") for cell in row))
+    Console(highlight=False, markup=False).print(table)
+
+
 def _card(run: Path) -> list[Path]:
-    card_module = _extra("codekiln.card", "report")
+    card_module = optional("codekiln.card", "report")
     return [card_module.write_card(run), card_module.write_report(run)]
 
 
@@ -394,16 +440,6 @@ def _sample(console: "Console", title: str, before: str, written: str, judged: s
     console.print("".join(before.splitlines(keepends=True)[-5:]), end="", style="dim")
     console.print(written or "(nothing)", style="green" if judged == "as it was" else "red")
     console.print(f"({judged})", style="dim")
-
-
-def _extra(module: str, extra: str) -> ModuleType:
-    """A module that needs one of the extras. Raises ValueError naming the extra if it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").startswith("codekiln"):
-            raise
-        raise ValueError(f"{missing.name} is not installed: pip install 'codekiln[{extra}]'") from None
 
 
 def _text(argument: str | None, file: Path | None) -> str:

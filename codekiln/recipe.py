@@ -10,7 +10,7 @@ import fcntl
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,12 +27,15 @@ from codekiln.files import Record, first_difference, read_record, require_room, 
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
 from codekiln.model.families import ModelConfig
-from codekiln.model.huggingface import TOKENIZER, WEIGHTS, save_model
+from codekiln.model.huggingface import CONFIG, TOKENIZER, save_model
+from codekiln.model.tensors import weights_of
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
 from codekiln.train.loop import Hardware, TrainPlan, train
-from codekiln.train.metrics import read_metrics
+from codekiln.train.metrics import Mirror, read_metrics, totals
+from codekiln.train.parallel import END, Ranks, gathered, joined_ranks
 from codekiln.train.prepare import prepare_shards
+from codekiln.train.watch import mirrors_named
 
 SAMPLED_ANEW = 4  # problems of each kind that are kept in the record to be shown, in the order they were drawn
 
@@ -66,42 +69,58 @@ class Recipe:
 STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
 
 
-def build(recipe: Recipe, run: Path, hardware: Hardware, *, until: str | None = None) -> None:
+def build(
+    recipe: Recipe, run: Path, hardware: Hardware, *, until: str | None = None, watch: Sequence[str] = ()
+) -> None:
     """All stages into `run`, or those up to `until`. Raises OSError or ValueError in words for the user.
 
-    What is interrupted resumes, and a stage that is done is kept.
+    What is interrupted resumes, and a stage that is done is kept. Of the ranks that torchrun started all train, and the first
+    does the other stages. `watch` names what metrics are told to beside the log.
     """
     if until is not None and until not in STAGES:
         raise ValueError(f"no stage is called {until!r}: they are {', '.join(STAGES)}")
-    with _locked(run):
+    with joined_ranks(hardware.device, tensor_size=hardware.tensor_ranks) as ranks:
         wanted = record_of(recipe)
-        _refuse_other_recipe(run, wanted)
-        if not (run / "recipe.json").exists():
-            require_room(run, recipe.needed_bytes)
-            write_record(run / "recipe.json", wanted)
-        for done in _stages(recipe, run, hardware, wanted):
-            if done == until:
-                return
+        if not ranks.is_first:
+            ranks.follow({"train": lambda: _train(recipe, run, hardware, _made_from(run, wanted), ranks)})
+            return
+        mirrors = mirrors_named(watch, run)
+        with _locked(run):
+            _refuse_other_recipe(run, wanted)
+            if not (run / "recipe.json").exists():
+                require_room(run, recipe.needed_bytes)
+                write_record(run / "recipe.json", wanted)
+            for done in _stages(recipe, run, hardware, wanted, ranks, mirrors):
+                if done == until:
+                    break
+        ranks.lead(END)
 
 
-def _stages(recipe: Recipe, run: Path, hardware: Hardware, wanted: Record) -> Iterator[str]:
+def _stages(
+    recipe: Recipe, run: Path, hardware: Hardware, wanted: Record, ranks: Ranks, mirrors: Sequence[Mirror]
+) -> Iterator[str]:
     """Does the stages in order and tells the name of each that is done."""
     corpus, tokens, tokenizer, weights = (run / path for path in _OUTPUTS)
     run_stage(
         run, "corpus", corpus, wanted["corpus"], lambda: _corpus_result(build_corpus(recipe.corpus, run / "corpus"))
     )
     yield "corpus"
-    made_from = {"corpus": sha256_of(corpus)}
+    made_from: Record = {"corpus": sha256_of(corpus)}
     plan = made_from | {"plan": wanted["tokenizer"]}
     run_stage(run, "tokenizer", tokenizer, plan, lambda: _tokenizer(recipe.tokenizer, run))
     yield "tokenizer"
     made_from |= {"tokenizer": sha256_of(tokenizer)}
     run_stage(run, "tokens", tokens, made_from, lambda: _tokens(run))
     yield "tokens"
-    made_from |= {"tokens": sha256_of(tokens), "model": wanted["model"], "train": wanted["train"]}
-    run_stage(run, "train", weights, made_from, lambda: _train(recipe, run, hardware, made_from))
+    made_from = _made_from(run, wanted)
+
+    def work() -> Record:
+        ranks.lead("train")
+        return _train(recipe, run, hardware, made_from, ranks, mirrors)
+
+    run_stage(run, "train", weights, made_from, work)
     yield "train"
-    judged = {"weights": sha256_of(weights), "corpus": made_from["corpus"]}
+    judged: Record = {"weights": _weights_seal(run), "corpus": made_from["corpus"]}
     plan = judged | {"plan": wanted["infilling"]}
     run_stage(run, "evaluation", None, plan, lambda: _evaluate(recipe.infilling, run))
     yield "evaluation"
@@ -109,8 +128,20 @@ def _stages(recipe: Recipe, run: Path, hardware: Hardware, wanted: Record) -> It
     yield "functions"
 
 
+def _made_from(run: Path, wanted: Record) -> Record:
+    """What training is made from: the stages before it, and the plans that decide it."""
+    corpus, tokens, tokenizer, _ = (run / path for path in _OUTPUTS)
+    files = {"corpus": sha256_of(corpus), "tokenizer": sha256_of(tokenizer), "tokens": sha256_of(tokens)}
+    return files | {"model": wanted["model"], "train": wanted["train"]}
+
+
+def _weights_seal(run: Path) -> Record:
+    """Checksums of the files that hold the trained weights."""
+    return {path.name: sha256_of(path) for path in sorted((run / "model").glob("*.safetensors"))}
+
+
 # What a finished stage leaves: where it is gone, the stage is done again.
-_OUTPUTS = (f"corpus/{MANIFEST}", f"tokens/{MANIFEST}", TOKENIZER, f"model/{WEIGHTS}")
+_OUTPUTS = (f"corpus/{MANIFEST}", f"tokens/{MANIFEST}", TOKENIZER, f"model/{CONFIG}")
 
 
 def run_stage(run: Path, name: str, output: Path | None, made_from: Record, work: Callable[[], Record]) -> Record:
@@ -250,7 +281,9 @@ def _tokens(run: Path) -> Record:
     return {"splits": splits, "token_lengths": lengths}
 
 
-def _train(recipe: Recipe, run: Path, hardware: Hardware, made_from: Record) -> Record:
+def _train(
+    recipe: Recipe, run: Path, hardware: Hardware, made_from: Record, ranks: Ranks, mirrors: Sequence[Mirror] = ()
+) -> Record:
     tokenizer = Tokenizer.load(run / TOKENIZER)
     model = train(
         recipe.train,
@@ -260,21 +293,21 @@ def _train(recipe: Recipe, run: Path, hardware: Hardware, made_from: Record) -> 
         run=run,
         hardware=hardware,
         made_from=made_from,
+        ranks=ranks,
+        mirrors=mirrors,
     )
+    weights = gathered(weights_of(model))
+    if not ranks.is_first:
+        for _ in weights:  # which the first rank writes
+            pass
+        return {}
     configs = hugging_face_configs(tokenizer, recipe.model.context_length)
-    save_model(run / "model", model, run / TOKENIZER, configs, tokenizer.end_of_text)
-    rows = read_metrics(run / "metrics.jsonl")
-    steady = sorted(rows[1:] or rows, key=lambda row: float(row["tokens_per_second"]))
-    median = steady[len(steady) // 2]
+    save_model(run / "model", model, run / TOKENIZER, configs, tokenizer.end_of_text, weights=weights)
+    where = f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, {hardware.device}"
     return {
         "parameters": recipe.model.n_parameters,
-        "steps": len(rows),
-        "tokens": rows[-1]["tokens"],
-        "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "valid_bits_per_byte": rows[-1].get("valid_bits_per_byte"),
-        "tokens_per_second": median["tokens_per_second"],
-        "utilization": median["utilization"],
-        "hardware": f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, {hardware.device}",
+        **totals(read_metrics(run / "metrics.jsonl")),
+        "hardware": where if ranks.size == 1 else f"{ranks.size} ranks, {where}",
         "precision": "float32" if hardware.device == "cpu" else "bfloat16 with float32 weights",
     }
 

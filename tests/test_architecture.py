@@ -8,12 +8,12 @@ import codekiln
 
 PACKAGE = Path(codekiln.__file__).parent
 FLOORS = (
-    {"files", "progress"},
+    {"files", "progress", "extras"},
     {"corpus", "tokenizer", "model"},
     {"train", "generate", "exchange"},
     {"evaluate", "serve"},
-    {"recipe"},
-    {"recipes", "card"},
+    {"recipe", "charts"},
+    {"recipes", "card", "compare"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,7 +9,6 @@ import transformers
 from torch import Tensor
 
 from codekiln.model.cache import empty_cache
-from codekiln.model.checkpoint import checkpoints, load_checkpoint, load_weights, save_checkpoint, weights_of
 from codekiln.model.families import KilnConfig
 from codekiln.model.huggingface import load_model, save_model
 from codekiln.model.transformer import Transformer, initialize
@@ -114,44 +113,6 @@ def test_a_model_directory_comes_back_equal(tokenizer: Tokenizer, tmp_path: Path
         loaded = load_model(saved(model, tokenizer, tmp_path / str(n)))
         ids = random_ids(config, 1, 8)
         assert torch.equal(model(ids), loaded(ids))
-
-
-def test_a_checkpoint_comes_back_and_only_the_last_two_are_kept(tmp_path: Path) -> None:
-    model = random_model(SHAPES[0])
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, model, {"x.momentum": torch.ones(2)}, {"recipe": "a"})
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
-    other = random_model(SHAPES[0], seed=5)
-    step, state = load_checkpoint(checkpoints(tmp_path)[-1], other, {"recipe": "a"})
-    assert step == 3 and torch.equal(state["x.momentum"], torch.ones(2))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-
-
-def test_a_checkpoint_of_another_recipe_or_a_torn_one_is_refused(tmp_path: Path) -> None:
-    model = random_model(SHAPES[0])
-    path = save_checkpoint(tmp_path, 1, model, {}, {"train": {"seed": 0}})
-    with pytest.raises(ValueError, match=r"of another recipe \(train.seed: found 0, wanted 1\)"):
-        load_checkpoint(path, model, {"train": {"seed": 1}})
-    weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model.safetensors is corrupt, \d+ bytes where"):
-        load_checkpoint(path, model, {"train": {"seed": 0}})
-
-
-def test_all_tensors_that_do_not_fit_are_named_at_once() -> None:
-    model = random_model(SHAPES[0])
-    tensors = weights_of(model)
-    del tensors["norm.weight"]
-    tensors["extra"] = torch.ones(1)
-    tensors["embedding.weight"] = torch.ones(3, 3)
-    with pytest.raises(ValueError) as refusal:
-        load_weights(model, tensors)
-    for told in (
-        "norm.weight is missing",
-        "extra is not of this model",
-        r"embedding.weight is (3, 3) and must be (384, 48)",
-    ):
-        assert told in str(refusal.value)
 
 
 def test_a_broken_model_directory_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:

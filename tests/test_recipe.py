@@ -18,6 +18,7 @@ from codekiln.files import first_difference, replacing, require_room, write_reco
 from codekiln.recipe import build, record_of, replaced, stage_record
 from codekiln.recipes import named
 from codekiln.train.loop import Hardware
+from codekiln.train.optimizer import MuonPlan
 from tests.small import small_recipe, with_train, write_tree
 
 STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
@@ -84,6 +85,7 @@ def test_the_record_is_plain_json_and_names_every_object(small_run: Path) -> Non
 
 def test_settings_change_the_recipe_and_unknown_ones_are_refused() -> None:
     recipe = replaced(named("demo"), ["train.total_tokens=5", "train.optimizer.muon_rate=1", "corpus.seed=3"])
+    assert isinstance(recipe.train.optimizer, MuonPlan)
     assert (recipe.train.total_tokens, recipe.train.optimizer.muon_rate, recipe.corpus.seed) == (5, 1.0, 3)
     for setting, told in {
         "train.total_token=5": "unknown; known here are objective, total_tokens",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +22,26 @@ from torch import nn
 
 from codekiln.corpus.documents import SCHEMA, read_documents, write_parts
 from codekiln.files import write_record
-from codekiln.model.checkpoint import checkpoints
+from codekiln.model.families import KilnConfig
+from codekiln.model.transformer import Transformer
 from codekiln.progress import sparkline
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.loader import Loader
+from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
+from codekiln.train.loader import Batch, Loader
+from codekiln.train.loop import Hardware, TrainPlan, _fault, train
 from codekiln.train.metrics import MetricsLog, bits_per_byte, matmul_peak, read_metrics
-from codekiln.train.objectives import InfillMixture, NextToken, Objective, split_at
-from codekiln.train.optimizer import OptimizerPlan, Optimizers, WarmupStableDecay, orthogonalized
+from codekiln.train.objectives import InfillMixture, NextToken, Objective, Piece, split_at
+from codekiln.train.optimizer import (
+    AdamWPlan,
+    MuonPlan,
+    Optimizers,
+    Schedule,
+    WarmupCosine,
+    WarmupPolynomial,
+    WarmupStableDecay,
+    orthogonalized,
+)
+from codekiln.train.parallel import ALONE
 from codekiln.train.prepare import Shards, open_shards, prepare_shards
 from tests.small import SPELLED, write_tree
 
@@ -48,7 +62,7 @@ def ids_of(tokenizer: Tokenizer, text: str) -> "np.ndarray[tuple[int], np.dtype[
     return np.array(tokenizer.encode(text), np.int64)
 
 
-def loader_of(shards: Shards, tokenizer: Tokenizer, objective: Objective, **changes: int) -> Loader:
+def loader_of(shards: Shards, tokenizer: Tokenizer, objective: Objective, **changes: Any) -> Loader:
     return Loader(shards, tokenizer, objective, **({"context_length": 64, "rows": 4, "seed": 1} | changes))
 
 
@@ -128,8 +142,9 @@ def test_the_mixture_keeps_its_shares_and_its_text(tokenizer: Tokenizer) -> None
     ids = ids_of(tokenizer, text)
     n_holes = 0
     for seed in range(400):
-        layout = objective(ids, tokenizer, np.random.default_rng(seed))
-        assert layout == objective(ids, tokenizer, np.random.default_rng(seed))
+        piece = Piece(ids, is_start=False, is_end=False)
+        layout = objective(piece, tokenizer, np.random.default_rng(seed))
+        assert layout == objective(piece, tokenizer, np.random.default_rng(seed))
         assert len(layout.ids) <= len(ids) + objective.n_added
         if tokenizer.fim_middle in layout.ids:
             n_holes += 1
@@ -146,8 +161,8 @@ def test_the_mixture_keeps_its_shares_and_its_text(tokenizer: Tokenizer) -> None
 
 def test_documents_without_room_for_a_hole_stay_left_to_right(tokenizer: Tokenizer) -> None:
     always = InfillMixture(infill_rate=1.0, line_rate=1.0)
-    layout = always(ids_of(tokenizer, "x"), tokenizer, np.random.default_rng(0))
-    assert layout.ids == tokenizer.encode("x")
+    layout = always(Piece(ids_of(tokenizer, "x"), True, True), tokenizer, np.random.default_rng(0))
+    assert layout.ids == [tokenizer.end_of_text, *tokenizer.encode("x"), tokenizer.end_of_text]
 
 
 @pytest.mark.parametrize("objective", [NextToken(), InfillMixture()], ids=str)
@@ -229,7 +244,7 @@ def test_one_muon_step_by_hand() -> None:
     model = nn.Module()
     model.blocks = nn.Linear(8, 4, bias=False)
     before = model.blocks.weight.detach().clone()
-    plan = OptimizerPlan(schedule=WarmupStableDecay(0.0, 0.0))
+    plan = MuonPlan(schedule=WarmupStableDecay(0.0, 0.0))
     gradient = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     model.blocks.weight.grad = gradient.clone()
     Optimizers(model, plan).step(0, 10)
@@ -242,11 +257,11 @@ def test_optimizer_state_comes_back_by_name() -> None:
     def trained(first: "Optimizers | None") -> tuple[nn.Module, Optimizers]:
         torch.manual_seed(0)
         model = nn.ModuleDict({"blocks": nn.Linear(6, 5), "embedding": nn.Linear(5, 3)})
-        optimizers = Optimizers(model, OptimizerPlan())
+        optimizers = Optimizers(model, MuonPlan())
         for step in range(2):
             if step == 1 and first is not None:
                 state = optimizers.state()
-                optimizers = Optimizers(model, OptimizerPlan())
+                optimizers = Optimizers(model, MuonPlan())
                 optimizers.load(state)
             model["embedding"](model["blocks"](torch.ones(2, 6))).square().sum().backward()
             optimizers.step(step, 10)
@@ -260,8 +275,8 @@ def test_optimizer_state_comes_back_by_name() -> None:
 def test_bits_per_byte_of_a_uniform_guess(shards: Shards, run_tokenizer: Tokenizer) -> None:
     batches = [loader_of(shards, run_tokenizer, NextToken()).batch(step) for step in range(3)]
     tokens = sum(float(batch.weights.sum()) for batch in batches)
-    found = bits_per_byte(lambda batch: torch.tensor(float(batch.weights.sum())) * np.log(256), batches)
-    assert found == pytest.approx(8 * tokens / sum(batch.n_bytes for batch in batches))
+    n_bytes = sum(batch.n_bytes for batch in batches)
+    assert bits_per_byte(tokens * np.log(256), n_bytes) == pytest.approx(8 * tokens / n_bytes)
 
 
 def test_the_log_forgets_what_a_lost_run_wrote(tmp_path: Path) -> None:
@@ -272,6 +287,40 @@ def test_the_log_forgets_what_a_lost_run_wrote(tmp_path: Path) -> None:
     log.write({"step": 2, "new": True})
     log.close()
     assert read_metrics(path) == [{"step": 0}, {"step": 1}, {"step": 2, "new": True}]
+
+
+def test_a_checkpoint_comes_back_and_only_the_last_two_are_kept(tmp_path: Path) -> None:
+    def weights(fill: float) -> dict[str, torch.Tensor]:
+        return {"a.weight": torch.full((3, 2), fill), "b.weight": torch.full((4,), fill)}
+
+    kept = Checkpoints(tmp_path, ALONE, {"recipe": "a"})
+    for step in (1, 2, 3):
+        moments = {"a.weight.momentum": torch.ones(3, 2), "a.weight.step": torch.tensor(float(step))}
+        held = weights(step)
+        kept.save(step, checkpoint_state(held, moments))
+        held["a.weight"].zero_()  # what training does next is not in the checkpoint
+    kept.finish()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    found = weights(0.0)
+    step, moments = kept.load(checkpoints(tmp_path)[-1], found, weights(0.0))
+    assert step == 3 and torch.equal(found["a.weight"], torch.full((3, 2), 3.0))
+    assert torch.equal(moments["a.weight.momentum"], torch.ones(3, 2)) and moments["a.weight.step"] == 3
+
+
+def test_a_checkpoint_of_another_recipe_or_a_torn_one_is_refused(tmp_path: Path) -> None:
+    weights = {"a.weight": torch.ones(30, 20)}
+    kept = Checkpoints(tmp_path, ALONE, {"train": {"seed": 0}})
+    kept.save(1, checkpoint_state(weights, {}))
+    kept.finish()
+    path = checkpoints(tmp_path)[-1]
+    with pytest.raises(ValueError, match=r"of another recipe \(train.seed: found 0, wanted 1\)"):
+        Checkpoints(tmp_path, ALONE, {"train": {"seed": 1}}).load(path, weights, weights)
+    with pytest.raises(ValueError, match=r"a.weight is \(30, 20\) and must be \(3, 3\); b.weight is missing"):
+        kept.load(path, {"a.weight": torch.ones(3, 3), "b.weight": torch.ones(1)}, {})
+    file = next(path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"is corrupt, \d+ bytes where"):
+        kept.load(path, weights, weights)
 
 
 def test_the_matmul_peak_is_a_rate() -> None:
@@ -317,7 +366,8 @@ def outcome(run: Path) -> tuple[list[dict[str, object]], dict[str, torch.Tensor]
     """All that must not depend on where a run was killed: metrics, weights and moments."""
     metrics = [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(run / "metrics.jsonl")]
     last = checkpoints(run / "checkpoints")[-1]
-    return metrics, load_file(run / "model" / "model.safetensors"), load_file(last / "optimizer.safetensors")
+    moments = {name: tensor for path in sorted(last.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return metrics, load_file(run / "model" / "model.safetensors"), moments
 
 
 def assert_same_outcome(one: Path, other: Path) -> None:
@@ -404,27 +454,10 @@ def test_a_compiled_run_killed_and_resumed_ends_like_one_that_ran_through(tmp_pa
     assert_same_outcome(tmp_path / "run", tmp_path / "killed")
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_named(small_run: Path, tmp_path: Path) -> None:
-    from codekiln.model.families import KilnConfig
-    from codekiln.train.loop import Hardware, TrainPlan, train
-
-    plan = TrainPlan(
-        NextToken(),
-        total_tokens=4096,
-        batch_rows=4,
-        optimizer=dataclasses.replace(OptimizerPlan(), adamw_rate=1e38, muon_rate=1e30),
-        checkpoint_every=1,
-    )
-    with pytest.raises(ValueError, match=r"not finite at step \d+: lower the learning rate; the last whole checkpoint"):
-        train(
-            plan,
-            KilnConfig(1, 32, 2, 1, 16, 64, 384, 64),
-            tokens=small_run / "tokens",
-            tokenizer=Tokenizer.load(small_run / "tokenizer.json"),
-            run=tmp_path,
-            hardware=Hardware(compile=False),
-            made_from={},
-        )
+def test_weights_that_are_not_finite_stop_with_the_last_checkpoint_named(small_run: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(MuonPlan(), adamw_rate=1e38, muon_rate=1e30)
+    with pytest.raises(ValueError, match=r"at step \d+, for weights are not finite: lower the learning rate and start"):
+        trained(small_run, tmp_path, optimizer=plan, checkpoint_every=1)
 
 
 def test_shards_are_written_beside_each_other(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,3 +474,150 @@ def test_shards_are_written_beside_each_other(small_run: Path, tmp_path: Path, m
     manifest = prepare_shards(tmp_path / "corpus", small_run / "tokenizer.json", tmp_path / "tokens")
     assert len(manifest["splits"]["train"]["shards"]) == len(parts) > 40
     assert open_shards(tmp_path / "tokens", "train").n_documents == len(batches)
+
+
+def test_joined_rows_are_those_of_codegen_s_code(shards: Shards, run_tokenizer: Tokenizer) -> None:
+    """Against the plain rule: an end of text behind every document, whole rows, and a buffer of what is left."""
+    T, end = 80, run_tokenizer.end_of_text
+    loader = loader_of(shards, run_tokenizer, NextToken(), context_length=T, rows=1, packing="joined")
+    order = np.random.default_rng((1, 0)).permutation(shards.n_documents)
+    lengths = shards.lengths()
+    wanted: list[list[int]] = []
+    carry: list[int] = []
+    for document in order.tolist():
+        text = [*shards.slice(document, 0, int(lengths[document])).tolist(), end]
+        for start in range(0, len(text), T):
+            part = text[start : start + T]
+            if len(part) == T:
+                wanted.append(part)
+            elif len(part) >= 64:
+                carry += part
+            while len(carry) >= T:
+                wanted.append(carry[:T])
+                carry = carry[T:]
+    assert loader.rows_per_epoch == len(wanted) > 5
+    batches = [loader.batch(step) for step in range(len(wanted))]
+    found = [[*batch.ids[0, : T - 1].tolist(), int(batch.targets[0, T - 2])] for batch in batches]
+    assert sorted(found) == sorted(wanted)
+    for batch in batches:
+        assert np.array_equal(batch.ids[0, 1 : T - 1], batch.targets[0, : T - 2])
+        assert batch.weights[0].tolist() == [1.0] * (T - 1) + [0.0]
+        assert not batch.documents[0, : T - 1].any()  # they see each other
+
+
+def test_parts_of_a_batch_are_its_rows(shards: Shards, run_tokenizer: Tokenizer) -> None:
+    loader = loader_of(shards, run_tokenizer, InfillMixture(), context_length=96)
+    whole = loader.batch(3)
+    parts = [loader.batch(3, (k, 2)) for k in range(2)]
+    for field in ("ids", "targets", "weights", "documents"):
+        assert np.array_equal(np.concatenate([getattr(part, field) for part in parts]), getattr(whole, field))
+    assert sum(part.n_bytes for part in parts) == whole.n_bytes
+    assert set(loader.documents(3)) <= set(range(shards.n_documents))
+
+
+def test_documents_that_run_on_are_learned_left_to_right_only() -> None:
+    with pytest.raises(ValueError, match=r"train.packing is joined and the objective InfillMixture"):
+        TrainPlan(InfillMixture(), total_tokens=1, batch_rows=1, packing="joined")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "corners"),
+    [
+        # CodeGen's natural-language stage: 3,000 up, a half cosine over 300,000 to a tenth, flat to 350,000 (SPEC: 0.55 at
+        # the middle of the cosine).
+        (
+            WarmupCosine(3000, 300_000, 0.1),
+            {0: 0.0, 1500: 0.5, 3000: 1.0, 153_000: 0.55, 303_000: 0.1, 349_999: 0.1},
+        ),
+        # 350M-Multi: from 1.8e-4 to 3e-5 within 147,000.
+        (WarmupCosine(3000, 147_000, 3.0e-5 / 1.8e-4), {3000: 1.0, 76_500: (1 + 1 / 6) / 2, 150_000: 1 / 6}),
+        (WarmupCosine(10, None, 0.0), {10: 1.0, 175_005: 0.5, 349_999: 2.2e-11}),
+        (WarmupPolynomial(1500, 1.0), {0: 0.0, 750: 0.5, 1500: 1.0, 175_750: 0.5, 349_999: 1 / 348_500, 350_000: 0.0}),
+        (WarmupPolynomial(1500, 2.0), {1500: 1.0, 175_750: 0.25}),
+    ],
+    ids=str,
+)
+def test_published_schedules_at_their_corners(schedule: Schedule, corners: dict[int, float]) -> None:
+    assert {step: schedule(step, 350_000) for step in corners} == pytest.approx(corners, abs=1e-9)
+
+
+def test_one_adamw_step_by_hand() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    plan = AdamWPlan(rate=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=WarmupCosine(0, None, 0.1))
+    gradients = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
+    for name, weight in model.named_parameters():
+        weight.grad = gradients[name].clone()
+    Optimizers(model, plan).step(0, 100)
+    for name, weight in model.named_parameters():
+        g = gradients[name]
+        # At the first step both moments are corrected to the gradient and its square.
+        decayed = before[name] * (1 - 0.1 * 0.1) if name == "weight" else before[name]
+        assert torch.allclose(weight, decayed - 0.1 * g / (g.abs() + 1e-8), atol=1e-6)
+
+
+def trained(small_run: Path, run: Path, **changes: Any) -> list[dict[str, Any]]:
+    """The metrics of a short training on the small run's tokens."""
+    plan = TrainPlan(NextToken(), **({"total_tokens": 4096, "batch_rows": 4, "checkpoint_every": 100} | changes))
+    train(
+        plan,
+        KilnConfig(1, 32, 2, 1, 16, 64, 384, 64),
+        tokens=small_run / "tokens",
+        tokenizer=Tokenizer.load(small_run / "tokenizer.json"),
+        run=run,
+        hardware=Hardware(compile=False),
+        made_from={},
+    )
+    return read_metrics(run / "metrics.jsonl")
+
+
+def test_the_z_loss_keeps_the_softmax_normalizer_small(small_run: Path, tmp_path: Path) -> None:
+    plan = AdamWPlan(rate=3e-3, schedule=WarmupCosine(2))
+    with_it = trained(small_run, tmp_path / "with", z_loss=0.1, optimizer=plan, total_tokens=16_384)
+    without = trained(small_run, tmp_path / "without", optimizer=plan, total_tokens=16_384)
+    # At the start all logits are near 0, so the normalizer is near ln 384.
+    assert with_it[0]["z_penalty"] == pytest.approx(np.log(384) ** 2, rel=0.02)
+    assert with_it[-1]["z_penalty"] < 0.7 * with_it[0]["z_penalty"]
+    assert with_it[0]["loss"] == pytest.approx(without[0]["loss"], rel=1e-6) and "z_penalty" not in without[0]
+
+
+def test_a_bad_batch_is_left_out_and_recorded(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of one batch's loss are infinite, and another's a thousand times the usual."""
+    kept = Loader.batch
+
+    def spoiled(self: Loader, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
+        batch = kept(self, step, part)
+        if step == 30 and self._rows == 4:
+            batch.weights[0, 0] = np.inf
+        return batch
+
+    monkeypatch.setattr(Loader, "batch", spoiled)
+    plan = AdamWPlan(rate=1e-3, schedule=WarmupCosine(2))
+    rows = trained(small_run, tmp_path, optimizer=plan, total_tokens=64 * 4 * 40)
+    skipped = [row for row in rows if "skipped" in row]
+    assert [row["step"] for row in skipped] == [30]
+    assert "the loss is" in skipped[0]["skipped"] and skipped[0]["rate_factor"] == 0.0
+    assert skipped[0]["documents"] and all(isinstance(number, int) for number in skipped[0]["documents"])
+    assert np.isfinite(rows[-1]["loss"]) and rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_spike_is_told_from_what_is_usual() -> None:
+    usual = [1.0, 1.1, 0.9] * 10
+    assert _fault(2.0, 20.0, usual, 30.0) is None
+    assert _fault(2.0, 40.0, usual, 30.0) == "the gradient's norm is 40, 40 times the usual"
+    assert _fault(2.0, 40.0, usual[:10], 30.0) is None  # too few to know
+    assert _fault(float("nan"), 1.0, usual, 30.0) == "the loss is nan and the gradient's norm 1.0"
+
+
+def test_blocks_computed_anew_give_the_same_gradients(tokenizer: Tokenizer) -> None:
+    model = Transformer(KilnConfig(2, 32, 2, 1, 16, 64, 384, 64))
+    ids = torch.randint(0, 384, (2, 20))
+    tensors = (ids, ids.roll(-1, 1), torch.ones(2, 20), torch.zeros(2, 20, dtype=torch.long))
+    gradients = []
+    for recomputes in (False, True):
+        model.recomputes = recomputes
+        model.zero_grad()
+        model.loss_sums(*tensors)[0].backward()  # type: ignore[no-untyped-call]
+        gradients.append([weight.grad for weight in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True) if a is not None and b is not None)

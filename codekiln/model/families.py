@@ -7,7 +7,7 @@ one, exactly the shape of Qwen3 (or Qwen2, or Llama), which others run as it is.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,19 @@ class InCoderConfig(ModelConfig):
     @property
     def embedding_scale(self) -> float:
         return math.sqrt(self.d_model)
+
+
+def config_of(record: dict[str, Any]) -> ModelConfig:
+    """The config that a recipe's record tells. Raises ValueError for a family or field that is not known here."""
+    families = {family.__name__: family for family in ModelConfig.__subclasses__()}
+    kind, fields = record.get("kind"), {name: value for name, value in record.items() if name != "kind"}
+    try:
+        return families[str(kind)](**fields)
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"no family here is a {kind} of {', '.join(fields)} (known are {', '.join(families)}): "
+            "use the version of codekiln that made the run"
+        ) from None
 
 
 def codegen(size: str) -> CodeGenConfig:

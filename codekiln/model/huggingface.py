@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from codekiln.files import Record, read_record, replacing
-from codekiln.model.checkpoint import misfits, open_tensors, weights_of, write_tensors
 from codekiln.model.families import ModelConfig
 from codekiln.model.layouts import CODEGEN_GROUPS, Layout, home_layout, join_fused, layout_of, split_fused
+from codekiln.model.tensors import misfits, open_tensors, weights_of, write_tensors
 from codekiln.model.transformer import Transformer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -33,20 +33,28 @@ def model_folder(folder: Path) -> Path:
 
 
 def save_model(
-    folder: Path, model: Transformer, tokenizer_path: Path, configs: dict[str, Record], end_of_text: int
+    folder: Path,
+    model: Transformer,
+    tokenizer_path: Path,
+    configs: dict[str, Record],
+    end_of_text: int,
+    *,
+    weights: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
-    """Writes the model directory, whole or not at all. `configs` are further JSON files by name."""
+    """Writes the model directory, whole or not at all. `configs` are further JSON files by name.
+
+    `weights` are its weights by our names where the model does not hold them whole.
+    """
     layout = home_layout(model.config)
     with replacing(folder) as draft:
         draft.mkdir()
-        weights = ((name, weight.cpu()) for name, weight in weights_of(model).items())
-        write_tensors(draft / WEIGHTS, dict(regrouped(layout, weights)))
+        named = weights if weights is not None else weights_of(model).items()
+        dtype = _write_shards(draft, regrouped(layout, ((name, weight.cpu()) for name, weight in named)))
         (draft / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
         ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-        dtype = {"torch_dtype": str(model.embedding.weight.dtype).removeprefix("torch.")}
-        written = {CONFIG: ids | _config_record(layout, model.config) | dtype, "generation_config.json": ids}
-        for name, record in (written | configs).items():
-            (draft / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = ids | _config_record(layout, model.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+        for name, content in ({CONFIG: record, "generation_config.json": ids} | configs).items():
+            (draft / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:

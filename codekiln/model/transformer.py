@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from codekiln.model.cache import LayerCache
 from codekiln.model.families import ModelConfig
@@ -60,9 +61,10 @@ class Attention(nn.Module):
         """x (B, T, D) to (B, T, D). `mask` (B, 1, T, S) is true where a query may look; None means plainly causal."""
         B, T, _ = x.shape
         config = self.config
-        q = self.q_norm(self.q(x).view(B, T, config.n_heads, config.d_head)).transpose(1, 2)
-        k = self.k_norm(self.k(x).view(B, T, config.n_kv_heads, config.d_head)).transpose(1, 2)
-        v = self.v(x).view(B, T, config.n_kv_heads, config.d_head).transpose(1, 2)
+        # Heads are counted from the projections, which hold a part of them where ranks share a layer.
+        q = self.q_norm(self.q(x).view(B, T, -1, config.d_head)).transpose(1, 2)
+        k = self.k_norm(self.k(x).view(B, T, -1, config.d_head)).transpose(1, 2)
+        v = self.v(x).view(B, T, -1, config.d_head).transpose(1, 2)
         if rotary is not None:
             turn = rotate_halves if config.positions == "rotary_halves" else rotate_pairs
             q, k = turn(q, *rotary), turn(k, *rotary)
@@ -120,7 +122,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
-        if config.tied_head:
+        self.recomputes = False  # blocks anew in the backward pass, instead of keeping what they computed
+        self.tie()
+
+    def tie(self) -> None:
+        """Makes the embedding the head's weight, where the family has it so."""
+        if self.config.tied_head:
             self.head.weight = self.embedding.weight
 
     def forward(
@@ -134,7 +141,8 @@ class Transformer(nn.Module):
         """ids (B, T) to hidden states (B, T, D), which `head` turns into logits.
 
         `positions` (B, T) default to 0, 1, …; `documents` (B, T) numbers the documents packed in a row, which then do
-        not see each other. With a cache, ids follow what each row holds already.
+        not see each other, and where positions are absolute each begins at 0. With a cache, ids follow what each row
+        holds already.
         """
         B, T = ids.shape
         config = self.config
@@ -146,6 +154,8 @@ class Transformer(nn.Module):
         elif documents is not None:
             causal = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
             mask = causal & (documents[:, None, :, None] == documents[:, None, None, :])
+            if positions is None and config.positions == "sinusoids":
+                positions = positions_within(documents)
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand(B, T)
         x = self.embedding(ids) * config.embedding_scale
@@ -155,16 +165,34 @@ class Transformer(nn.Module):
         else:
             rotary = rotary_angles(positions, config.n_rotary, config.rope_base)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, mask, cache[layer] if cache is not None else None)
+            if self.recomputes and self.training:
+                x = checkpoint(block, x, rotary, mask, None, use_reentrant=False)
+            else:
+                x = block(x, rotary, mask, cache[layer] if cache is not None else None)
         hidden: Tensor = self.norm(x)
         return hidden
 
+    def loss_sums(
+        self, ids: Tensor, targets: Tensor, weights: Tensor, documents: Tensor, *, has_penalty: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The sum over (B, T) of weighted cross-entropies in nats, and that of the squared logarithms of the softmax'
+        normalizers, weighted alike, which is zero unless it is asked for."""
+        logits = self.head(self(ids, documents=documents)).float().flatten(0, 1)
+        weighted = weights.flatten()
+        nats = (F.cross_entropy(logits, targets.flatten(), reduction="none") * weighted).sum()
+        if not has_penalty:
+            return nats, torch.zeros_like(nats)
+        return nats, (logits.logsumexp(-1).square() * weighted).sum()
 
-def initialize(model: Transformer, generator: torch.Generator) -> None:
+
+def initialize(
+    model: Transformer, generator: torch.Generator, put: Callable[[Tensor, Tensor], object] = Tensor.copy_
+) -> None:
     """Normal weights of std 0.02, and zero for what writes into the residual stream, so that blocks begin as identity.
 
     An embedding that is not the head too begins at std 1, as the norms make of it what blocks read, and its head at zero.
-    Biases begin at zero, norms at one.
+    Biases begin at zero, norms at one. Numbers are drawn on the generator's device, one whole weight after the other, and
+    `put` into the model, so that they are the same however its weights are spread.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -172,10 +200,10 @@ def initialize(model: Transformer, generator: torch.Generator) -> None:
                 weight.fill_(1.0)
             elif name.endswith((".bias", "attention.out.weight", "down.weight", "head.weight")):
                 weight.zero_()
-            elif name == "embedding.weight" and not model.config.tied_head:
-                weight.normal_(0.0, 1.0, generator=generator)
             else:
-                weight.normal_(0.0, INIT_STD, generator=generator)
+                std = 1.0 if name == "embedding.weight" and not model.config.tied_head else INIT_STD
+                drawn = torch.empty(weight.shape, device=generator.device)
+                put(weight, drawn.normal_(0.0, std, generator=generator))
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
@@ -185,6 +213,13 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-step * torch.arange(half, dtype=torch.float32, device=positions.device))
     angles = positions[..., None].float() * frequencies
     return F.pad(torch.cat((angles.sin(), angles.cos()), dim=-1), (0, width % 2))
+
+
+def positions_within(documents: Tensor) -> Tensor:
+    """The position of each token in its own document, (B, T), where each document's tokens stand together."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    is_first = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return places - torch.where(is_first, places, 0).cummax(1).values
 
 
 def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:

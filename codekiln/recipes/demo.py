@@ -11,7 +11,7 @@ from codekiln.recipe import Recipe
 from codekiln.tokenizer.training import TokenizerPlan
 from codekiln.train.loop import TrainPlan
 from codekiln.train.objectives import InfillMixture
-from codekiln.train.optimizer import OptimizerPlan, WarmupStableDecay
+from codekiln.train.optimizer import MuonPlan, WarmupStableDecay
 
 
 def demo(code: Path | None = None, license: str | None = None) -> Recipe:
@@ -41,7 +41,7 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             ),
             total_tokens=4_800_000,
             batch_rows=16,
-            optimizer=OptimizerPlan(muon_rate=0.03, adamw_rate=6e-3, schedule=WarmupStableDecay(decay_share=0.5)),
+            optimizer=MuonPlan(muon_rate=0.03, adamw_rate=6e-3, schedule=WarmupStableDecay(decay_share=0.5)),
         ),
         infilling=InfillingPlan(n_problems=1000),
     )

@@ -24,7 +24,8 @@ from codekiln.tokenizer.bpe import FIM_MIDDLE, PAD, Tokenizer
 
 MASKS = tuple(f"<|mask:{k}|>" for k in range(256))
 END_OF_MASK = "<|endofmask|>"
-N_LAYOUT_TOKENS = 4  # ids that the layout adds to a document's own
+N_LAYOUT_TOKENS = 4  # ids that a layout with one hole adds to a document's own
+N_MASK_TOKENS = 3  # ids that each of InCoder's spans adds
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,64 @@ def training_layout(
     middle: Sequence[int],
     right: Sequence[int],
     *,
+    is_start: bool = False,
     middle_weight: float = 1.0,
 ) -> Layout:
-    """A document in our layout whose `middle` is the hole; the middle and its end weigh `middle_weight`, other text 1."""
-    prompt = infill_prompt(tokenizer, left, right)
+    """A document in our layout whose `middle` is the hole; the middle and its end weigh `middle_weight`, other text 1.
+
+    Where `is_start`, the document begins with it, and what stands before a document comes first.
+    """
+    if not _is_ours(tokenizer):
+        raise ValueError(
+            "this tokenizer is not of our layout: train with one that has the control tokens of FIM_CONTROL"
+        )
+    return _layout(tokenizer, infill_prompt(tokenizer, left, right), middle, is_start=is_start, weight=middle_weight)
+
+
+def psm_layout(tokenizer: Tokenizer, left: Sequence[int], middle: Sequence[int], right: Sequence[int]) -> Layout:
+    """A document told prefix, suffix, middle. Raises ValueError for a tokenizer whose prompts are told otherwise."""
+    if _is_ours(tokenizer) or FIM_MIDDLE not in tokenizer.control:
+        raise ValueError(
+            "this tokenizer's prompts are not PSM: train with one that has the control tokens of PSM_CONTROL"
+        )
+    return _layout(tokenizer, infill_prompt(tokenizer, left, right), middle)
+
+
+def spm_layout(tokenizer: Tokenizer, left: Sequence[int], middle: Sequence[int], right: Sequence[int]) -> Layout:
+    """The same told suffix, prefix, middle, in the second form of the paper, which shares PSM's sentinels (appendix D)."""
+    prompt = [tokenizer.fim_prefix, tokenizer.fim_suffix, *right, tokenizer.fim_middle, *left]
+    return _layout(tokenizer, prompt, middle)
+
+
+def masked_layout(
+    tokenizer: Tokenizer, ids: Sequence[int], spans: Sequence[tuple[int, int]], *, is_start: bool
+) -> Layout:
+    """A document whose spans [start, stop), in order, stand behind it, each between its mask and the end of mask.
+
+    The masks weigh 0, also where they stand in the document (InCoder, section 2.1).
+    """
+    masks = [tokenizer.control_id(MASKS[k]) for k in range(len(spans))]
+    end = tokenizer.control_id(END_OF_MASK)
+    kept, moved, at = list[int](), list[int](), 0
+    for mask, (start, stop) in zip(masks, spans, strict=True):
+        kept += [*ids[at:start], mask]
+        moved += [mask, *ids[start:stop], end]
+        at = stop
+    before = document_start(tokenizer) if is_start else []
+    found = before + kept + list(ids[at:]) + moved
+    unpredicted = {*masks, *before}
+    return Layout(found, [float(token not in unpredicted) for token in found])
+
+
+def _layout(
+    tokenizer: Tokenizer, prompt: list[int], middle: Sequence[int], *, is_start: bool = False, weight: float = 1.0
+) -> Layout:
+    """A prompt and its answer."""
+    before = document_start(tokenizer) if is_start else []
     answer = [*middle, tokenizer.end_of_text]
     sentinels = {tokenizer.fim_prefix, tokenizer.fim_suffix, tokenizer.fim_middle}
-    weights = [float(token not in sentinels) for token in prompt] + [middle_weight] * len(answer)
-    return Layout(prompt + answer, weights)
+    weights = [0.0] * len(before) + [float(token not in sentinels) for token in prompt] + [weight] * len(answer)
+    return Layout(before + prompt + answer, weights)
 
 
 def infill_prompt(tokenizer: Tokenizer, left: Sequence[int], right: Sequence[int]) -> list[int]:

@@ -35,6 +35,8 @@ LINES = r"\n{1,64}|[^\n]{1,1024}"
 
 # Control tokens, whose ids follow the merges in this order.
 FIM_CONTROL = (END_OF_TEXT, PAD, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)
+# Those of Qwen2.5-Coder, whose prompts are prefix, suffix, middle.
+PSM_CONTROL = (END_OF_TEXT, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, "<|fim_pad|>")
 # InCoder's (section 2.1 and the released vocabulary).
 INCODER_CONTROL = (END_OF_TEXT, "<pad>", *MASKS, END_OF_MASK)
 

@@ -6,39 +6,49 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from codekiln.files import Record
-from codekiln.model.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from codekiln.model.families import ModelConfig
+from codekiln.model.tensors import weights_of
 from codekiln.model.transformer import Transformer, initialize
 from codekiln.progress import sparkline, task
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.loader import MIN_UNIT_TOKENS, Batch, Loader
-from codekiln.train.metrics import MetricsLog, bits_per_byte, matmul_peak
+from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
+from codekiln.train.loader import MIN_UNIT_TOKENS, Batch, Loader, Packing
+from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_peak, read_metrics
 from codekiln.train.objectives import NextToken, Objective
-from codekiln.train.optimizer import OptimizerPlan, Optimizers
+from codekiln.train.optimizer import MuonPlan, OptimizerPlan, Optimizers
+from codekiln.train.parallel import ALONE, Ranks, gradient_norm, local, put, scale_gradients, sent_last, shard
 from codekiln.train.prepare import open_shards
 
 SMOOTHED_STEPS = 20
+MIN_NORMS = 20  # that are needed to know what is usual
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What is trained, on how many tokens. A step's batch is `batch_rows` rows of the model's context."""
+    """What is trained, on how many tokens. A step's batch is `batch_rows` rows of the model's context.
+
+    `z_loss` weighs the square of the logarithm of the softmax' normalizer, which keeps logits small (CodeGen's code). A batch
+    whose gradient is `spike` times the median of the last hundred, or not finite, is left out and recorded.
+    """
 
     objective: Objective
     total_tokens: int
     batch_rows: int
-    optimizer: OptimizerPlan = OptimizerPlan()
+    optimizer: OptimizerPlan = MuonPlan()
+    packing: Packing = "apart"
+    z_loss: float = 0.0
+    spike: float = 30.0
     valid_every: int = 50
     valid_rows: int = 64
     checkpoint_every: int = 50
@@ -48,15 +58,26 @@ class TrainPlan:
         for name in ("total_tokens", "batch_rows", "valid_every", "valid_rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.packing == "joined" and not isinstance(self.objective, NextToken):
+            raise ValueError(
+                f"train.packing is joined and the objective {type(self.objective).__name__}: "
+                "documents that run on can be learned left to right only"
+            )
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and how fast. `compile` None means: where a C++ compiler is found."""
+    """Where and how fast. `compile` None means: where a C++ compiler is found.
+
+    `tensor_ranks` share a layer; `recompute` computes blocks anew in the backward pass, which takes a third more time and
+    keeps one layer's activations instead of all.
+    """
 
     device: str = "cpu"
     micro_batch_tokens: int = 2048
     compile: bool | None = None
+    tensor_ranks: int = 1
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
@@ -65,7 +86,11 @@ class Hardware:
             raise ValueError("PyTorch finds no CUDA device here: leave --device out, or install its build for CUDA")
 
 
-def train(
+class Preempted(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), and a checkpoint was saved."""
+
+
+def train(  # noqa: PLR0915 - one story
     plan: TrainPlan,
     config: ModelConfig,
     *,
@@ -74,22 +99,26 @@ def train(
     run: Path,
     hardware: Hardware,
     made_from: Record,
+    ranks: Ranks = ALONE,
+    mirrors: Sequence[Mirror] = (),
 ) -> Transformer:
     """Trains, or goes on from the last whole checkpoint in `run`, and returns the model at its end.
 
-    Ctrl-C saves a checkpoint after the step under way and raises KeyboardInterrupt. The same seed, shards and hardware
-    give the same weights to the bit, however often the run was interrupted or killed.
+    Ctrl-C and SIGTERM save a checkpoint after the step under way and raise KeyboardInterrupt and Preempted. The same seed,
+    shards and hardware give the same weights to the bit, however often the run was interrupted or killed; on another number
+    of ranks the same batches are read, and sums differ by rounding.
     """
-    device = torch.device(hardware.device)
-    model = Transformer(config).to(device)
-    initialize(model, torch.Generator(device).manual_seed(plan.seed))
+    if plan.batch_rows % ranks.data_size:
+        raise ValueError(f"train.batch_rows is {plan.batch_rows}: it does not divide over {ranks.data_size} ranks")
+    model = _model(config, ranks, hardware, plan.seed)
     optimizers = Optimizers(model, plan.optimizer)
-    step = _resume(run, model, optimizers, made_from)
-    n_steps = max(1, round(plan.total_tokens / (plan.batch_rows * config.context_length)))
+    kept = Checkpoints(run / "checkpoints", ranks, made_from)
+    step = _resume(run, kept, model, optimizers)
+    context = config.context_length
+    n_steps = max(1, round(plan.total_tokens / (plan.batch_rows * context)))
     if step >= n_steps:
         return model
 
-    context = config.context_length
     loader = Loader(
         open_shards(tokens, "train"),
         tokenizer,
@@ -97,58 +126,74 @@ def train(
         context_length=context,
         rows=plan.batch_rows,
         seed=plan.seed,
+        packing=plan.packing,
     )
-    micro_rows = max(1, min(plan.batch_rows, hardware.micro_batch_tokens // context))
-    valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows)
-    loss_sum = _compiled(_loss_sum(model, device), run, hardware)
-    peak = matmul_peak(device, _compute_dtype(device))
+    part = (ranks.data_rank, ranks.data_size)
+    micro_rows = max(1, min(plan.batch_rows // ranks.data_size, hardware.micro_batch_tokens // context))
+    valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows, part)
+    loss_sums = _loss_sums(model, ranks, run, hardware)
+    dtype = _compute_dtype(ranks.device)
+    peak = matmul_peak(ranks.device, dtype)
+    n_tokens = plan.batch_rows * context
+    log = MetricsLog(run / "metrics.jsonl", step=step, mirrors=mirrors) if ranks.is_first else None
+    norms = deque((row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row), 100)
     seen_loss: list[float] = []
     with (
-        closing(MetricsLog(run / "metrics.jsonl", step=step)) as log,
-        task("Train", n_steps, done=step) as progress,
-        _delayed_interrupt() as was_interrupted,
-        _deterministic(device),
+        closing(log) if log is not None else nullcontext(),
+        task("Train", n_steps, done=step) if ranks.is_first else nullcontext() as progress,
+        _noted_signals() as noted,
+        _deterministic(ranks.device),
     ):
         while step < n_steps:
             begun = time.perf_counter()
-            batch = loader.batch(step)
-            weight = max(1.0, float(batch.weights.sum()))
-            nats = 0.0
-            for micro in _micro_batches(batch, micro_rows):
-                loss = loss_sum(*_tensors(micro, device)) / weight
-                loss.backward()  # type: ignore[no-untyped-call]
-                nats += float(loss.detach())
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), plan.optimizer.max_grad_norm))
-            if not math.isfinite(nats) or not math.isfinite(norm):
-                raise ValueError(
-                    f"the loss or its gradient is not finite at step {step}: lower the learning rate; "
-                    f"the last whole checkpoint is {next(iter(checkpoints(run / 'checkpoints')[-1:]), 'none')}"
-                )
-            factor = optimizers.step(step, n_steps)
+            batch = loader.batch(step, part)
+            sums = [0.0, 0.0, float(batch.weights.sum())]
+            micro_batches = list(_micro_batches(batch, micro_rows))
+            for k, micro in enumerate(micro_batches):
+                sent_last(model, is_last=k == len(micro_batches) - 1)
+                nats, penalty = loss_sums(*_tensors(micro, ranks.device), has_penalty=plan.z_loss > 0)
+                # Sums over rows become means below, when the weight of all ranks' rows is known.
+                mean_loss: Tensor = (nats + plan.z_loss * penalty) * (ranks.data_size / n_tokens)
+                mean_loss.backward()  # type: ignore[no-untyped-call]
+                sums[0] += float(nats.detach())
+                sums[1] += float(penalty.detach())
+            total_nats, total_penalty, weight, *signals = ranks.summed([*sums, *noted.counts()])
+            mean = n_tokens / max(1.0, weight)
+            norm = gradient_norm(model, ranks) * mean
+            loss = total_nats / max(1.0, weight)
+            row: Record = {"step": step, "tokens": (step + 1) * n_tokens, "loss": loss, "grad_norm": norm}
+            if fault := _fault(loss, norm, norms, plan.spike):
+                _require_finite(model, ranks, run, fault, step)
+                optimizers.clear()
+                row |= {"skipped": fault, "documents": loader.documents(step), "rate_factor": 0.0}
+            else:
+                norms.append(norm)
+                scale_gradients(model, mean * min(1.0, plan.optimizer.max_grad_norm / (norm + 1e-6)))
+                row["rate_factor"] = optimizers.step(step, n_steps)
             seconds = time.perf_counter() - begun
-            n_tokens = plan.batch_rows * context
-            row: Record = {
-                "step": step,
-                "tokens": (step + 1) * n_tokens,
-                "loss": nats,
-                "grad_norm": norm,
-                "rate_factor": factor,
+            row |= {
                 "seconds": round(seconds, 4),
                 "tokens_per_second": round(n_tokens / seconds, 1),
-                "utilization": round(n_tokens / seconds * config.flops_per_token / peak, 4),
+                "utilization": round(n_tokens / seconds * config.flops_per_token / (peak * _n_peaks(ranks)), 4),
             }
+            if plan.z_loss > 0:
+                row["z_penalty"] = total_penalty / max(1.0, weight)
             step += 1
             if step % plan.valid_every == 0 or step == n_steps:
                 # Other work on this machine hides the peak now and then; it is the best seen.
-                peak = max(peak, matmul_peak(device, _compute_dtype(device), seconds=0.1))
-                row["valid_bits_per_byte"] = _valid_bits_per_byte(loss_sum, valid, device)
-            log.write(row)
-            seen_loss.append(nats)
-            progress.advance(note=_note(row, seen_loss))
-            if step % plan.checkpoint_every == 0 or step == n_steps or was_interrupted():
-                save_checkpoint(run / "checkpoints", step, model, optimizers.state(), made_from)
-            if was_interrupted():
-                raise KeyboardInterrupt
+                peak = max(peak, matmul_peak(ranks.device, dtype, seconds=0.1))
+                row["valid_bits_per_byte"] = _valid_bits_per_byte(loss_sums, valid, ranks)
+            if log is not None and progress is not None:
+                log.write(row)
+                seen_loss += [loss] * ("skipped" not in row)
+                progress.advance(note=_note(row, seen_loss))
+            is_asked_to_end = sum(signals) > 0
+            if step % plan.checkpoint_every == 0 or step == n_steps or is_asked_to_end:
+                kept.save(step, checkpoint_state(weights_of(model), optimizers.state()))
+            if is_asked_to_end:
+                kept.finish()
+                raise KeyboardInterrupt if signals[0] else Preempted
+        kept.finish()
     return model
 
 
@@ -157,59 +202,101 @@ def has_cxx_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def _resume(run: Path, model: Transformer, optimizers: Optimizers, made_from: Record) -> int:
+def _model(config: ModelConfig, ranks: Ranks, hardware: Hardware, seed: int) -> Transformer:
+    """A new model, spread over the ranks, with the weights that one process would draw."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.recomputes = hardware.recompute
+    shard(model, ranks)
+    model.to_empty(device=ranks.device)
+    model.tie()
+    initialize(model, torch.Generator().manual_seed(seed), put)
+    return model
+
+
+def _resume(run: Path, kept: Checkpoints, model: Transformer, optimizers: Optimizers) -> int:
     """The step to go on with: that of the last whole checkpoint, or 0."""
     last = next(iter(checkpoints(run / "checkpoints")[-1:]), None)
     if last is None:
         return 0
-    step, state = load_checkpoint(last, model, made_from)
-    optimizers.load(state)
+    weights = weights_of(model)
+    step, moments = kept.load(last, weights, weights)
+    optimizers.load(moments)
     return step
 
 
-LossSum = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+LossSums = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _loss_sum(model: Transformer, device: torch.device) -> LossSum:
-    """The sum of weighted cross-entropies in nats over ids, targets, weights and documents, each (B, T)."""
+def _loss_sums(model: Transformer, ranks: Ranks, run: Path, hardware: Hardware) -> LossSums:
+    """`Transformer.loss_sums` as fast as it goes here: compiled, block by block where the model is spread over ranks.
 
-    def loss_sum(ids: Tensor, targets: Tensor, weights: Tensor, documents: Tensor) -> Tensor:
-        with torch.autocast(device.type, _compute_dtype(device), enabled=device.type != "cpu"):
-            logits = model.head(model(ids, documents=documents))
-        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        return (losses * weights.flatten()).sum()
+    Compiled code is kept in the run. Where no C++ compiler is found it is as it is.
+    """
 
-    return loss_sum
+    def loss_sums(*tensors: Tensor, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
+        dtype = _compute_dtype(ranks.device)
+        with torch.autocast(ranks.device.type, dtype, enabled=dtype != torch.float32 and ranks.mesh is None):
+            return model.loss_sums(*tensors, has_penalty=has_penalty)
 
-
-def _compiled(loss_sum: LossSum, run: Path, hardware: Hardware) -> LossSum:
-    """The same function compiled, its code kept in the run; as it is where no C++ compiler is found."""
     wanted = hardware.compile if hardware.compile is not None else has_cxx_compiler()
     if not wanted:
-        return loss_sum
+        return loss_sums
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((run / "compiled").absolute())
-    compiled: LossSum = torch.compile(loss_sum, dynamic=False)
-    return compiled
+    if ranks.mesh is None:
+        compiled: LossSums = torch.compile(loss_sums, dynamic=False)
+        return compiled
+    for block in model.blocks:
+        block.compile(dynamic=False)
+    return loss_sums
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def _validation_batches(plan: TrainPlan, context: int, tokens: Path, tokenizer: Tokenizer, rows: int) -> list[Batch]:
-    """The same rows at every validation, left to right; none where nothing is held out that fills one."""
+def _n_peaks(ranks: Ranks) -> int:
+    """How many times the peak of one rank the world has: ranks on one machine's processors share it."""
+    return ranks.size if ranks.device.type == "cuda" else 1
+
+
+def _fault(loss: float, norm: float, norms: Sequence[float], spike: float) -> str | None:
+    """What is wrong with a batch, in words; None where nothing is."""
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        return f"the loss is {loss} and the gradient's norm {norm}"
+    usual = sorted(norms)[len(norms) // 2] if len(norms) >= MIN_NORMS else math.inf
+    return f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual" if norm > spike * usual else None
+
+
+def _require_finite(model: Transformer, ranks: Ranks, run: Path, fault: str, step: int) -> None:
+    """Raises ValueError where a weight is not finite, so that no batch can be good any more."""
+    is_bad = any(not bool(torch.isfinite(local(weight)).all()) for weight in model.parameters())
+    if ranks.summed([float(is_bad)])[0]:
+        last = next(iter(checkpoints(run / "checkpoints")[-1:]), "none")
+        raise ValueError(
+            f"{fault} at step {step}, for weights are not finite: lower the learning rate and start from another --out; "
+            f"the last whole checkpoint is {last}"
+        )
+
+
+def _validation_batches(
+    plan: TrainPlan, context: int, tokens: Path, tokenizer: Tokenizer, rows: int, part: tuple[int, int]
+) -> list[Batch]:
+    """The same rows at every validation, left to right, this rank's of them; none where nothing held out fills one."""
     shards = open_shards(tokens, "heldout")
     if not shards.n_documents or shards.lengths().max() < MIN_UNIT_TOKENS:
         return []
-    loader = Loader(shards, tokenizer, NextToken(), context_length=context, rows=rows, seed=plan.seed)
-    return [loader.batch(i) for i in range(max(1, min(plan.valid_rows, loader.rows_per_epoch) // rows))]
+    n_rows = rows * part[1]
+    loader = Loader(shards, tokenizer, NextToken(), context_length=context, rows=n_rows, seed=plan.seed)
+    return [loader.batch(i, part) for i in range(max(1, min(plan.valid_rows, loader.rows_per_epoch) // n_rows))]
 
 
-def _valid_bits_per_byte(loss_sum: LossSum, batches: list[Batch], device: torch.device) -> float | None:
+def _valid_bits_per_byte(loss_sums: LossSums, batches: list[Batch], ranks: Ranks) -> float | None:
     if not batches:
         return None
     with torch.no_grad():
-        return bits_per_byte(lambda batch: loss_sum(*_tensors(batch, device)), batches)
+        nats = sum(float(loss_sums(*_tensors(batch, ranks.device))[0]) for batch in batches)
+    return bits_per_byte(*ranks.summed([nats, sum(batch.n_bytes for batch in batches)]))
 
 
 def _micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
@@ -224,24 +311,35 @@ def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     return ids, targets, weights, documents
 
 
-@contextmanager
-def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within the block the first Ctrl-C is only noted; a second one interrupts at once."""
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted.is_set
-        return
+class _Noted:
+    """How often Ctrl-C and SIGTERM came."""
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if noted.is_set():
+    def __init__(self) -> None:
+        self.seen = {signal.SIGINT: 0, signal.SIGTERM: 0}
+
+    def counts(self) -> list[float]:
+        return [float(count) for count in self.seen.values()]
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        kind = signal.Signals(number)
+        self.seen[kind] += 1
+        if kind == signal.SIGINT and self.seen[kind] > 1:
             raise KeyboardInterrupt
-        noted.set()
 
-    before = signal.signal(signal.SIGINT, note)
+
+@contextmanager
+def _noted_signals() -> Iterator[_Noted]:
+    """Within the block the first Ctrl-C and any SIGTERM are only noted; a second Ctrl-C interrupts at once."""
+    noted = _Noted()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {number: signal.signal(number, noted.note) for number in noted.seen}
     try:
-        yield noted.is_set
+        yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -256,8 +354,9 @@ def _deterministic(device: torch.device) -> Iterator[None]:
 
 
 def _note(row: Record, losses: list[float]) -> str:
-    recent = losses[-SMOOTHED_STEPS:]
+    recent = losses[-SMOOTHED_STEPS:] or [math.nan]
     valid = row.get("valid_bits_per_byte")
-    parts = [f"loss {sum(recent) / len(recent):.3f}", sparkline(losses), f"{row['tokens_per_second']:,.0f} tokens/s"]
-    parts.append(f"{row['utilization']:.0%} of matmul peak")
+    parts = [f"loss {sum(recent) / len(recent):.3f}", sparkline(losses), f"norm {row['grad_norm']:.2f}"]
+    parts += [f"{row['tokens_per_second']:,.0f} tokens/s", f"{row['utilization']:.0%} of peak"]
+    parts += ["batch left out"] if "skipped" in row else []
     return "  ".join(parts + ([f"valid {valid:.3f} bits/byte"] if valid is not None else []))

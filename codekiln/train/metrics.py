@@ -3,31 +3,52 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from codekiln.files import Record, replacing
-from codekiln.train.loader import Batch
+
+
+class Mirror(Protocol):
+    """Where the rows of a log go too. It is told every row of the log from the first, in order, each time it is opened."""
+
+    def write(self, row: Record) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one object a step, in order. Opening it at a step forgets what a lost run wrote after it."""
+    """`metrics.jsonl`, one object a step, in order. Opening it at a step forgets what a lost run wrote after it.
 
-    def __init__(self, path: Path, *, step: int) -> None:
+    Mirrors are told what is kept, then each row after it stands in the file, so one that joins late or was cut off
+    is whole again.
+    """
+
+    def __init__(self, path: Path, *, step: int, mirrors: Sequence[Mirror] = ()) -> None:
         kept = [row for row in read_metrics(path) if row["step"] < step]
         with replacing(path) as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._mirrors = mirrors
+        for row in kept:
+            self._tell(row)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Record) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        self._tell(row)
 
     def close(self) -> None:
         self._file.close()
+        for mirror in self._mirrors:
+            mirror.close()
+
+    def _tell(self, row: Record) -> None:
+        for mirror in self._mirrors:
+            mirror.write(row)
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -39,6 +60,24 @@ def read_metrics(path: Path) -> list[Record]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def totals(rows: list[Record]) -> Record:
+    """What the rows of a log come to: steps, tokens, seconds of training, median speed and utilization, last validation.
+
+    The first step, which may have compiled, is left out of the medians.
+    """
+    steady = sorted(rows[1:] or rows, key=lambda row: float(row["tokens_per_second"]))
+    median = steady[len(steady) // 2]
+    validated = [row["valid_bits_per_byte"] for row in rows if row.get("valid_bits_per_byte") is not None]
+    return {
+        "steps": len(rows),
+        "tokens": rows[-1]["tokens"],
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "tokens_per_second": median["tokens_per_second"],
+        "utilization": median["utilization"],
+        "valid_bits_per_byte": validated[-1] if validated else None,
+    }
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.5) -> float:
@@ -56,10 +95,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, *, size: int = 1024, s
     return 2 * size**3 / best
 
 
-def bits_per_byte(loss_sum: Callable[[Batch], Tensor], batches: list[Batch]) -> float:
-    """Bits that a model spends on each byte of text: the sum of nats over all predicted tokens / ln 2 / bytes.
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """Bits that a model spends on each byte of text, from the sum of nats over all predicted tokens.
 
     The end-of-text token's loss is in the sum and its zero bytes are not.
     """
-    nats = sum(float(loss_sum(batch)) for batch in batches)
-    return nats / math.log(2) / sum(batch.n_bytes for batch in batches)
+    return nats / math.log(2) / n_bytes

@@ -1,28 +1,97 @@
-"""Optimizers and schedules: AdamW, Muon for matrices, warm-up-stable-decay."""
+"""Optimizers and their schedules: AdamW as the papers have it, and Muon with AdamW for our own."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from codekiln.train.parallel import like, whole
+
+
+class Schedule(Protocol):
+    """The factor of a learning rate at `step`, which counts from 0, of `n_steps`."""
+
+    def __call__(self, step: int, n_steps: int) -> float: ...
+
 
 @dataclass(frozen=True)
 class WarmupStableDecay:
-    """A learning-rate factor: linear up, flat, linear down to 0 (MiniCPM, arXiv 2404.06395, section 4)."""
+    """Linear up, flat, linear down to 0 (MiniCPM, arXiv 2404.06395, section 4)."""
 
     warmup_share: float = 0.02
     decay_share: float = 0.3
 
     def __call__(self, step: int, n_steps: int) -> float:
-        """The factor of step `step`, which counts from 0."""
         warmup, decay = max(1.0, self.warmup_share * n_steps), max(1.0, self.decay_share * n_steps)
         return min(1.0, (step + 1) / warmup, (n_steps - step) / decay)
 
 
 @dataclass(frozen=True)
-class OptimizerPlan:
+class WarmupCosine:
+    """Linear up from 0, a half cosine down to `floor` within `anneal_steps`, then flat (CodeGen's released code).
+
+    Steps are absolute, as the published schedules are; None for `anneal_steps` means all that follow the warm-up.
+    """
+
+    warmup_steps: int = 3000
+    anneal_steps: int | None = None
+    floor: float = 0.1
+
+    def __call__(self, step: int, n_steps: int) -> float:
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        anneal = self.anneal_steps if self.anneal_steps is not None else max(1, n_steps - self.warmup_steps)
+        share = min(1.0, (step - self.warmup_steps) / anneal)
+        return 1.0 - (1.0 - self.floor) * (1.0 - math.cos(math.pi * share)) / 2
+
+
+@dataclass(frozen=True)
+class WarmupPolynomial:
+    """Linear up from 0, then down to 0 at the end by a power, 1 being a line (fairseq's polynomial decay; InCoder, A.1)."""
+
+    warmup_steps: int = 1500
+    power: float = 1.0
+
+    def __call__(self, step: int, n_steps: int) -> float:
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        return math.pow(max(0, n_steps - step) / max(1, n_steps - self.warmup_steps), self.power)
+
+
+@dataclass(frozen=True)
+class AdamWPlan:
+    """AdamW for all weights. Decay is decoupled, on weights of more than one axis, embeddings among them."""
+
+    rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    schedule: Schedule = WarmupCosine()
+
+    def optimizers(self, model: nn.Module) -> tuple[torch.optim.Optimizer, ...]:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in weights if weight.ndim > 1]},
+            {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+        ]
+        return (
+            torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=self.rate,
+                betas=self.betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                fused=True,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class MuonPlan:
     """Muon for the matrices inside blocks, AdamW for the rest. Decay is decoupled, on matrices that multiply only.
 
     `embedding_rate` is AdamW's for an embedding that is not the head too: its rows are seen seldom, and take far larger
@@ -37,14 +106,34 @@ class OptimizerPlan:
     weight_decay: float = 0.1
     momentum: float = 0.95
     max_grad_norm: float = 1.0
-    schedule: WarmupStableDecay = WarmupStableDecay()
+    schedule: Schedule = WarmupStableDecay()
+
+    def optimizers(self, model: nn.Module) -> tuple[torch.optim.Optimizer, ...]:
+        named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        matrices = [weight for name, weight in named if weight.ndim == 2 and name.startswith("blocks.")]
+        tables = {name: weight for name, weight in named if weight.ndim == 2 and not name.startswith("blocks.")}
+        # A tied head has the embedding's name.
+        embedding = [tables.pop("embedding.weight")] if "head.weight" in tables else []
+        vectors = [weight for _, weight in named if weight.ndim < 2]
+        muon = Muon(matrices, lr=self.muon_rate, momentum=self.momentum, weight_decay=self.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": [*tables.values()]}, {"params": vectors, "weight_decay": 0.0}]
+        if embedding:
+            groups.append({"params": embedding, "lr": self.embedding_rate, "weight_decay": 0.0})
+        adamw = torch.optim.AdamW(
+            groups, lr=self.adamw_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )
+        return muon, adamw
+
+
+OptimizerPlan = AdamWPlan | MuonPlan
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is the nearest orthogonal matrix (Jordan et al. 2024), by five Newton-Schulz iterations.
 
     Iterates in the weights' own precision on CPUs, where bfloat16 is slow, and in bfloat16 on accelerators. Matrices of
-    one shape are iterated together. The update's scale, sqrt(max(1, rows / columns)), is the authors'.
+    one shape are iterated together; sharded ones are gathered for it, and every rank iterates all. The update's scale,
+    sqrt(max(1, rows / columns)), is the authors'.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
@@ -58,11 +147,11 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     by_shape.setdefault(weight.shape, []).append(weight)
             for shape, weights in by_shape.items():
-                updates = orthogonalized(torch.stack([self._momentum(w, group["momentum"]) for w in weights]))
+                ahead = [whole(self._momentum(weight, group["momentum"])) for weight in weights]
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for weight, update in zip(weights, updates, strict=True):
+                for weight, update in zip(weights, orthogonalized(torch.stack(ahead)), strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(update, alpha=-group["lr"] * scale)
+                    weight.add_(like(weight, update), alpha=-group["lr"] * scale)
 
     def _momentum(self, weight: nn.Parameter, momentum: float) -> Tensor:
         """Nesterov's look-ahead on the moving average of gradients."""
@@ -93,22 +182,9 @@ class Optimizers:
     """The optimizers of a model as one: step, schedule, and a state of named tensors."""
 
     def __init__(self, model: nn.Module, plan: OptimizerPlan) -> None:
-        named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        self._name_of = {weight: name for name, weight in named}
-        matrices = [weight for name, weight in named if weight.ndim == 2 and name.startswith("blocks.")]
-        tables = {name: weight for name, weight in named if weight.ndim == 2 and not name.startswith("blocks.")}
-        # A tied head has the embedding's name.
-        embedding = [tables.pop("embedding.weight")] if "head.weight" in tables else []
-        vectors = [weight for _, weight in named if weight.ndim < 2]
         self._plan = plan
-        muon = Muon(matrices, lr=plan.muon_rate, momentum=plan.momentum, weight_decay=plan.weight_decay)
-        groups: list[dict[str, Any]] = [{"params": [*tables.values()]}, {"params": vectors, "weight_decay": 0.0}]
-        if embedding:
-            groups.append({"params": embedding, "lr": plan.embedding_rate, "weight_decay": 0.0})
-        adamw = torch.optim.AdamW(
-            groups, lr=plan.adamw_rate, betas=plan.betas, eps=plan.eps, weight_decay=plan.weight_decay, fused=True
-        )
-        self._optimizers: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
+        self._name_of = {weight: name for name, weight in model.named_parameters()}
+        self._optimizers = plan.optimizers(model)
         self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
     def step(self, step: int, n_steps: int) -> float:
@@ -118,8 +194,13 @@ class Optimizers:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.clear()
         return factor
+
+    def clear(self) -> None:
+        """Forgets the gradients."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
         """All moments by the name of their weight, to be saved."""

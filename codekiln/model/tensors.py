@@ -1,0 +1,42 @@
+"""Tensors by name in safetensors files."""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Weights by name, a tied one once."""
+    return {name: weight.detach().contiguous() for name, weight in model.named_parameters()}
+
+
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """All missing, extra and wrongly shaped tensors in words; nothing if the shapes by name are the same."""
+    faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    faults += [f"{name} is not of this model" for name in found.keys() - wanted.keys()]
+    faults += [
+        f"{name} is {found[name]} and must be {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    return "; ".join(sorted(faults))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a safetensors file. Raises OSError, also for what the library calls by another name."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(errno.ENOSPC, f"cannot write {path} ({error})") from error
+
+
+def open_tensors(path: Path) -> safe_open:
+    """A safetensors file whose tensors are read one by one. Raises ValueError naming a file that is none."""
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): make or copy it again") from None

@@ -1,0 +1,218 @@
+"""Many ranks as one: PyTorch's own engine (FSDP2, tensor parallel by DTensor), started by torchrun.
+
+A mesh has two axes: over `data` weights, gradients and moments are sharded and every rank reads its rows of the same global
+batch; over `tensor` heads and feed-forward channels are split. One process alone is a world of one rank without a mesh.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from codekiln.model.transformer import Transformer
+
+# A rank that waits this long for another gives up; torchrun sees one that died at once.
+PATIENCE = timedelta(minutes=10)
+# How long ranks wait while the first one builds a corpus or measures.
+LONG_PATIENCE = timedelta(days=7)
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The world as one rank sees it. `mesh` is None for a process alone."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+    mesh: DeviceMesh | None = None
+    quiet_group: dist.ProcessGroup | None = None  # for what takes long, and for checkpoints beside training
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def data_size(self) -> int:
+        """Ranks that read different rows."""
+        return 1 if self.mesh is None else self.mesh["data"].size()
+
+    @property
+    def data_rank(self) -> int:
+        return 0 if self.mesh is None else self.mesh["data"].get_local_rank()
+
+    def summed(self, values: Iterable[float]) -> list[float]:
+        """Sums over the ranks that read different rows, the same on every rank to the bit."""
+        sums = torch.tensor(list(values), dtype=torch.float64)
+        if self.mesh is not None:
+            sums = sums.to(self.device)
+            dist.all_reduce(sums, group=self.mesh["data"].get_group())
+        found: list[float] = sums.tolist()
+        return found
+
+    def lead(self, order: str) -> None:
+        """Tells the ranks that `follow` what to do now."""
+        if self.size > 1:
+            dist.broadcast_object_list([order], src=0, group=self.quiet_group)
+
+    def follow(self, work: dict[str, Callable[[], object]]) -> None:
+        """Does what the first rank leads in, until it tells the end."""
+        while True:
+            order = [""]
+            dist.broadcast_object_list(order, src=0, group=self.quiet_group)
+            if order[0] == END:
+                return
+            work[order[0]]()
+
+
+ALONE = Ranks()
+END = "end"
+
+
+@contextmanager
+def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
+    """The world that torchrun made, joined for the block; a process that it did not start is alone.
+
+    Raises ValueError where the world does not divide into `tensor_size`.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if tensor_size > 1:
+            raise ValueError(
+                f"{tensor_size} ranks are to share a layer and this process is alone: start it with torchrun"
+            )
+        yield Ranks(device=torch.device(device))
+        return
+    size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    if size % tensor_size:
+        raise ValueError(f"{size} ranks do not divide into groups of {tensor_size} that share a layer")
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        mesh = init_device_mesh(device, (size // tensor_size, tensor_size), mesh_dim_names=("data", "tensor"))
+        here = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+        quiet = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
+        yield Ranks(dist.get_rank(), size, here, mesh, quiet)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(model: Transformer, ranks: Ranks) -> None:
+    """Spreads a model, on whatever device its weights are, over the mesh in place.
+
+    Raises ValueError where heads or channels do not divide over the ranks that share a layer.
+    """
+    mesh, config = ranks.mesh, model.config
+    if mesh is None:
+        return
+    n_tensor = mesh["tensor"].size()
+    if n_tensor > 1:
+        for name in ("n_heads", "n_kv_heads", "d_ff"):
+            if getattr(config, name) % n_tensor:
+                raise ValueError(f"model.{name} is {getattr(config, name)}: it does not divide over {n_tensor} ranks")
+        for block in model.blocks:
+            parallelize_module(block, mesh["tensor"], _tensor_plan(model))
+    is_cuda = ranks.device.type == "cuda"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if is_cuda else MixedPrecisionPolicy()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh["data"], mp_policy=policy)
+    fully_shard(model, mesh=mesh["data"], mp_policy=policy)
+    register_fsdp_forward_method(model, "loss_sums")
+
+
+def _tensor_plan(model: Transformer) -> dict[str, ParallelStyle]:
+    """Heads and channels split over ranks; their norms see whole heads, and the residual stream is whole everywhere."""
+    block = model.blocks[0]
+    plan: dict[str, ParallelStyle] = {
+        name: ColwiseParallel() for name in ("attention.q", "attention.k", "attention.v", "mlp.up")
+    }
+    plan |= {name: RowwiseParallel() for name in ("attention.out", "mlp.down")}
+    names = dict(block.named_modules())
+    if isinstance(names.get("mlp.gate"), nn.Linear):
+        plan["mlp.gate"] = ColwiseParallel()
+    if model.config.qk_norm:
+        plan |= {
+            name: SequenceParallel(sequence_dim=2, use_local_output=True)
+            for name in ("attention.q_norm", "attention.k_norm")
+        }
+    return plan
+
+
+def sent_last(model: nn.Module, *, is_last: bool) -> None:
+    """Lets the backward pass that follows send gradients to their ranks only where it is the last of a step."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+
+
+def gradient_norm(model: nn.Module, ranks: Ranks) -> float:
+    """The norm of all gradients together, the same on every rank to the bit."""
+    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    for weight in model.parameters():
+        if weight.grad is not None:
+            norm = torch.linalg.vector_norm(local(weight.grad), dtype=torch.float32)
+            total += norm.double().square() / _copies(weight.grad, ranks)
+    if ranks.mesh is not None:
+        dist.all_reduce(total)
+    return float(total.sqrt())
+
+
+def scale_gradients(model: nn.Module, factor: float) -> None:
+    """Multiplies all gradients."""
+    gradients = [local(weight.grad) for weight in model.parameters() if weight.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as one process has it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Every weight whole, one at a time; all ranks go through them together."""
+    for name, weight in weights.items():
+        yield name, whole(weight)
+
+
+def like(target: Tensor, source: Tensor) -> Tensor:
+    """A whole tensor, the same on every rank, spread as `target` is; nothing is sent."""
+    if not isinstance(target, DTensor):
+        return source
+    return distribute_tensor(source.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+
+
+def put(target: Tensor, source: Tensor) -> None:
+    """Copies a whole tensor, the same on every rank, into one that may be spread."""
+    target.copy_(like(target, source))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is on this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _copies(tensor: Tensor, ranks: Ranks) -> int:
+    """On how many ranks each part of a tensor is."""
+    if not isinstance(tensor, DTensor):
+        return ranks.size
+    mesh = tensor.device_mesh
+    parts = 1
+    for axis, placement in enumerate(tensor.placements):
+        parts *= 1 if isinstance(placement, Replicate) else mesh.size(axis)
+    return ranks.size // parts

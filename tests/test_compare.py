@@ -1,0 +1,221 @@
+"""Runs beside each other, and the curves of each in its report."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codekiln.charts import training_charts
+from codekiln.compare import read_runs, told, totals_table, write_comparison
+from codekiln.files import Record, read_record, write_record
+from codekiln.recipe import stage_record
+from codekiln.train.metrics import read_metrics
+from tests.test_cli import codekiln, refused
+
+
+@pytest.fixture
+def stopped(small_run: Path, tmp_path: Path) -> Path:
+    """What a killed run leaves, seven whole rows and a torn one, under a recipe that differs in three places."""
+    run = tmp_path / "stopped"
+    run.mkdir()
+    lines = (small_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:7]) + lines[7][:20], encoding="utf-8")
+    recipe = read_record(small_run / "recipe.json")
+    recipe["train"]["seed"] = 1
+    recipe["corpus"]["sources"][0]["license"] = "Apache-2.0"
+    del recipe["model"]["rope_base"]
+    write_record(run / "recipe.json", recipe)
+    return run
+
+
+class Page(HTMLParser):
+    """The cells of all tables by row, and every address that a page would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.loaded: list[str] = []
+        self.tags: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loaded += [str(value) for name, value in attributes if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] in ("td", "th") and data.strip():
+            self.rows[-1].append(data)
+
+
+def traces(chart: str) -> list[dict[str, Any]]:
+    """What plotly is told to draw."""
+    start = re.search(r'Plotly\.newPlot\(\s*"[^"]+",\s*', chart)
+    assert start is not None
+    found: list[dict[str, Any]] = json.JSONDecoder().raw_decode(chart[start.end() :])[0]
+    return found
+
+
+def row(step: int, **fields: float | None) -> Record:
+    timed = {"seconds": 0.5, "tokens_per_second": 200.0, "utilization": 0.1}
+    return (
+        {"step": step, "tokens": 100 * (step + 1), "loss": 1.0, "grad_norm": 1.0, "rate_factor": 1.0} | timed | fields
+    )
+
+
+def test_a_finished_run_comes_to_what_its_stage_recorded(small_run: Path) -> None:
+    found = told(read_runs([small_run]))["runs"]["run"]
+    assert found == {key: stage_record(small_run, "train")["result"][key] for key in found}
+
+
+def test_a_killed_run_needs_only_its_recipe_and_metrics(small_run: Path, stopped: Path) -> None:
+    found = told(read_runs([small_run, stopped]))["runs"]["stopped"]
+    rows = read_metrics(small_run / "metrics.jsonl")[:7]
+    assert (found["steps"], found["tokens"]) == (7, rows[-1]["tokens"])
+    assert found["valid_bits_per_byte"] == rows[4]["valid_bits_per_byte"], "of step 5, the last validation before"
+
+
+def test_the_fields_that_differ_are_told_by_their_paths(small_run: Path, stopped: Path) -> None:
+    assert told(read_runs([small_run, stopped]))["recipe"] == {
+        "corpus.sources[0].license": {"run": "MIT", "stopped": "Apache-2.0"},
+        "model.rope_base": {"run": 10_000.0},
+        "train.seed": {"run": 0, "stopped": 1},
+    }
+    assert told(read_runs([small_run]))["recipe"] == {}
+
+
+def test_the_page_has_both_runs_and_loads_nothing(small_run: Path, stopped: Path, tmp_path: Path) -> None:
+    runs = read_runs([small_run, stopped])
+    write_comparison(runs, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert page.rows[:3] == totals_table(told(runs))
+    assert ["train.seed", "0", "1"] in page.rows and ["model.rope_base", "10000.0", "–"] in page.rows
+    assert page.loaded == []
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"Plotly\.newPlot\(\s*\"", text)) == 7
+
+    write_comparison(runs[:1], tmp_path / "one.html")
+    assert "Where the recipes differ" not in (tmp_path / "one.html").read_text(encoding="utf-8")
+
+
+def test_validation_is_drawn_along_tokens_and_along_time(small_run: Path, stopped: Path) -> None:
+    runs = read_runs([small_run, stopped])
+    charts = training_charts({run.name: run.rows for run in runs})
+    for k, run in enumerate(runs):
+        validated = [r for r in run.rows if "valid_bits_per_byte" in r]
+        by_tokens, by_time = traces(charts["Validation"])[k], traces(charts["Validation by time"])[k]
+        assert by_tokens["name"] == by_time["name"] == run.name
+        assert by_tokens["y"] == by_time["y"] == [r["valid_bits_per_byte"] for r in validated]
+        assert by_tokens["x"] == [r["tokens"] for r in validated]
+        seconds = [sum(r["seconds"] for r in run.rows[: r["step"] + 1]) for r in validated]
+        assert by_time["x"] == pytest.approx(seconds)
+
+
+def test_the_loss_is_the_mean_of_the_last_twenty_steps() -> None:
+    losses = [10 / (step + 1) + step % 3 for step in range(50)]
+    raw, smoothed = traces(training_charts({"a": [row(i, loss=loss) for i, loss in enumerate(losses)]})["Loss"])
+    assert raw["y"] == losses
+    slow = [sum(losses[max(0, i - 19) : i + 1]) / len(losses[max(0, i - 19) : i + 1]) for i in range(50)]
+    assert smoothed["y"] == pytest.approx(slow)
+
+
+def test_a_skipped_step_leaves_the_smoothed_loss_as_it_is() -> None:
+    rows = [row(step, loss=2.0) for step in range(40)]
+    rows[10] |= {"loss": float("nan"), "grad_norm": float("inf"), "skipped": "the loss is nan", "documents": [3]}
+    rows[20] |= {"loss": 50.0, "grad_norm": 70.0, "skipped": "the gradient's norm is 70"}
+    charts = training_charts({"a": rows})
+    raw, smoothed = traces(charts["Loss"])
+    assert raw["y"] == [2.0] * 19 + [50.0] + [2.0] * 19
+    assert smoothed["y"] == pytest.approx([2.0] * 38)
+    assert traces(charts["Gradient norm"])[0]["y"] == [1.0] * 19 + [70.0] + [1.0] * 19
+
+
+def test_a_long_run_is_thinned_and_no_spike_is_lost() -> None:
+    rows = [row(step, grad_norm=1 + step % 7 / 10) for step in range(30_000)]
+    rows[12_345]["grad_norm"] = 99.0
+    rows[23_456]["grad_norm"] = 0.01
+    trace = traces(training_charts({"long": rows})["Gradient norm"])[0]
+    assert len(trace["x"]) <= 2000 and trace["x"] == sorted(trace["x"])
+    drawn = dict(zip(trace["x"], trace["y"], strict=True))
+    assert (drawn[1_234_600], drawn[2_345_700]) == (99.0, 0.01)
+
+
+def test_what_was_not_measured_is_not_drawn(small_run: Path, tmp_path: Path) -> None:
+    shutil.copy(small_run / "recipe.json", tmp_path)
+    rows = [row(0, valid_bits_per_byte=None), row(1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    runs = read_runs([tmp_path])
+    assert totals_table(told(runs))[1][-1] == "–"
+    assert set(training_charts({"a": runs[0].rows})) == {
+        "Loss",
+        "Speed",
+        "Utilization",
+        "Gradient norm",
+        "Learning rate",
+    }
+
+
+def test_names_and_recipes_are_text_on_the_page(small_run: Path, stopped: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "<img src=x onerror=alert(1)>"
+    shutil.copytree(stopped, hostile)
+    recipe = read_record(hostile / "recipe.json")
+    write_record(hostile / "recipe.json", recipe | {"name": "</script><script>alert(1)</script>"})
+    write_comparison(read_runs([small_run, hostile]), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page and "<script>alert(1)" not in page
+    assert "&lt;img src=x" in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_runs_of_one_name_are_told_by_their_paths(small_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / small_run.name
+    shutil.copytree(small_run, other)
+    assert [run.name for run in read_runs([small_run, other])] == [str(small_run), str(other)]
+
+
+def test_the_command_prints_the_table_and_writes_the_page(small_run: Path, stopped: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pages" / "both.html"
+    done = codekiln("report", small_run, stopped, "--out", out)
+    assert done.returncode == 0, done.stderr
+    for cell in (cell for line in totals_table(told(read_runs([small_run, stopped]))) for cell in line):
+        assert cell in done.stdout
+    assert "train.seed" in done.stdout and str(out) in done.stdout.replace("\n", "")
+    assert out.is_file()
+
+    as_json = json.loads(codekiln("report", small_run, stopped, "--out", out, "--json").stdout)
+    assert as_json == {"page": str(out)} | told(read_runs([small_run, stopped]))
+
+
+def test_what_is_no_run_is_refused_in_a_sentence(small_run: Path, stopped: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    refused(codekiln("report", tmp_path, "--out", out), "is no run (recipe.json is missing): name a folder that")
+    refused(codekiln("report", small_run, small_run, "--out", out), "is named twice: name each run once")
+    (stopped / "metrics.jsonl").unlink()
+    refused(codekiln("report", small_run, stopped, "--out", out), "stopped has no metrics yet: wait for its first step")
+    write_record(stopped / "recipe.json", {"model": {"kind": "MothConfig", "n_wings": 4}})
+    shutil.copy(small_run / "metrics.jsonl", stopped)
+    refused(
+        codekiln("report", stopped, "--out", out), "no family here is a MothConfig of n_wings (known are KilnConfig"
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["report", "card"])
+def test_without_plotly_the_extra_is_named(verb: str, small_run: Path) -> None:
+    program = f"import sys; sys.modules['plotly'] = None; sys.argv = ['codekiln', {verb!r}, {str(small_run)!r}]\n"
+    program += "from codekiln.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    refused(done, "plotly is not installed: pip install 'codekiln[report]'")
+
+
+def test_the_report_of_a_run_has_its_curves(small_run: Path) -> None:
+    page = (small_run / "report.html").read_text(encoding="utf-8")
+    for title in ("Loss", "Validation", "Speed", "Utilization", "Gradient norm", "Learning rate", "Token lengths"):
+        assert f"<b>{title}</b>" in page
+    assert Page(small_run / "report.html").loaded == []

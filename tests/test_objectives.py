@@ -1,0 +1,205 @@
+"""Objectives: the papers' masks and their properties, on made-up ids and on real text."""
+
+from collections import Counter
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.infill import END_OF_MASK, MASKS, infill_prompt, masked_layout
+from codekiln.tokenizer.training import INCODER_CONTROL, LINES, PSM_CONTROL, TokenizerPlan, train_tokenizer
+from codekiln.train.objectives import (
+    CausalMasking,
+    FillInTheMiddle,
+    InfillMixture,
+    NextToken,
+    Objective,
+    Piece,
+    left_to_right,
+    paper_spans,
+    released_spans,
+)
+
+TEXT = "def f(x):\n    y = x + 1\n\n    return y\n\n\nprint(f(3))\n" * 6
+
+
+@pytest.fixture(scope="module")
+def incoder() -> Tokenizer:
+    plan = TokenizerPlan(vocab_size=256 + 20 + len(INCODER_CONTROL), pattern=LINES, control=INCODER_CONTROL)
+    return train_tokenizer(plan, [TEXT])
+
+
+@pytest.fixture(scope="module")
+def psm() -> Tokenizer:
+    return train_tokenizer(TokenizerPlan(vocab_size=256 + 20 + len(PSM_CONTROL), control=PSM_CONTROL), [TEXT])
+
+
+def piece_of(tokenizer: Tokenizer, text: str = TEXT) -> Piece:
+    return Piece(np.array(tokenizer.encode(text), np.int64), is_start=True, is_end=True)
+
+
+def spans_of(form: str, n: int, seed: int) -> list[tuple[int, int]]:
+    draw = paper_spans if form == "paper" else released_spans
+    return draw(n, np.random.default_rng(seed))
+
+
+@given(st.integers(1, 300), st.integers(0, 10**6), st.sampled_from(["paper", "released"]))
+@settings(max_examples=300)
+def test_spans_are_in_order_apart_and_not_empty(n: int, seed: int, form: str) -> None:
+    spans = spans_of(form, n, seed)
+    assert spans or form == "released"
+    assert all(0 <= start < stop <= n for start, stop in spans)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    assert spans == spans_of(form, n, seed)
+
+
+def test_counts_of_spans_are_those_of_either_form() -> None:
+    """The paper's zero-truncated Poisson gives 58.2 % single spans; the linked code, clamped and greedy, 81.4 %, 14.4 %,
+    4.2 % and 0.03 % without any, in blocks of 500 tokens."""
+    n = 20_000
+    paper = Counter(len(spans_of("paper", 500, seed)) for seed in range(n))
+    released = Counter(len(spans_of("released", 500, seed)) for seed in range(n))
+    # Three standard errors of a share near one half are 1.1 %.
+    assert paper[1] / n == pytest.approx(0.582, abs=0.011) and paper[2] / n == pytest.approx(0.291, abs=0.01)
+    assert released[1] / n == pytest.approx(0.814, abs=0.009)
+    assert released[2] / n == pytest.approx(0.144, abs=0.008)
+    assert sum(share for count, share in released.items() if count > 2) / n == pytest.approx(0.042, abs=0.005)
+    assert released[0] / n < 0.0015
+    assert sum(count * times for count, times in paper.items()) / n == pytest.approx(1.58, abs=0.03)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_a_single_span_is_a_third_of_the_document_on_average(form: str) -> None:
+    drawn = (spans_of(form, 600, seed) for seed in range(8_000))
+    lengths = [spans[0][1] - spans[0][0] for spans in drawn if len(spans) == 1]
+    if form == "paper":  # the other form's single spans include what is left of several
+        assert np.mean(lengths) == pytest.approx(200, rel=0.03)
+    assert max(lengths) > 550 and min(lengths) < 10
+
+
+def test_the_paper_s_spans_are_those_that_drawing_anew_ends_with() -> None:
+    """All sets of two spans of five tokens, by brute force: each span two sorted uniform ends, again until none overlap."""
+    rng = np.random.default_rng(0)
+    brute: Counter[tuple[tuple[int, int], ...]] = Counter()
+    ends = [(a, b) for a, b in combinations(range(6), 2)]
+    while sum(brute.values()) < 20_000:
+        drawn = rng.integers(0, len(ends), (50_000, 2))
+        for i, j in drawn.tolist():
+            first, second = sorted((ends[i], ends[j]))
+            if first[1] <= second[0]:
+                brute[first, second] += 1
+    ours = Counter(
+        tuple(drawn_spans)
+        for seed in range(40_000)
+        if len(drawn_spans := paper_spans(5, np.random.default_rng(seed))) == 2
+    )
+    assert ours.keys() == brute.keys()
+    for spans, times in brute.items():
+        share, expected = ours[spans] / sum(ours.values()), times / sum(brute.values())
+        assert share == pytest.approx(expected, abs=4 * (expected / sum(ours.values())) ** 0.5 + 0.003)
+
+
+def unmasked(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The document of a masked layout, read back by a plain rule: what stands at a mask's second place goes to its first."""
+    numbers = {tokenizer.control_id(mask): k for k, mask in enumerate(MASKS)}
+    end = tokenizer.control_id(END_OF_MASK)
+    first_answer = len(ids)
+    seen: list[int] = []
+    for at, token in enumerate(ids):
+        if token in numbers:
+            if numbers[token] in seen:
+                first_answer = at
+                break
+            seen.append(numbers[token])
+    answers: dict[int, list[int]] = {}
+    at = first_answer
+    while at < len(ids):
+        stop = ids.index(end, at)
+        answers[numbers[ids[at]]] = ids[at + 1 : stop]
+        at = stop + 1
+    found = []
+    for token in ids[:first_answer]:
+        found += answers[numbers[token]] if token in numbers else [token]
+    return found
+
+
+@given(st.text(alphabet="ab \n\té日😀_()=", min_size=1, max_size=200), st.integers(0, 10**6))
+@settings(max_examples=200)
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_a_masked_document_comes_back(incoder: Tokenizer, form: str, text: str, seed: int) -> None:
+    objective = CausalMasking("paper" if form == "paper" else "released")
+    piece = piece_of(incoder, text)
+    layout = objective(piece, incoder, np.random.default_rng(seed))
+    assert layout == objective(piece, incoder, np.random.default_rng(seed))
+    assert unmasked(incoder, layout.ids) == [incoder.end_of_text, *piece.ids.tolist()]
+    masks = [incoder.control_id(mask) for mask in MASKS]
+    numbers = [masks.index(token) for token in layout.ids if token in masks]
+    n_spans = len(numbers) // 2
+    # Left to right in the document, and the same again behind it; an end of mask for each.
+    assert numbers == [*range(n_spans), *range(n_spans)]
+    assert layout.ids.count(incoder.control_id(END_OF_MASK)) == n_spans
+    unpredicted = {*masks, incoder.end_of_text}
+    assert layout.weights == [float(token not in unpredicted) for token in layout.ids]
+
+
+def test_a_prompt_with_a_hole_is_the_training_layout_of_one_span(incoder: Tokenizer) -> None:
+    """But for the mask that the authors advise to put behind the right context."""
+    ids = incoder.encode(TEXT)
+    layout = masked_layout(incoder, ids, [(5, 9)], is_start=False)
+    prompt = infill_prompt(incoder, ids[:5], ids[9:])
+    second = incoder.control_id(MASKS[1])
+    end = incoder.control_id(END_OF_MASK)
+    assert [token for token in prompt if token != second] + ids[5:9] + [end] == layout.ids
+
+
+@pytest.mark.parametrize("split", ["characters", "tokens", "lines"])
+@pytest.mark.parametrize("spm_rate", [0.0, 1.0])
+def test_a_document_filled_in_the_middle_comes_back(psm: Tokenizer, split: str, spm_rate: float) -> None:
+    objective = FillInTheMiddle(1.0, spm_rate, split)  # type: ignore[arg-type]
+    piece = piece_of(psm)
+    pre, suf, mid = psm.fim_prefix, psm.fim_suffix, psm.fim_middle
+    n_spread = set()
+    for seed in range(200):
+        layout = objective(piece, psm, np.random.default_rng(seed))
+        ids = layout.ids
+        assert ids[0] == pre and ids[-1] == psm.end_of_text and len(ids) <= len(piece.ids) + objective.n_added
+        suf_at, mid_at = ids.index(suf), ids.index(mid)
+        if spm_rate:
+            assert suf_at == 1
+            right, left_and_middle = ids[2:mid_at], ids[mid_at + 1 : -1]
+            text = psm.decode([*left_and_middle, *right])
+        else:
+            left, right, middle = ids[1:suf_at], ids[suf_at + 1 : mid_at], ids[mid_at + 1 : -1]
+            text = psm.decode([*left, *middle, *right])
+            assert ids[: mid_at + 1] == infill_prompt(psm, left, right)
+            if split == "lines":
+                assert not left or psm.decode(left).endswith("\n")
+            n_spread.add(len(left))
+        assert TEXT.startswith(text) and len(text) > len(TEXT) - 30
+        assert layout.weights == [float(token not in (pre, suf, mid)) for token in ids]
+    assert spm_rate or len(n_spread) > 20
+
+
+def test_a_layout_wants_the_tokenizer_whose_prompts_it_is(
+    psm: Tokenizer, incoder: Tokenizer, tokenizer: Tokenizer
+) -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="this tokenizer's prompts are not PSM"):
+        FillInTheMiddle(1.0, 0.0)(piece_of(tokenizer), tokenizer, rng)
+    with pytest.raises(ValueError, match="this tokenizer is not of our layout"):
+        InfillMixture(1.0, 1.0)(piece_of(psm), psm, rng)
+    with pytest.raises(ValueError, match=r"has no <\|mask:0\|>"):
+        CausalMasking()(piece_of(psm), psm, rng)
+
+
+@pytest.mark.parametrize("objective", [NextToken(), CausalMasking(), CausalMasking("released")], ids=str)
+def test_a_document_in_parts_is_marked_where_it_begins_and_ends(incoder: Tokenizer, objective: Objective) -> None:
+    ids = np.array(incoder.encode(TEXT), np.int64)
+    layout = objective(Piece(ids, is_start=False, is_end=False), incoder, np.random.default_rng(0))
+    assert incoder.end_of_text not in layout.ids
+    whole = left_to_right(Piece(ids, is_start=True, is_end=True), incoder)
+    assert whole.ids[0] == whole.ids[-1] == incoder.end_of_text
+    assert whole.weights == [0.0] + [1.0] * (len(ids) + 1)

@@ -1,0 +1,162 @@
+"""Many ranks as one: real torchrun ranks on gloo train as one process does, and take over each other's checkpoints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from codekiln.train.checkpoints import checkpoints
+from codekiln.train.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig
+from codekiln.model.tensors import write_tensors, weights_of
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.train.objectives import NextToken
+from codekiln.train.optimizer import AdamWPlan, MuonPlan, WarmupCosine
+from codekiln.train.parallel import joined_ranks, whole
+
+source, run = Path(sys.argv[1]), Path(sys.argv[2])
+asked = json.loads(sys.argv[3])
+configs = {
+    "kiln": KilnConfig(2, 32, 4, 2, 16, 64, 384, 64),
+    "kiln, untied": KilnConfig(2, 32, 4, 2, 16, 64, 384, 64, tied_head=False),
+    "codegen": CodeGenConfig(2, 32, 4, 4, 8, 128, 384, 64, rotary_dim=4),
+    "incoder": InCoderConfig(2, 32, 4, 4, 8, 128, 384, 64),
+}
+optimizer = MuonPlan() if asked.get("muon") else AdamWPlan(rate=3e-3, schedule=WarmupCosine(4))
+plan = TrainPlan(
+    NextToken(), total_tokens=64 * 8 * asked.get("steps", 12), batch_rows=8, optimizer=optimizer, valid_every=6,
+    valid_rows=8, checkpoint_every=asked.get("checkpoint_every", 6), z_loss=1e-4,
+)
+hardware = Hardware(
+    micro_batch_tokens=64 * asked.get("micro_rows", 2), compile=asked.get("compile", False),
+    tensor_ranks=asked.get("tensor", 1), recompute=asked.get("recompute", False),
+)
+with joined_ranks("cpu", tensor_size=hardware.tensor_ranks) as ranks:
+    model = train(
+        plan, configs[asked.get("config", "kiln")], tokens=source / "tokens",
+        tokenizer=Tokenizer.load(source / "tokenizer.json"), run=run, hardware=hardware, made_from={}, ranks=ranks,
+    )
+    weights = {name: whole(weight) for name, weight in weights_of(model).items()}
+    if ranks.is_first:
+        write_tensors(run / "weights.safetensors", weights)
+"""
+
+
+def started(n: int, source: Path, run: Path, **asked: Any) -> subprocess.Popen[str]:
+    """The program on n ranks that torchrun starts; on one, in a process alone."""
+    run.mkdir(parents=True, exist_ok=True)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
+    program = run / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *torchrun, str(program), str(source), str(run), json.dumps(asked)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def done(n: int, source: Path, run: Path, **asked: Any) -> Path:
+    process = started(n, source, run, **asked)
+    told, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, told[-4000:]
+    return run
+
+
+def assert_same(one: Path, other: Path, *, tolerance: float = 2e-5) -> None:
+    """Equal losses, norms, validations and weights but for the order of addition."""
+    rows, other_rows = read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl")
+    assert len(rows) == len(other_rows) > 0
+    for row, other_row in zip(rows, other_rows, strict=True):
+        for key in ("loss", "grad_norm", "z_penalty", "valid_bits_per_byte"):
+            assert (key in row) == (key in other_row)
+            assert row.get(key, 0.0) == pytest.approx(other_row.get(key, 0.0), rel=tolerance), (key, row["step"])
+    weights, other_weights = (load_file(run / "weights.safetensors") for run in (one, other))
+    assert weights.keys() == other_weights.keys()
+    for name, weight in weights.items():
+        assert torch.allclose(weight, other_weights[name], rtol=1e-3, atol=2e-5), name
+
+
+@pytest.fixture(scope="module")
+def alone(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of one process, by config."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        "kiln": done(1, small_run, folder / "kiln"),
+        "muon": done(1, small_run, folder / "muon", muon=True, config="kiln, untied"),
+        "incoder": done(1, small_run, folder / "incoder", config="incoder"),
+    }
+
+
+def test_two_ranks_train_as_one_process_does(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
+    assert_same(alone["kiln"], done(2, small_run, tmp_path / "two"))
+
+
+def test_four_ranks_with_muon_train_as_one_process_does(
+    alone: dict[str, Path], small_run: Path, tmp_path: Path
+) -> None:
+    assert_same(alone["muon"], done(4, small_run, tmp_path / "four", muon=True, config="kiln, untied"))
+
+
+def test_two_ranks_that_share_layers_train_as_one_process_does(
+    alone: dict[str, Path], small_run: Path, tmp_path: Path
+) -> None:
+    assert_same(alone["kiln"], done(2, small_run, tmp_path / "tensor", tensor=2, recompute=True))
+
+
+def test_two_by_two_ranks_train_as_one_process_does(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
+    assert_same(alone["incoder"], done(4, small_run, tmp_path / "both", tensor=2, config="incoder", micro_rows=1))
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
+    """Killed on two ranks, killed on four, and to its end in one process, as undisturbed alone."""
+    run = tmp_path / "run"
+    for n, at in ((2, 2), (4, 6)):
+        process = started(n, small_run, run, checkpoint_every=2, muon=True, config="kiln, untied")
+        killed_after(process, run, at)
+        last = checkpoints(run / "checkpoints")[-1]
+        assert len(list(last.glob("*.safetensors"))) == n
+    done(1, small_run, run, checkpoint_every=2, muon=True, config="kiln, untied")
+    assert_same(alone["muon"], run)
+
+
+def killed_after(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Kills torchrun's ranks, and with them torchrun, once a checkpoint of a later step stands."""
+    deadline = time.monotonic() + 200
+    while not (found := checkpoints(run / "checkpoints")) or int(found[-1].name[5:]) <= step:
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    begun = time.monotonic()
+    process.communicate(timeout=90)
+    # A rank that dies is seen, and the others are ended.
+    assert process.returncode != 0 and time.monotonic() - begun < 60
+
+
+def test_sigterm_to_torchrun_saves_the_step_under_way(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(2, small_run, run, steps=400, checkpoint_every=400)
+    deadline = time.monotonic() + 200
+    while len(read_metrics(run / "metrics.jsonl")) < 5:
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    last = checkpoints(run / "checkpoints")[-1]
+    assert int(last.name[5:]) == len(read_metrics(run / "metrics.jsonl"))
