@@ -17,7 +17,7 @@ from tokenizers import models, trainers
 
 from codekiln.corpus.sample import even_sample
 from codekiln.model.families import kiln
-from codekiln.recipes import named
+from codekiln.recipes.demo import demo
 from codekiln.tokenizer.bpe import Tokenizer, byte_alphabet
 from codekiln.tokenizer.training import FIM_CONTROL, LINES, WORDS, TokenizerPlan, train_tokenizer
 from codekiln.train.loop import Hardware, train
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--size", help="a size of our ladder; the demo's model without it")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the candidates")
     arguments = parser.parse_args()
-    recipe = named("demo")
+    recipe = demo()
     sample = [document.text for document in even_sample(arguments.run / "corpus", "train", 6_000_000, 0)]
     for k, (rule, pattern, vocab_size) in enumerate(CANDIDATES):
         if arguments.only and k not in arguments.only:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from codekiln.model.families import ModelConfig
 from codekiln.model.transformer import Transformer, initialize
-from codekiln.recipes import named
+from codekiln.recipes.demo import demo
 from codekiln.train.metrics import matmul_peak
 
 STEPS = 6
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     arguments = parser.parse_args()
-    config = named("demo").model
+    config = demo().model
     ids = torch.randint(0, config.vocab_size, (arguments.tokens // config.context_length, config.context_length))
     steps = {
         "ours, compiled": ours(config, compiled=True),

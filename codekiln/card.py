@@ -57,6 +57,19 @@ def results_of(run: Path) -> dict[str, str]:
     return _results(stage_record(run, "train")["result"], stage_record(run, "evaluation")["result"])
 
 
+def _tokenizer(tokenizer: Record) -> str:
+    if tokenizer["kind"] == "GivenTokenizer":
+        return f"that of {tokenizer['name']}"
+    return f"{tokenizer['vocab_size']:,} ids, control tokens among them; text split at {tokenizer['pattern']}"
+
+
+_ARCHITECTURES = {
+    "KilnConfig": "kiln: RMSNorm, rotary, grouped-query attention, SwiGLU; the shape of Qwen3, Qwen2 or Llama",
+    "CodeGenConfig": "CodeGen: LayerNorm, attention and feed-forward layer in parallel, partly rotary, GELU; GPT-J's shape",
+    "InCoderConfig": "InCoder: LayerNorm, sinusoids, GELU, tied head; XGLM's shape",
+}
+
+
 def _schedule(schedule: Record) -> tuple[str, str]:
     """The warm-up of a schedule and its course, in words."""
     if schedule["kind"] == "WarmupStableDecay":
@@ -79,8 +92,8 @@ def _hyper_parameters(train: Record, model: Record, trained: Record) -> dict[str
         "Optimizer": "Muon for matrices in blocks, AdamW for the rest" if is_muon else "AdamW",
         "Betas": f"{betas}; Muon's momentum {optimizer['momentum']}" if is_muon else betas,
         "Eps": f"{optimizer['eps']:g}",
-        "Batch size": f"{train['batch_rows'] * model['context_length']:,} tokens",
-        "Context window": f"{model['context_length']:,}",
+        "Batch size": f"{train['batch_rows'] * (train['context_length'] or model['context_length']):,} tokens",
+        "Context window": f"{train['context_length'] or model['context_length']:,}",
         "Gradient accumulation": "as memory asks; the batch is the same",
         "Gradient clipping": f"global norm {optimizer['max_grad_norm']:g}",
         "Warm-up": warmup,
@@ -118,7 +131,7 @@ def _sections(recipe: Record, manifest: Record, stages: dict[str, Record]) -> di
     return {
         "Model": {
             "Publisher": NOT_RECORDED,
-            "Architecture": "decoder-only (kiln: RMSNorm, rotary, grouped-query attention with QK-norm, SwiGLU; Qwen3's shape)",
+            "Architecture": f"decoder-only ({_ARCHITECTURES[model['kind']]})",
             "Model size": f"{trained['parameters']:,} parameters: {model['n_layers']} layers, d_model {model['d_model']}, "
             f"{model['n_heads']} heads ({model['n_kv_heads']} for keys) of {model['d_head']}, d_ff {model['d_ff']}",
         },
@@ -135,14 +148,14 @@ def _sections(recipe: Record, manifest: Record, stages: dict[str, Record]) -> di
         },
         "Tokenizer": {
             "Technology": "byte-level BPE",
-            "Details": f"{recipe['tokenizer']['vocab_size']:,} ids, control tokens among them; "
-            f"text split at {recipe['tokenizer']['pattern']}; "
+            "Details": f"{_tokenizer(recipe['tokenizer'])}; "
             f"{_bytes_per_token(stages['tokens']['result']):.2f} bytes a token on held-out text",
         },
         "Hyper-parameters": _hyper_parameters(train, model, trained),
         "Training": {
-            "Initialization": "from scratch",
-            "Strategy": " ".join([objective["kind"], *(f"{k}={v}" for k, v in objective.items() if k != "kind")]),
+            "Initialization": "from scratch" if recipe["start"] is None else f"the weights of {recipe['start']}",
+            "Strategy": " ".join([objective["kind"], *(f"{k}={v}" for k, v in objective.items() if k != "kind")])
+            + (f"; LoRA of rank {train['lora']['rank']}" if train["lora"] is not None else ""),
             "Tokens and steps": f"{trained['tokens']:,} tokens in {trained['steps']:,} steps",
             "Hardware": trained["hardware"],
             "Time": f"{trained['seconds'] / 60:.1f} minutes, {trained['tokens_per_second']:,.0f} tokens a second, "

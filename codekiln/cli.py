@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from codekiln.files import Record
     from codekiln.generate.sampler import Sampling
-    from codekiln.recipe import Recipe
+    from codekiln.recipe import Chain, Recipe
     from codekiln.tokenizer.bpe import Tokenizer
+    from codekiln.train.loop import Hardware
 
 HOLE = "<HOLE>"
 MODEL = Annotated[Path, typer.Argument(help="A run or a model folder.", show_default=False)]
@@ -90,15 +91,57 @@ def build(
     watch: WATCH = None,
 ) -> None:
     """Build a recipe, all stages; started again it goes on where it was. On many ranks: torchrun -m codekiln build …"""
-    from codekiln.recipe import build as build_recipe
-    from codekiln.train.loop import Hardware, Preempted, has_cxx_compiler
+    from codekiln.train.loop import Hardware
 
-    wanted = _recipe(recipe, code, license, settings)
-    if compile is None and device == "cpu" and not has_cxx_compiler():
+    hardware = Hardware(device, micro_batch_tokens, compile, tensor_ranks, recompute)
+    _build(_recipe(recipe, code, license, settings), out, hardware, until, watch)
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.", show_default=False)],
+    code: Annotated[Path, typer.Option(help="A folder of code.", show_default=False)],
+    out: OUT,
+    lora: Annotated[bool, typer.Option(help="Learn a low-rank change instead of all weights.")] = False,
+    license: LICENSE = None,
+    settings: SET = None,
+    device: DEVICE = "cpu",
+    micro_batch_tokens: MICRO = 2048,
+    compile: COMPILE = None,
+    recompute: Annotated[bool, typer.Option(help="Compute blocks anew in the backward pass: less memory.")] = False,
+    watch: WATCH = None,
+) -> None:
+    """Train a model on a folder of your code, by the objective that it was trained with."""
+    optional("codekiln.corpus.build", "corpus")
+    from codekiln.exchange import located
+    from codekiln.recipe import replaced
+    from codekiln.recipes.finetune import finetune as finetune_recipe
+    from codekiln.train.loop import Hardware
+
+    recipe = finetune_recipe(located(model), code, license, lora=lora)
+    hardware = Hardware(device, micro_batch_tokens, compile, recompute=recompute)
+    _build(replaced(recipe, settings or []), out, hardware, None, watch)
+    typer.echo(f"the model is in {out}: try `codekiln complete {out} 'def '`")
+
+
+def _build(
+    wanted: "Recipe | Chain", out: Path, hardware: "Hardware", until: str | None, watch: list[str] | None
+) -> None:
+    """Builds a recipe or a chain, and writes the card of each run."""
+    from codekiln.recipe import Chain, build_chain
+    from codekiln.recipe import build as build_recipe
+    from codekiln.train.loop import Preempted, has_cxx_compiler
+
+    if hardware.compile is None and hardware.device == "cpu" and not has_cxx_compiler():
         _note("no C++ compiler is found here: training runs uncompiled, at about two thirds of the speed")
     try:
-        hardware = Hardware(device, micro_batch_tokens, compile, tensor_ranks, recompute)
-        build_recipe(wanted, out, hardware, until=until, watch=watch or [])
+        if isinstance(wanted, Chain):
+            if until is not None:
+                raise typer.BadParameter(f"--until is for a single recipe: {wanted.name} has {len(wanted.recipes)}")
+            runs = build_chain(wanted, out, hardware, watch=watch or [])
+        else:
+            build_recipe(wanted, out, hardware, until=until, watch=watch or [])
+            runs = [out]
     except KeyboardInterrupt as stopped:
         is_asked = isinstance(stopped, Preempted)
         _note(
@@ -108,7 +151,8 @@ def build(
         # The corpus engine's threads do not survive an orderly end: they abort it.
         os._exit(0 if is_asked else 130)
     if until is None and os.environ.get("RANK", "0") == "0":
-        _card(out)
+        for run in runs:
+            _card(run)
 
 
 @app.command()
@@ -320,14 +364,17 @@ def _told(error: ValueError | OSError) -> str:
     return str(error)
 
 
-def _recipe(name: str, code: Path | None, license: str | None, settings: list[str] | None) -> "Recipe":
+def _recipe(name: str, code: Path | None, license: str | None, settings: list[str] | None) -> "Recipe | Chain":
     optional("codekiln.corpus.build", "corpus")
-    from codekiln.recipe import replaced
+    from codekiln.recipe import Chain, replaced, replaced_in_all
     from codekiln.recipes import named
 
     if license is not None and code is None:
         raise typer.BadParameter("--license says under which licence the code in --code is: give both")
-    return replaced(named(name, code=code, license=license), settings or [])
+    recipe = named(name, code=code, license=license)
+    if isinstance(recipe, Chain):
+        return replaced_in_all(recipe, settings or [])
+    return replaced(recipe, settings or [])
 
 
 def _tokenizer(name: str, gpt2: str | None) -> "Tokenizer":

@@ -50,7 +50,7 @@ def import_model(source: Path, target: Path, *, to: Layout | None = None) -> lis
     """
     _require_free(target, source)
     _, config = read_config(source)
-    tokenizer, told = _tokenizer(source, config)
+    tokenizer, told = tokenizer_of(source, config)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
@@ -88,7 +88,7 @@ def _export_gguf(source: Path, target: Path, config: ModelConfig, type_name: str
         raise ValueError(f"no type is called {type_name!r}: known are {', '.join(TYPES)}")
     if target.exists() and (target.is_dir() or target.suffix != ".gguf"):
         raise ValueError(f"{target} is there and is no GGUF file: name a new file")
-    tokenizer, _ = _tokenizer(source, config)
+    tokenizer, _ = tokenizer_of(source, config)
     name = (source.parent if source.name == "model" else source).resolve().name
     write_gguf(source, target, gguf_vocabulary(tokenizer), type_name=type_name, name=name)
 
@@ -106,7 +106,7 @@ def _require_free(target: Path, source: Path) -> None:
         raise ValueError(f"{target} holds something else ({', '.join(held[:3])}…): name a folder that is new or empty")
 
 
-def _tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
+def tokenizer_of(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of a directory. CodeGen's is made anew where only its parts are there."""
     if (source / TOKENIZER).is_file() or not isinstance(config, CodeGenConfig):
         return Tokenizer.load(source / TOKENIZER), []

@@ -23,15 +23,18 @@ from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_m
 from codekiln.corpus.sample import even_sample
 from codekiln.evaluate.functions import draw_functions
 from codekiln.evaluate.infilling import InfillingPlan, draw_problems, judge, summary
+from codekiln.exchange import tokenizer_of
 from codekiln.files import Record, first_difference, read_record, require_room, sha256_of, write_record
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
 from codekiln.model.families import ModelConfig
-from codekiln.model.huggingface import CONFIG, TOKENIZER, save_model
+from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, save_model
 from codekiln.model.tensors import weights_of
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
 from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.train.lora import merged
 from codekiln.train.metrics import Mirror, read_metrics, totals
 from codekiln.train.parallel import END, Ranks, gathered, joined_ranks
 from codekiln.train.prepare import prepare_shards
@@ -41,32 +44,69 @@ SAMPLED_ANEW = 4  # problems of each kind that are kept in the record to be show
 
 
 @dataclass(frozen=True)
+class GivenTokenizer:
+    """A tokenizer that is there already: "codegen" or "codegen-nl", or that of a model's folder."""
+
+    name: str
+
+    def load(self) -> Tokenizer:
+        if self.name in ("codegen", "codegen-nl"):
+            return codegen_tokenizer(gpt2_merges(), with_whitespace=self.name == "codegen")
+        folder = Path(self.name)
+        return tokenizer_of(folder, read_config(folder)[1])[0]
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """All plans of a model, first stage to last. `needed_bytes` is the room on the disk that a run takes."""
+    """All plans of a model, first stage to last. `needed_bytes` is the room on the disk that a run takes.
+
+    Training begins with the weights of the model directory `start`, if there is one. `infilling` None measures none, for
+    models that cannot.
+    """
 
     name: str
     corpus: CorpusPlan
-    tokenizer: TokenizerPlan
+    tokenizer: TokenizerPlan | GivenTokenizer
     model: ModelConfig
     train: TrainPlan
-    infilling: InfillingPlan
+    infilling: InfillingPlan | None
+    start: Path | None = None
     n_functions: int = 4
     needed_bytes: int = 600_000_000
 
     def __post_init__(self) -> None:
-        if self.model.vocab_size < self.tokenizer.vocab_size:
+        if isinstance(self.tokenizer, TokenizerPlan) and self.model.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"the model has {self.model.vocab_size} rows for {self.tokenizer.vocab_size} tokens: "
                 "raise model.vocab_size or lower tokenizer.vocab_size"
             )
-        if 2 * self.infilling.max_new_tokens >= self.model.context_length // 2:
+        if self.infilling is not None and 2 * self.infilling.max_new_tokens >= self.model.context_length // 2:
             raise ValueError(
                 f"infilling.max_new_tokens is {self.infilling.max_new_tokens}: samples are made with twice as many, which "
                 f"must be below half of the context of {self.model.context_length}"
             )
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Recipes one after the other, each on the weights of the one before; moments and steps begin anew (CodeGen, 2.3)."""
+
+    name: str
+    recipes: tuple[Recipe, ...]
+
+
 STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
+
+
+def build_chain(chain: Chain, out: Path, hardware: Hardware, *, watch: Sequence[str] = ()) -> list[Path]:
+    """Builds every recipe of a chain into a run below `out`, and tells these in order. What is interrupted resumes."""
+    runs: list[Path] = []
+    for k, recipe in enumerate(chain.recipes):
+        run = out / f"{k + 1}-{recipe.name}"
+        start = runs[-1] / "model" if runs else recipe.start
+        build(dataclasses.replace(recipe, start=start), run, hardware, watch=watch)
+        runs.append(run)
+    return runs
 
 
 def build(
@@ -120,11 +160,15 @@ def _stages(
 
     run_stage(run, "train", weights, made_from, work)
     yield "train"
-    judged: Record = {"weights": _weights_seal(run), "corpus": made_from["corpus"]}
+    judged: Record = {"weights": _weights_seal(run / "model"), "corpus": made_from["corpus"]}
     plan = judged | {"plan": wanted["infilling"]}
-    run_stage(run, "evaluation", None, plan, lambda: _evaluate(recipe.infilling, run))
+    infilling = recipe.infilling
+    run_stage(run, "evaluation", None, plan, lambda: _evaluate(infilling, run) if infilling is not None else {})
     yield "evaluation"
-    run_stage(run, "functions", None, judged | {"n": recipe.n_functions}, lambda: _functions(recipe, run))
+    shown = judged | {"n": recipe.n_functions}
+    run_stage(
+        run, "functions", None, shown, lambda: _functions(recipe, infilling, run) if infilling else {"functions": []}
+    )
     yield "functions"
 
 
@@ -132,12 +176,14 @@ def _made_from(run: Path, wanted: Record) -> Record:
     """What training is made from: the stages before it, and the plans that decide it."""
     corpus, tokens, tokenizer, _ = (run / path for path in _OUTPUTS)
     files = {"corpus": sha256_of(corpus), "tokenizer": sha256_of(tokenizer), "tokens": sha256_of(tokens)}
-    return files | {"model": wanted["model"], "train": wanted["train"]}
+    start = {"start": _weights_seal(Path(wanted["start"]))} if wanted["start"] is not None else {}
+    return files | start | {"model": wanted["model"], "train": wanted["train"]}
 
 
-def _weights_seal(run: Path) -> Record:
-    """Checksums of the files that hold the trained weights."""
-    return {path.name: sha256_of(path) for path in sorted((run / "model").glob("*.safetensors"))}
+def _weights_seal(folder: Path) -> Record:
+    """Checksums of the files that hold a model's weights."""
+    names = (path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern))
+    return {path.name: sha256_of(path) for path in sorted(names)}
 
 
 # What a finished stage leaves: where it is gone, the stage is done again.
@@ -182,7 +228,10 @@ def record_of(value: Any) -> Any:
 
 
 def replaced(recipe: Recipe, settings: list[str]) -> Recipe:
-    """The recipe with `train.total_tokens=100000` and the like applied together. Raises ValueError for unknown fields."""
+    """The recipe with `train.total_tokens=100000` and the like applied together.
+
+    Raises ValueError for unknown fields.
+    """
     changes: Record = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -199,6 +248,11 @@ def replaced(recipe: Recipe, settings: list[str]) -> Recipe:
         inner[last] = text
     changed: Recipe = _replaced(recipe, changes, "")
     return changed
+
+
+def replaced_in_all(chain: Chain, settings: list[str]) -> Chain:
+    """The chain with the same applied to every recipe."""
+    return dataclasses.replace(chain, recipes=tuple(replaced(recipe, settings) for recipe in chain.recipes))
 
 
 def _replaced(value: Any, changes: Record, prefix: str) -> Any:
@@ -260,8 +314,11 @@ def _corpus_result(manifest: Record) -> Record:
     }
 
 
-def _tokenizer(plan: TokenizerPlan, run: Path) -> Record:
-    """Trains on a sample that is even over the corpus' languages."""
+def _tokenizer(plan: TokenizerPlan | GivenTokenizer, run: Path) -> Record:
+    """Trains on a sample that is even over the corpus' languages, or takes what is given."""
+    if isinstance(plan, GivenTokenizer):
+        plan.load().save(run / TOKENIZER)
+        return {"given": plan.name}
     sample = list(even_sample(run / "corpus", "train", plan.sample_bytes, plan.seed))
     tokenizer = train_tokenizer(plan, [document.text for document in sample])
     tokenizer.save(run / TOKENIZER)
@@ -285,6 +342,10 @@ def _train(
     recipe: Recipe, run: Path, hardware: Hardware, made_from: Record, ranks: Ranks, mirrors: Sequence[Mirror] = ()
 ) -> Record:
     tokenizer = Tokenizer.load(run / TOKENIZER)
+    if tokenizer.vocab_size > recipe.model.vocab_size:
+        raise ValueError(
+            f"the model has {recipe.model.vocab_size} rows for {tokenizer.vocab_size} tokens: use the model's own tokenizer"
+        )
     model = train(
         recipe.train,
         recipe.model,
@@ -293,10 +354,11 @@ def _train(
         run=run,
         hardware=hardware,
         made_from=made_from,
+        start=recipe.start,
         ranks=ranks,
         mirrors=mirrors,
     )
-    weights = gathered(weights_of(model))
+    weights = gathered(weights_of(model)) if recipe.train.lora is None else merged(model)
     if not ranks.is_first:
         for _ in weights:  # which the first rank writes
             pass
@@ -331,10 +393,9 @@ def _first(verdicts: list[Any], exact: bool) -> Iterator[Any]:
     return islice((verdict for verdict in verdicts if verdict.is_infill_exact is exact), SAMPLED_ANEW)
 
 
-def _functions(recipe: Recipe, run: Path) -> Record:
+def _functions(recipe: Recipe, plan: InfillingPlan, run: Path) -> Record:
     """What the model makes of held-out functions: the body completed, and a hidden line infilled."""
     completer = Completer.load(run)
-    plan = recipe.infilling
     shown = []
     for function in draw_functions(_heldout(run), recipe.n_functions, seed=plan.seed):
         lines = function.body.splitlines(keepends=True)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from codekiln.train.checkpoints import checkpoints
 from codekiln.train.metrics import read_metrics
+from tests.small import write_tree
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
@@ -56,10 +57,19 @@ with joined_ranks("cpu", tensor_size=hardware.tensor_ranks) as ranks:
 """
 
 
-def started(n: int, source: Path, run: Path, **asked: Any) -> subprocess.Popen[str]:
+def started(n: int, source: Path, run: Path, *, restarts: int = 0, **asked: Any) -> subprocess.Popen[str]:
     """The program on n ranks that torchrun starts; on one, in a process alone."""
     run.mkdir(parents=True, exist_ok=True)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(n),
+        "--max-restarts",
+        str(restarts),
+    ]
+    torchrun = torchrun if n > 1 else []
     program = run / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -133,19 +143,37 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone: dict[str, Path], smal
     assert_same(alone["muon"], run)
 
 
-def killed_after(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    """Kills torchrun's ranks, and with them torchrun, once a checkpoint of a later step stands."""
+def wait_for_checkpoint(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Until a checkpoint of a later step stands."""
     deadline = time.monotonic() + 200
     while not (found := checkpoints(run / "checkpoints")) or int(found[-1].name[5:]) <= step:
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    told = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
+    return [int(number) for number in told.split()]
+
+
+def killed_after(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Kills one of torchrun's ranks; that it died is seen, and the others are ended, within a minute."""
+    wait_for_checkpoint(process, run, step)
+    os.kill(children_of(process)[-1], signal.SIGKILL)
     begun = time.monotonic()
     process.communicate(timeout=90)
-    # A rank that dies is seen, and the others are ended.
     assert process.returncode != 0 and time.monotonic() - begun < 60
+
+
+def test_torchrun_starts_a_run_again_whose_rank_died(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(2, small_run, run, restarts=1, checkpoint_every=2, muon=True, config="kiln, untied")
+    wait_for_checkpoint(process, run, 4)
+    os.kill(children_of(process)[-1], signal.SIGKILL)
+    told, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, told[-4000:]
+    assert_same(alone["muon"], run)
 
 
 def test_sigterm_to_torchrun_saves_the_step_under_way(small_run: Path, tmp_path: Path) -> None:
@@ -160,3 +188,50 @@ def test_sigterm_to_torchrun_saves_the_step_under_way(small_run: Path, tmp_path:
     process.communicate(timeout=60)
     last = checkpoints(run / "checkpoints")[-1]
     assert int(last.name[5:]) == len(read_metrics(run / "metrics.jsonl"))
+
+
+def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
+    """All stages: the first rank does what comes before and after training."""
+    code = write_tree(tmp_path / "code")
+    settings = [
+        "tokenizer.vocab_size=384", "model.vocab_size=384", "model.n_layers=1", "model.d_model=32", "model.d_ff=64",
+        "model.n_kv_heads=1", "model.d_head=16", "train.total_tokens=8192", "train.batch_rows=4", "train.valid_rows=4",
+        "corpus.heldout_share=0.2", "infilling.n_problems=4", "infilling.max_new_tokens=8", "needed_bytes=1000000",
+    ]  # fmt: skip
+    outcomes = []
+    for n in (1, 2):
+        run = tmp_path / f"run{n}"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
+        command = [
+            sys.executable, *torchrun, "-m", "codekiln", "build", "demo", "--out", str(run), "--code", str(code),
+            "--license", "MIT", "--no-compile", *(part for setting in settings for part in ("--set", setting)),
+        ]  # fmt: skip
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+        assert told.returncode == 0, told.stderr[-3000:]
+        assert (run / "CARD.md").is_file() and (run / "stages" / "functions.json").is_file()
+        rows = read_metrics(run / "metrics.jsonl")
+        outcomes.append(([row["loss"] for row in rows], load_file(run / "model" / "model.safetensors")))
+    (losses, weights), (other_losses, other_weights) = outcomes
+    assert losses == pytest.approx(other_losses, rel=2e-5)
+    assert all(torch.allclose(weights[name], other_weights[name], rtol=1e-3, atol=2e-5) for name in weights)
+    assert "2 ranks" in (tmp_path / "run2" / "CARD.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_two_rank_run_killed_ten_times_ends_like_an_undisturbed_one(small_run: Path, tmp_path: Path) -> None:
+    """To the bit: the same ranks add in the same order."""
+    asked = {"steps": 60, "checkpoint_every": 2, "muon": True, "config": "kiln, untied"}
+    straight = done(2, small_run, tmp_path / "straight", **asked)
+    soaked = tmp_path / "soaked"
+    for kill in range(10):
+        killed_after(started(2, small_run, soaked, **asked), soaked, 4 + 5 * kill)
+    done(2, small_run, soaked, **asked)
+    timed = {"seconds", "tokens_per_second", "utilization"}
+    rows, other_rows = (
+        [{key: value for key, value in row.items() if key not in timed} for row in read_metrics(run / "metrics.jsonl")]
+        for run in (straight, soaked)
+    )
+    assert rows == other_rows and len(rows) == 60
+    weights, other_weights = (load_file(run / "weights.safetensors") for run in (straight, soaked))
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)

@@ -17,6 +17,7 @@ from codekiln.card import results_of, write_card, write_report
 from codekiln.files import first_difference, replacing, require_room, write_record
 from codekiln.recipe import build, record_of, replaced, stage_record
 from codekiln.recipes import named
+from codekiln.recipes.demo import demo
 from codekiln.train.loop import Hardware
 from codekiln.train.optimizer import MuonPlan
 from tests.small import small_recipe, with_train, write_tree
@@ -84,7 +85,7 @@ def test_the_record_is_plain_json_and_names_every_object(small_run: Path) -> Non
 
 
 def test_settings_change_the_recipe_and_unknown_ones_are_refused() -> None:
-    recipe = replaced(named("demo"), ["train.total_tokens=5", "train.optimizer.muon_rate=1", "corpus.seed=3"])
+    recipe = replaced(demo(), ["train.total_tokens=5", "train.optimizer.muon_rate=1", "corpus.seed=3"])
     assert isinstance(recipe.train.optimizer, MuonPlan)
     assert (recipe.train.total_tokens, recipe.train.optimizer.muon_rate, recipe.corpus.seed) == (5, 1.0, 3)
     for setting, told in {
@@ -97,13 +98,13 @@ def test_settings_change_the_recipe_and_unknown_ones_are_refused() -> None:
         "model.vocab_size=64": "the model has 64 rows for",
     }.items():
         with pytest.raises(ValueError, match=told):
-            replaced(named("demo"), [setting])
-    with pytest.raises(ValueError, match="no recipe is called 'demon': known are demo"):
+            replaced(demo(), [setting])
+    with pytest.raises(ValueError, match=r"no recipe is called 'demon': known are codegen-16B, .*, demo, incoder-1B"):
         named("demon")
 
 
 def test_vocabularies_change_together() -> None:
-    recipe = replaced(named("demo"), ["tokenizer.vocab_size=8192", "model.vocab_size=8192"])
+    recipe = replaced(demo(), ["tokenizer.vocab_size=8192", "model.vocab_size=8192"])
     assert recipe.model.vocab_size == 8192
 
 
@@ -220,7 +221,7 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path) -> N
     with pytest.raises(OSError, match=r"MB free and this run needs about 1000000000000 MB") as refusal:
         require_room(tmp_path / "not" / "yet", 10**18)
     assert refusal.value.errno == errno.ENOSPC
-    recipe = replaced(named("demo"), [f"needed_bytes={10**18}"])
+    recipe = replaced(demo(), [f"needed_bytes={10**18}"])
     with pytest.raises(OSError, match="name another folder with --out"):
         build(recipe, tmp_path / "run", Hardware())
     assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]

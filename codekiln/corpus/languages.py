@@ -1,4 +1,4 @@
-"""Which language a file is in, by its ending: the 28 of the InCoder paper (section 3.1)."""
+"""Which language a file is in, by its ending: the 28 of the InCoder paper (section 3.1), and prose."""
 
 from pathlib import PurePosixPath
 
@@ -32,8 +32,12 @@ _ENDINGS = {
     "Swift": ".swift",
     "TypeScript": ".ts .tsx",
 }
-_LANGUAGE_OF = {ending: language for language, endings in _ENDINGS.items() for ending in endings.split()}
-LANGUAGES = tuple(_ENDINGS)
+# What people write beside code, for training on natural language.
+_PROSE_ENDINGS = {"Markdown": ".md .markdown", "reStructuredText": ".rst", "Text": ".txt"}
+_LANGUAGE_OF = {
+    ending: language for language, endings in (_ENDINGS | _PROSE_ENDINGS).items() for ending in endings.split()
+}
+LANGUAGES, PROSE = tuple(_ENDINGS), tuple(_PROSE_ENDINGS)
 
 
 def language_of(path: str) -> str | None:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from codekiln.files import Record
 from codekiln.model.families import ModelConfig
-from codekiln.model.tensors import weights_of
+from codekiln.model.huggingface import StoredWeights, read_config
 from codekiln.model.transformer import Transformer, initialize
 from codekiln.progress import sparkline, task
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
 from codekiln.train.loader import MIN_UNIT_TOKENS, Batch, Loader, Packing
+from codekiln.train.lora import LoraPlan, adapt
 from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_peak, read_metrics
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.optimizer import MuonPlan, OptimizerPlan, Optimizers
@@ -36,15 +37,19 @@ MIN_NORMS = 20  # that are needed to know what is usual
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What is trained, on how many tokens. A step's batch is `batch_rows` rows of the model's context.
+    """What is trained, on how many tokens or how many times the corpus over. A step's batch is `batch_rows` rows of
+    `context_length` tokens, or of the model's context where that is None.
 
     `z_loss` weighs the square of the logarithm of the softmax' normalizer, which keeps logits small (CodeGen's code). A batch
     whose gradient is `spike` times the median of the last hundred, or not finite, is left out and recorded.
     """
 
     objective: Objective
-    total_tokens: int
-    batch_rows: int
+    total_tokens: int = 0
+    epochs: int = 0
+    batch_rows: int = 16
+    context_length: int | None = None
+    lora: LoraPlan | None = None
     optimizer: OptimizerPlan = MuonPlan()
     packing: Packing = "apart"
     z_loss: float = 0.0
@@ -55,9 +60,13 @@ class TrainPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("total_tokens", "batch_rows", "valid_every", "valid_rows", "checkpoint_every"):
+        for name in ("batch_rows", "valid_every", "valid_rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        if (self.total_tokens < 1) == (self.epochs < 1):
+            raise ValueError(
+                f"train.total_tokens is {self.total_tokens} and train.epochs {self.epochs}: one of them must be at least 1"
+            )
         if self.packing == "joined" and not isinstance(self.objective, NextToken):
             raise ValueError(
                 f"train.packing is joined and the objective {type(self.objective).__name__}: "
@@ -90,7 +99,7 @@ class Preempted(KeyboardInterrupt):
     """The process was asked to end (SIGTERM), and a checkpoint was saved."""
 
 
-def train(  # noqa: PLR0915 - one story
+def train(  # noqa: PLR0912, PLR0915 - one story
     plan: TrainPlan,
     config: ModelConfig,
     *,
@@ -99,26 +108,24 @@ def train(  # noqa: PLR0915 - one story
     run: Path,
     hardware: Hardware,
     made_from: Record,
+    start: Path | None = None,
     ranks: Ranks = ALONE,
     mirrors: Sequence[Mirror] = (),
 ) -> Transformer:
     """Trains, or goes on from the last whole checkpoint in `run`, and returns the model at its end.
 
+    The weights begin as those of the model directory `start`, or as new ones; moments and steps begin anew in either case.
     Ctrl-C and SIGTERM save a checkpoint after the step under way and raise KeyboardInterrupt and Preempted. The same seed,
     shards and hardware give the same weights to the bit, however often the run was interrupted or killed; on another number
     of ranks the same batches are read, and sums differ by rounding.
     """
     if plan.batch_rows % ranks.data_size:
         raise ValueError(f"train.batch_rows is {plan.batch_rows}: it does not divide over {ranks.data_size} ranks")
-    model = _model(config, ranks, hardware, plan.seed)
-    optimizers = Optimizers(model, plan.optimizer)
-    kept = Checkpoints(run / "checkpoints", ranks, made_from)
-    step = _resume(run, kept, model, optimizers)
-    context = config.context_length
-    n_steps = max(1, round(plan.total_tokens / (plan.batch_rows * context)))
-    if step >= n_steps:
-        return model
-
+    if plan.lora is not None and ranks.size > 1:
+        raise ValueError("LoRA learns in one process: start it without torchrun")
+    context = config.context_length if plan.context_length is None else plan.context_length
+    if context > config.context_length:
+        raise ValueError(f"train.context_length is {context}: the model reads {config.context_length}")
     loader = Loader(
         open_shards(tokens, "train"),
         tokenizer,
@@ -128,6 +135,14 @@ def train(  # noqa: PLR0915 - one story
         seed=plan.seed,
         packing=plan.packing,
     )
+    model = _model(config, ranks, hardware, plan, start)
+    optimizers = Optimizers(model, plan.optimizer)
+    kept = Checkpoints(run / "checkpoints", ranks, made_from)
+    step = _resume(run, kept, model, optimizers)
+    n_rows = plan.epochs * loader.rows_per_epoch if plan.epochs else plan.total_tokens / context
+    n_steps = max(1, round(n_rows / plan.batch_rows))
+    if step >= n_steps:
+        return model
     part = (ranks.data_rank, ranks.data_size)
     micro_rows = max(1, min(plan.batch_rows // ranks.data_size, hardware.micro_batch_tokens // context))
     valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows, part)
@@ -189,7 +204,7 @@ def train(  # noqa: PLR0915 - one story
                 progress.advance(note=_note(row, seen_loss))
             is_asked_to_end = sum(signals) > 0
             if step % plan.checkpoint_every == 0 or step == n_steps or is_asked_to_end:
-                kept.save(step, checkpoint_state(weights_of(model), optimizers.state()))
+                kept.save(step, checkpoint_state(_learning(model), optimizers.state()))
             if is_asked_to_end:
                 kept.finish()
                 raise KeyboardInterrupt if signals[0] else Preempted
@@ -202,16 +217,32 @@ def has_cxx_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def _model(config: ModelConfig, ranks: Ranks, hardware: Hardware, seed: int) -> Transformer:
-    """A new model, spread over the ranks, with the weights that one process would draw."""
+def _model(config: ModelConfig, ranks: Ranks, hardware: Hardware, plan: TrainPlan, start: Path | None) -> Transformer:
+    """A model spread over the ranks, with the weights of a directory or those that one process would draw."""
     with torch.device("meta"):
         model = Transformer(config)
     model.recomputes = hardware.recompute
     shard(model, ranks)
     model.to_empty(device=ranks.device)
     model.tie()
-    initialize(model, torch.Generator().manual_seed(seed), put)
+    if start is None:
+        initialize(model, torch.Generator().manual_seed(plan.seed), put)
+    else:
+        layout, found = read_config(start)
+        if found != config:
+            raise ValueError(f"{start} has another shape ({found}) than the recipe ({config})")
+        weights = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in StoredWeights(start, layout, config).read():
+                put(weights[name], tensor.to(ranks.device, torch.float32))
+    if plan.lora is not None:
+        adapt(model, plan.lora, seed=plan.seed)
     return model
+
+
+def _learning(model: Transformer) -> dict[str, Tensor]:
+    """The weights that training changes, by name."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _resume(run: Path, kept: Checkpoints, model: Transformer, optimizers: Optimizers) -> int:
@@ -219,7 +250,7 @@ def _resume(run: Path, kept: Checkpoints, model: Transformer, optimizers: Optimi
     last = next(iter(checkpoints(run / "checkpoints")[-1:]), None)
     if last is None:
         return 0
-    weights = weights_of(model)
+    weights = _learning(model)
     step, moments = kept.load(last, weights, weights)
     optimizers.load(moments)
     return step

@@ -1,0 +1,92 @@
+"""CodeGen: natural language, then six languages, then Python, each stage on the weights of the one before.
+
+Numbers are the paper's (arXiv 2203.13474, section 2 and table 6) and the released code's and configs' (jaxformer); those
+marked # unconfirmed stand in neither. Its corpora are not public: every stage reads what there is in one folder, or in the
+Python installed here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from codekiln.corpus.build import CorpusPlan
+from codekiln.corpus.filters import CODEGEN as RULES
+from codekiln.corpus.languages import PROSE
+from codekiln.corpus.sources.installed import Installed
+from codekiln.corpus.sources.tree import Tree
+from codekiln.model.families import codegen as codegen_model
+from codekiln.recipe import Chain, GivenTokenizer, Recipe
+from codekiln.train.loop import TrainPlan
+from codekiln.train.objectives import NextToken
+from codekiln.train.optimizer import AdamWPlan, WarmupCosine
+
+LANGUAGES = ("C", "C++", "Go", "Java", "JavaScript", "Python")
+CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Rows a step, and the peak learning rates of the natural-language stage and of the two of code."""
+
+    rows: int
+    nl_rate: float
+    code_rate: float
+
+
+_SIZES = {
+    "350M": _Size(256, 3.0e-4, 1.8e-4),
+    "2B": _Size(512, 1.6e-4, 0.8e-4),  # rate on code unconfirmed
+    "6B": _Size(512, 1.2e-4, 0.4e-4),  # the config's rows, half of the paper's 2M tokens; rate on code unconfirmed
+    "16B": _Size(1024, 0.9e-4, 0.5e-4),  # rate on natural language unconfirmed
+}
+
+
+def codegen(size: str, code: Path | None = None, license: str | None = None) -> Chain:
+    """The three stages of a published size: NL, Multi, Mono."""
+    shape = _SIZES[size]
+    floor = 3.0e-5 / 1.8e-4  # of 350M-Multi; of the other sizes unconfirmed
+    return Chain(
+        f"codegen-{size}",
+        (
+            _stage("nl", size, code, license, PROSE, 350_000, shape.nl_rate, WarmupCosine(3000, 300_000, 0.1)),
+            _stage(
+                "multi", size, code, license, LANGUAGES, 150_000, shape.code_rate, WarmupCosine(3000, 147_000, floor)
+            ),
+            _stage(
+                "mono", size, code, license, ("Python",), 150_000, shape.code_rate, WarmupCosine(3000, 147_000, floor)
+            ),
+        ),
+    )
+
+
+def _stage(
+    name: str,
+    size: str,
+    code: Path | None,
+    license: str | None,
+    languages: tuple[str, ...],
+    steps: int,
+    rate: float,
+    schedule: WarmupCosine,
+) -> Recipe:
+    rows = _SIZES[size].rows
+    return Recipe(
+        name=name,
+        corpus=CorpusPlan(
+            sources=(Installed(languages) if code is None else Tree(code.absolute(), license, languages=languages),),
+            rules=RULES,
+            heldout_share=0.01,  # ours
+        ),
+        tokenizer=GivenTokenizer("codegen-nl" if name == "nl" else "codegen"),
+        model=codegen_model(size),
+        train=TrainPlan(
+            objective=NextToken(),
+            packing="joined",
+            total_tokens=steps * rows * CONTEXT,
+            batch_rows=rows,
+            optimizer=AdamWPlan(rate=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=schedule),
+            z_loss=1e-4,
+            valid_every=1000,  # ours
+            checkpoint_every=1000,  # ours
+        ),
+        infilling=None,
+    )

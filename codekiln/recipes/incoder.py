@@ -1,0 +1,51 @@
+"""InCoder: causal masking over whole documents, its own tokenizer (arXiv 2204.05999, sections 2 and 3, appendix A.1).
+
+What the paper leaves open is ours and marked so: the learning rates are those of GPT-3's sizes.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from codekiln.corpus.build import CorpusPlan
+from codekiln.corpus.filters import INCODER as RULES
+from codekiln.corpus.licenses import INCODER as LICENSES
+from codekiln.corpus.sources.installed import Installed
+from codekiln.corpus.sources.tree import Tree
+from codekiln.evaluate.infilling import InfillingPlan
+from codekiln.model.families import incoder as incoder_model
+from codekiln.recipe import Recipe
+from codekiln.recipes.tokenizers import TOKENIZERS
+from codekiln.train.loop import TrainPlan
+from codekiln.train.objectives import CausalMasking
+from codekiln.train.optimizer import AdamWPlan, WarmupPolynomial
+
+_RATES = {"1B": 2.0e-4, "6B": 1.2e-4}  # ours
+
+
+def incoder(size: str, code: Path | None = None, license: str | None = None) -> Recipe:
+    """A published size on one pass over 52 billion tokens."""
+    model = incoder_model(size)
+    return Recipe(
+        name=f"incoder-{size}",
+        corpus=CorpusPlan(
+            sources=(Installed() if code is None else Tree(code.absolute(), license),), licenses=LICENSES, rules=RULES
+        ),
+        # Four ids of the released vocabulary are fairseq's own.
+        tokenizer=dataclasses.replace(TOKENIZERS["incoder"], vocab_size=50_514),
+        model=model,
+        train=TrainPlan(
+            objective=CausalMasking("released"),
+            total_tokens=52_000_000_000,
+            batch_rows=8 * 248,  # 8 on each of 248 GPUs, if nothing was accumulated
+            optimizer=AdamWPlan(
+                rate=_RATES[size],
+                betas=(0.9, 0.98),
+                eps=1e-8,  # fairseq's default
+                weight_decay=0.01,  # ours
+                schedule=WarmupPolynomial(1500),
+            ),
+            valid_every=500,  # ours
+            checkpoint_every=500,  # ours
+        ),
+        infilling=InfillingPlan(),
+    )

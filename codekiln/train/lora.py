@@ -1,0 +1,49 @@
+"""LoRA: a low-rank change of every matrix in the blocks, learned while the weights stay (Hu et al., arXiv 2106.09685)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from codekiln.extras import optional
+
+TARGETS = r"blocks\.\d+\.(attention\.(q|k|v|out)|mlp\.(gate|up|down))"
+_ADAPTER = "default"  # the library's name for an only one
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """`rank` of the change, which is multiplied by `alpha` / `rank`."""
+
+    rank: int = 16
+    alpha: int = 32
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"train.lora.rank is {self.rank}: it must be at least 1")
+
+
+def adapt(model: nn.Module, plan: LoraPlan, *, seed: int) -> None:
+    """Puts adapters into the blocks in place, so that only they learn; at the start they change nothing.
+
+    Raises ValueError where the library is not installed.
+    """
+    peft = optional("peft", "lora")
+    torch.manual_seed(seed)  # the library draws from the global generator
+    config = peft.LoraConfig(r=plan.rank, lora_alpha=plan.alpha, lora_dropout=0.0, target_modules=TARGETS)
+    peft.inject_adapter_in_model(config, model)
+
+
+def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights by the names they had before `adapt`, each with its change added."""
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        if ".base_layer." in name:
+            layer = model.get_submodule(name.partition(".base_layer.")[0])
+            is_matrix = name.endswith(".weight")
+            change = layer.get_delta_weight(_ADAPTER) if is_matrix else 0.0  # type: ignore[operator]
+            yield name.replace(".base_layer.", "."), (weight + change).detach()
+        else:
+            yield name, weight.detach()

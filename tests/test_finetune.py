@@ -1,0 +1,217 @@
+"""Training that begins with weights: CodeGen's chain of stages, and fine-tuning of all weights or by LoRA."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from codekiln.exchange import import_model
+from codekiln.generate.complete import Completer, Request
+from codekiln.generate.sampler import GREEDY
+from codekiln.model.huggingface import load_model
+from codekiln.recipe import Chain, Recipe, build, build_chain, replaced, replaced_in_all, stage_record
+from codekiln.recipes import named
+from codekiln.recipes.codegen import codegen
+from codekiln.recipes.finetune import finetune, objective_for
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.training import INCODER_CONTROL, LINES, PSM_CONTROL, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+from codekiln.train.checkpoints import checkpoints
+from codekiln.train.loop import Hardware
+from codekiln.train.lora import LoraPlan, adapt, merged
+from codekiln.train.metrics import read_metrics
+from codekiln.train.objectives import CausalMasking, FillInTheMiddle, InfillMixture, NextToken
+from tests.small import write_tree
+
+EAGER = Hardware(compile=False)
+TINY = [
+    "model.n_layers=1", "model.d_model=32", "model.n_heads=4", "model.n_kv_heads=4", "model.d_head=8", "model.d_ff=64",
+    "model.rotary_dim=4", "model.context_length=64", "train.batch_rows=4", "needed_bytes=1000000", "corpus.heldout_share=0.2",
+    "train.valid_rows=4",
+]  # fmt: skip
+
+
+def weights_of_run(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_codegen_s_stages_go_on_with_weights_and_nothing_else(tmp_path: Path) -> None:
+    code = write_tree(tmp_path / "code")
+    for n in range(6):
+        words = "\n".join(f"Of word{n * k % 17} we say in prose that it is {k}." for k in range(60))
+        (code / f"repository{n % 4}" / f"NOTES{n}.md").write_text(f"# Notes {n}\n\n{words}\n", encoding="utf-8")
+    chain = replaced_in_all(codegen("350M", code, "MIT"), TINY)
+    steps = {"nl": 6, "multi": 1, "mono": 1}
+    recipes = [
+        dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, total_tokens=256 * steps[recipe.name]))
+        for recipe in chain.recipes
+    ]
+    runs = build_chain(dataclasses.replace(chain, recipes=tuple(recipes)), tmp_path / "out", EAGER)
+    assert [run.name for run in runs] == ["1-nl", "2-multi", "3-mono"]
+    # The first step of every stage has the rate 0, so a stage of one step hands on what it was given.
+    nl, multi, mono = (weights_of_run(run) for run in runs)
+    assert all(torch.equal(nl[name], multi[name]) and torch.equal(nl[name], mono[name]) for name in nl)
+    assert [len(read_metrics(run / "metrics.jsonl")) for run in runs] == [6, 1, 1]
+    assert all(read_metrics(run / "metrics.jsonl")[0]["rate_factor"] == 0.0 for run in runs)
+    fresh = weights_of_run(runs[0])["transformer.wte.weight"]
+    assert not torch.equal(fresh, torch.zeros_like(fresh))
+    # Each stage reads its own languages, and white space has tokens from the second on.
+    sizes = [Tokenizer.load(run / "tokenizer.json").vocab_size for run in runs]
+    assert sizes == [50_257, 50_295, 50_295]
+    documents = [stage_record(run, "corpus")["result"] for run in runs]
+    total = [sum(split["documents"] for split in result.values()) for result in documents]
+    assert total == [6, 20, 20]
+    transformers.AutoModelForCausalLM.from_pretrained(runs[2] / "model")
+    # Started again, all that is done is kept.
+    assert build_chain(dataclasses.replace(chain, recipes=tuple(recipes)), tmp_path / "out", EAGER) == runs
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "rates"),
+    [
+        ("350M", (183.5e9, 78.6e9, 78.6e9), (3.0e-4, 1.8e-4, 1.8e-4)),
+        ("2B", (367e9, 157e9, 157e9), (1.6e-4, 0.8e-4, 0.8e-4)),
+        ("16B", (734e9, 315e9, 315e9), (0.9e-4, 0.5e-4, 0.5e-4)),
+    ],
+)
+def test_the_published_numbers_of_codegen(size: str, tokens: tuple[float, ...], rates: tuple[float, ...]) -> None:
+    chain = named(f"codegen-{size}")
+    assert isinstance(chain, Chain)
+    for recipe, wanted, rate in zip(chain.recipes, tokens, rates, strict=True):
+        assert recipe.train.total_tokens == pytest.approx(wanted, rel=2e-3)
+        optimizer = recipe.train.optimizer
+        n_steps = round(recipe.train.total_tokens / 2048 / recipe.train.batch_rows)
+        assert getattr(optimizer, "rate", None) == rate and optimizer.betas == (0.9, 0.999) and optimizer.eps == 1e-8
+        assert (optimizer.weight_decay, optimizer.max_grad_norm, recipe.train.z_loss) == (0.1, 1.0, 1e-4)
+        assert optimizer.schedule(0, n_steps) == 0.0 and optimizer.schedule(3000, n_steps) == 1.0
+    nl, multi, _ = chain.recipes
+    assert nl.train.optimizer.schedule(303_000, 350_000) == pytest.approx(0.1)
+    assert multi.train.optimizer.schedule(150_000, 150_000) == pytest.approx(1 / 6)
+
+
+def test_the_published_numbers_of_incoder() -> None:
+    recipe = named("incoder-6B")
+    assert isinstance(recipe, Recipe) and recipe.model.n_parameters == 6_651_084_800
+    assert recipe.train.batch_rows * 2048 == 4_063_232
+    assert recipe.train.total_tokens / 4_063_232 == pytest.approx(12_800, rel=0.01)
+    assert recipe.train.optimizer.betas == (0.9, 0.98) and isinstance(recipe.train.objective, CausalMasking)
+
+
+def own_code(folder: Path) -> Path:
+    """Code of another kind than the small tree's, in one folder, without a licence."""
+    folder.mkdir()
+    for n in range(24):
+        (folder / f"module{n}.py").write_text(
+            f"class Machine{n}:\n    def __init__(self, power):\n        self.power = power * {n}\n\n"
+            f"    def start(self):\n        if self.power > {n * 3}:\n            return self.power\n"
+            f"        raise RuntimeError('machine {n} has no power')\n" * 3,
+            encoding="utf-8",
+        )
+    return folder
+
+
+def test_one_command_trains_a_model_on_a_folder_of_code(small_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    command = [
+        sys.executable, "-m", "codekiln", "finetune", str(small_run), "--code", str(own_code(tmp_path / "own")),
+        "--out", str(out), "--no-compile", "--set", "train.epochs=6", "--set", "train.batch_rows=4",
+        "--set", "train.optimizer.rate=2e-3", "--set", "train.optimizer.schedule.warmup_steps=2",
+        "--set", "infilling.n_problems=4", "--set", "infilling.max_new_tokens=8",
+    ]  # fmt: skip
+    told = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert told.returncode == 0, told.stderr
+    rows = read_metrics(out / "metrics.jsonl")
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert "the model is in" in told.stdout and (out / "CARD.md").is_file()
+    before, after = weights_of_run(small_run), weights_of_run(out)
+    assert before.keys() == after.keys()
+    assert json.loads((out / "recipe.json").read_text())["train"]["objective"]["kind"] == "InfillMixture"
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0 and len(read_metrics(out / "metrics.jsonl")) == len(rows)
+
+
+def test_lora_learns_a_change_of_low_rank_and_goes_out_as_a_plain_model(small_run: Path, tmp_path: Path) -> None:
+    recipe = finetune(small_run / "model", own_code(tmp_path / "own"), lora=True)
+    recipe = replaced(
+        recipe,
+        ["train.lora.rank=2", "train.epochs=4", "train.batch_rows=4", "train.optimizer.rate=0.01", "infilling.n_problems=2",
+         "infilling.max_new_tokens=8", "train.checkpoint_every=3"],
+    )  # fmt: skip
+    build(recipe, tmp_path / "run", EAGER)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    before, after = weights_of_run(small_run), weights_of_run(tmp_path / "run")
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        change = after[name] - weight
+        if name.endswith("proj.weight"):
+            assert 0 < torch.linalg.matrix_rank(change, rtol=1e-4) <= 2, name
+        else:
+            assert not change.any(), name
+    held = load_file(next(iter(checkpoints(tmp_path / "run" / "checkpoints")[-1].glob("*.safetensors"))))
+    assert all(".lora_" in name for name in held)
+
+
+def test_merged_weights_compute_what_adapters_do(small_run: Path) -> None:
+    model = load_model(small_run / "model").requires_grad_(True)
+    ids = torch.arange(40)[None]
+    before = model(ids)
+    adapt(model, LoraPlan(rank=4), seed=1)
+    assert torch.equal(model(ids), before)  # at the start they change nothing
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_B" in name:
+                weight.normal_()
+    plain = load_model(small_run / "model")
+    plain.load_state_dict(dict(merged(model)), strict=False)
+    assert not torch.allclose(model(ids), before, atol=1e-2)
+    assert torch.allclose(model(ids), plain(ids), atol=1e-4)
+
+
+def test_a_model_is_tuned_by_what_its_tokenizer_can_say(tokenizer: Tokenizer) -> None:
+    texts = ["def f(x):\n    return x\n" * 9]
+
+    def of(control: tuple[str, ...]) -> Tokenizer:
+        return train_tokenizer(TokenizerPlan(vocab_size=256 + len(control) + 4, pattern=LINES, control=control), texts)
+
+    assert isinstance(objective_for(tokenizer), InfillMixture)
+    assert isinstance(objective_for(of(INCODER_CONTROL)), CausalMasking)
+    assert isinstance(objective_for(of(PSM_CONTROL)), FillInTheMiddle)
+    assert isinstance(objective_for(codegen_tokenizer(gpt2_merges())), NextToken)
+
+
+def test_a_released_codegen_is_tuned_and_completes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.CodeGenConfig(
+        n_layer=2, n_embd=64, n_head=4, rotary_dim=8, vocab_size=51_200, n_positions=128, n_ctx=128,
+        bos_token_id=50_256, eos_token_id=50_256,
+    )  # fmt: skip
+    transformers.CodeGenForCausalLM(config).half().save_pretrained(tmp_path / "released")
+    codegen_tokenizer(gpt2_merges()).save(tmp_path / "released" / "tokenizer.json")
+    import_model(tmp_path / "released", tmp_path / "model")
+    recipe = finetune(tmp_path / "model", own_code(tmp_path / "own"))
+    settings = [
+        "train.batch_rows=4",
+        "train.epochs=3",
+        "train.optimizer.rate=3e-3",
+        "train.optimizer.schedule.warmup_steps=2",
+    ]
+    recipe = replaced(recipe, settings)
+    assert recipe.infilling is None
+    build(recipe, tmp_path / "run", EAGER)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    answer = Completer.load(tmp_path / "run").complete([Request("class Machine")], max_new_tokens=4, sampling=GREEDY)
+    assert answer[0].n_new_tokens == 4
+
+
+def test_a_recipe_for_another_shape_is_refused(small_run: Path, tmp_path: Path) -> None:
+    recipe = replaced(finetune(small_run / "model", own_code(tmp_path / "own")), ["model.n_layers=3"])
+    with pytest.raises(ValueError, match=r"has another shape \(KilnConfig"):
+        build(recipe, tmp_path / "run", EAGER)
