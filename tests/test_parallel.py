@@ -221,7 +221,7 @@ def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_a_two_rank_run_killed_ten_times_ends_like_an_undisturbed_one(small_run: Path, tmp_path: Path) -> None:
     """To the bit: the same ranks add in the same order."""
-    asked = {"steps": 60, "checkpoint_every": 2, "muon": True, "config": "kiln, untied"}
+    asked: dict[str, Any] = {"steps": 60, "checkpoint_every": 2, "muon": True, "config": "kiln, untied"}
     straight = done(2, small_run, tmp_path / "straight", **asked)
     soaked = tmp_path / "soaked"
     for kill in range(10):

@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -104,7 +106,11 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
         raise ValueError(f"{size} ranks do not divide into groups of {tensor_size} that share a layer")
     if device == "cuda":
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    # torchrun's store outlives a restart, and with it the addresses of ranks that have died.
+    attempt = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         mesh = init_device_mesh(device, (size // tensor_size, tensor_size), mesh_dim_names=("data", "tensor"))
         here = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
