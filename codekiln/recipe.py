@@ -95,6 +95,8 @@ class Chain:
     recipes: tuple[Recipe, ...]
 
 
+# Weights and moments in float32, two checkpoints and one being written.
+BYTES_PER_PARAMETER = 36
 STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
 
 
@@ -103,7 +105,7 @@ def build_chain(chain: Chain, out: Path, hardware: Hardware, *, watch: Sequence[
     runs: list[Path] = []
     for k, recipe in enumerate(chain.recipes):
         run = out / f"{k + 1}-{recipe.name}"
-        start = runs[-1] / "model" if runs else recipe.start
+        start = (runs[-1] / "model").absolute() if runs else recipe.start
         build(dataclasses.replace(recipe, start=start), run, hardware, watch=watch)
         runs.append(run)
     return runs
@@ -125,10 +127,11 @@ def build(
             ranks.follow({"train": lambda: _train(recipe, run, hardware, _made_from(run, wanted), ranks)})
             return
         mirrors = mirrors_named(watch, run)
+        room = recipe.needed_bytes + BYTES_PER_PARAMETER * recipe.model.n_parameters
         with _locked(run):
             _refuse_other_recipe(run, wanted)
             if not (run / "recipe.json").exists():
-                require_room(run, recipe.needed_bytes)
+                require_room(run, room)
                 write_record(run / "recipe.json", wanted)
             for done in _stages(recipe, run, hardware, wanted, ranks, mirrors):
                 if done == until:

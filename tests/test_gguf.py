@@ -21,7 +21,7 @@ from codekiln.model.families import KilnConfig
 from codekiln.model.huggingface import save_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs, save_tokenizer
-from codekiln.tokenizer.llama_cpp import splitting_rule
+from codekiln.tokenizer.llama_cpp import gguf_vocabulary, splitting_rule
 from codekiln.tokenizer.training import INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
 from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
 
@@ -242,3 +242,14 @@ def _words(folder: Path) -> tuple[Path, dict[str, Any], int]:
     words = train_tokenizer(TokenizerPlan(vocab_size=1024), [path.read_text(encoding="utf-8") for path in SOURCES])
     words.save(folder / "words.json")
     return folder / "words.json", hugging_face_configs(words, CONTEXT), words.end_of_text
+
+
+def test_tokens_with_the_stand_in_of_spaces_do_not_take_their_names(folders: dict[str, Path], tmp_path: Path) -> None:
+    """llama.cpp aborts where two tokens have one name."""
+    texts = ['SPACE = "\u2581"\nother = " "\n\u2581 \u2581 x = y\n' * 50]
+    plan = TokenizerPlan(vocab_size=256 + 20 + len(INCODER_CONTROL), pattern=LINES, control=INCODER_CONTROL)
+    tokenizer = train_tokenizer(plan, texts)
+    assert any("\u2581".encode() in token for token in tokenizer.token_bytes)
+    fields = gguf_vocabulary(tokenizer)
+    tokens = fields["tokenizer.ggml.tokens"]
+    assert len(set(tokens)) == len(tokens) and fields["tokenizer.ggml.pre"] == "gemma4"

@@ -176,9 +176,10 @@ def test_torchrun_starts_a_run_again_whose_rank_died(alone: dict[str, Path], sma
     assert_same(alone["muon"], run)
 
 
-def test_sigterm_to_torchrun_saves_the_step_under_way(small_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_sigterm_to_torchrun_saves_the_step_under_way(small_run: Path, tmp_path: Path, tensor: int) -> None:
     run = tmp_path / "run"
-    process = started(2, small_run, run, steps=400, checkpoint_every=400)
+    process = started(2, small_run, run, steps=400, checkpoint_every=400, tensor=tensor)
     deadline = time.monotonic() + 200
     while len(read_metrics(run / "metrics.jsonl")) < 5:
         assert process.poll() is None, process.communicate()[0][-4000:]
@@ -188,6 +189,20 @@ def test_sigterm_to_torchrun_saves_the_step_under_way(small_run: Path, tmp_path:
     process.communicate(timeout=60)
     last = checkpoints(run / "checkpoints")[-1]
     assert int(last.name[5:]) == len(read_metrics(run / "metrics.jsonl"))
+
+
+def test_a_process_joins_one_world_after_the_other(tmp_path: Path) -> None:
+    program = tmp_path / "worlds.py"
+    program.write_text(
+        "from codekiln.train.parallel import joined_ranks\n"
+        "for _ in range(4):\n"
+        "    with joined_ranks('cpu') as ranks:\n"
+        "        assert ranks.summed([1.0 + ranks.rank]) == [3.0]\n",
+        encoding="utf-8",
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    told = subprocess.run(torchrun, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert told.returncode == 0, told.stderr[-3000:]
 
 
 def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
@@ -201,7 +216,7 @@ def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     outcomes = []
     for n in (1, 2):
         run = tmp_path / f"run{n}"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
         command = [
             sys.executable, *torchrun, "-m", "codekiln", "build", "demo", "--out", str(run), "--code", str(code),
             "--license", "MIT", "--no-compile", *(part for setting in settings for part in ("--set", setting)),

@@ -22,7 +22,8 @@ OWN = "LicenseRef-own"  # of code that is the user's to train on
 def finetune(model: Path, code: Path, license: str | None = None, *, lora: bool = False) -> Recipe:
     """One pass over the code below `code`, by the objective that the model's tokenizer has control tokens for.
 
-    Rate, warm-up, decay and batch of full training are those of CodeGen's authors' example for GPUs; LoRA's are ours.
+    Rate, decay and batch of full training are those of CodeGen's authors' example for GPUs. LoRA's rate and the warm-up,
+    which is short as a folder is, are ours.
     """
     _, config = read_config(model)
     tokenizer, _ = tokenizer_of(model, config)
@@ -44,12 +45,10 @@ def finetune(model: Path, code: Path, license: str | None = None, *, lora: bool 
             batch_rows=32,
             valid_every=10,
             checkpoint_every=20,
-            optimizer=AdamWPlan(
-                rate=2e-4 if lora else 1e-5, weight_decay=0.0, schedule=WarmupCosine(10 if lora else 100, None, 0.1)
-            ),
+            optimizer=AdamWPlan(rate=2e-4 if lora else 1e-5, weight_decay=0.0, schedule=WarmupCosine(10, None, 0.1)),
             lora=LoraPlan() if lora else None,
         ),
-        infilling=InfillingPlan() if can_infill and context >= 128 else None,
+        infilling=InfillingPlan() if can_infill and context > 4 * InfillingPlan().max_new_tokens else None,
     )
 
 

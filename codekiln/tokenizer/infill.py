@@ -58,15 +58,16 @@ def training_layout(
 
 def psm_layout(tokenizer: Tokenizer, left: Sequence[int], middle: Sequence[int], right: Sequence[int]) -> Layout:
     """A document told prefix, suffix, middle. Raises ValueError for a tokenizer whose prompts are told otherwise."""
-    if _is_ours(tokenizer) or FIM_MIDDLE not in tokenizer.control:
-        raise ValueError(
-            "this tokenizer's prompts are not PSM: train with one that has the control tokens of PSM_CONTROL"
-        )
+    _require_psm(tokenizer)
     return _layout(tokenizer, infill_prompt(tokenizer, left, right), middle)
 
 
 def spm_layout(tokenizer: Tokenizer, left: Sequence[int], middle: Sequence[int], right: Sequence[int]) -> Layout:
-    """The same told suffix, prefix, middle, in the second form of the paper, which shares PSM's sentinels (appendix D)."""
+    """The same told suffix, prefix, middle, in the second form of the paper, which shares PSM's sentinels (appendix D).
+
+    Raises ValueError as `psm_layout` does, for it is learned beside PSM and never prompted.
+    """
+    _require_psm(tokenizer)
     prompt = [tokenizer.fim_prefix, tokenizer.fim_suffix, *right, tokenizer.fim_middle, *left]
     return _layout(tokenizer, prompt, middle)
 
@@ -89,6 +90,13 @@ def masked_layout(
     found = before + kept + list(ids[at:]) + moved
     unpredicted = {*masks, *before}
     return Layout(found, [float(token not in unpredicted) for token in found])
+
+
+def _require_psm(tokenizer: Tokenizer) -> None:
+    if _is_ours(tokenizer) or FIM_MIDDLE not in tokenizer.control:
+        raise ValueError(
+            "this tokenizer's prompts are not PSM: train with one that has the control tokens of PSM_CONTROL"
+        )
 
 
 def _layout(

@@ -90,13 +90,16 @@ def splitting_rule(tokenizer: Tokenizer) -> str:
 
 
 def _as_characters(data: bytes, number: int) -> tuple[str, TokenType]:
-    """A token of Gemma's: text, or a single byte; one that is neither cannot be reached there."""
+    """A token of Gemma's: text, or a single byte; one that is neither, or holds its stand-in, cannot be reached there."""
     if len(data) == 1 and not 0 < data[0] < 0x80:
         return f"<0x{data[0]:02X}>", TokenType.BYTE
     try:
-        return data.decode().replace(" ", _SPACE), TokenType.NORMAL
+        token = data.decode()
     except UnicodeDecodeError:
+        token = _SPACE
+    if _SPACE in token:
         return f"<unused {number}>", TokenType.UNUSED
+    return token.replace(" ", _SPACE), TokenType.NORMAL
 
 
 def _character_merges(pairs: list[tuple[str, ...]]) -> list[str]:
@@ -105,9 +108,9 @@ def _character_merges(pairs: list[tuple[str, ...]]) -> list[str]:
     merges = []
     for pair in pairs:
         try:
-            left, right = (bytes(map(byte_of.__getitem__, part)).decode().replace(" ", _SPACE) for part in pair)
+            left, right = (bytes(map(byte_of.__getitem__, part)).decode() for part in pair)
         except UnicodeDecodeError:
             continue
-        if "\n" not in left and "\0" not in left + right:
-            merges.append(f"{left} {right}")
+        if "\n" not in left and not {"\0", _SPACE} & set(left + right):
+            merges.append(" ".join(part.replace(" ", _SPACE) for part in (left, right)))
     return merges

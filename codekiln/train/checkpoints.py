@@ -49,6 +49,19 @@ class Checkpoints:
         self._under_way: _UnderWay | None = None
         self._writer = ThreadPoolExecutor(1)
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Keeps what is being written also where training failed; many ranks cannot wait for each other then."""
+        if error is None or self._ranks.size == 1:
+            self.finish()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's part of a checkpoint is on the disk and waits for `finish`."""
+        return self._under_way is not None and self._under_way.future.done()
+
     def save(self, step: int, state: dict[str, Tensor]) -> None:
         """Copies the state and begins to write `step-00000123`, which is there whole or not at all."""
         self.finish()

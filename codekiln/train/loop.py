@@ -33,6 +33,7 @@ from codekiln.train.prepare import open_shards
 
 SMOOTHED_STEPS = 20
 MIN_NORMS = 20  # that are needed to know what is usual
+MOST_LEFT_OUT = 20  # batches in a row, before training stops
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,11 @@ class TrainPlan:
         for name in ("batch_rows", "valid_every", "valid_rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.spike <= 1 or self.z_loss < 0:
+            raise ValueError(f"train.spike is {self.spike}, z_loss {self.z_loss}: above 1, and not below 0, is needed")
         if (self.total_tokens < 1) == (self.epochs < 1):
             raise ValueError(
-                f"train.total_tokens is {self.total_tokens} and train.epochs {self.epochs}: one of them must be at least 1"
+                f"train.total_tokens is {self.total_tokens} and train.epochs {self.epochs}: set one of them, the other to 0"
             )
         if self.packing == "joined" and not isinstance(self.objective, NextToken):
             raise ValueError(
@@ -140,7 +143,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story
     kept = Checkpoints(run / "checkpoints", ranks, made_from)
     step = _resume(run, kept, model, optimizers)
     n_rows = plan.epochs * loader.rows_per_epoch if plan.epochs else plan.total_tokens / context
-    n_steps = max(1, round(n_rows / plan.batch_rows))
+    n_steps = max(1, math.ceil(n_rows / plan.batch_rows) if plan.epochs else round(n_rows / plan.batch_rows))
     if step >= n_steps:
         return model
     part = (ranks.data_rank, ranks.data_size)
@@ -153,16 +156,18 @@ def train(  # noqa: PLR0912, PLR0915 - one story
     log = MetricsLog(run / "metrics.jsonl", step=step, mirrors=mirrors) if ranks.is_first else None
     norms = deque((row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row), 100)
     seen_loss: list[float] = []
+    n_left_out = 0  # batches, one after the other
     with (
         closing(log) if log is not None else nullcontext(),
         task("Train", n_steps, done=step) if ranks.is_first else nullcontext() as progress,
         _noted_signals() as noted,
         _deterministic(ranks.device),
+        kept,
     ):
         while step < n_steps:
             begun = time.perf_counter()
             batch = loader.batch(step, part)
-            sums = [0.0, 0.0, float(batch.weights.sum())]
+            sums = [0.0, 0.0, float(batch.weights.sum()), float(kept.is_written)]
             micro_batches = list(_micro_batches(batch, micro_rows))
             for k, micro in enumerate(micro_batches):
                 sent_last(model, is_last=k == len(micro_batches) - 1)
@@ -172,16 +177,21 @@ def train(  # noqa: PLR0912, PLR0915 - one story
                 mean_loss.backward()  # type: ignore[no-untyped-call]
                 sums[0] += float(nats.detach())
                 sums[1] += float(penalty.detach())
-            total_nats, total_penalty, weight, *signals = ranks.summed([*sums, *noted.counts()])
+            total_nats, total_penalty, weight, n_written, *signals = ranks.summed([*sums, *noted.counts()])
+            if n_written == ranks.data_size:
+                kept.finish()
             mean = n_tokens / max(1.0, weight)
             norm = gradient_norm(model, ranks) * mean
             loss = total_nats / max(1.0, weight)
             row: Record = {"step": step, "tokens": (step + 1) * n_tokens, "loss": loss, "grad_norm": norm}
             if fault := _fault(loss, norm, norms, plan.spike):
-                _require_finite(model, ranks, run, fault, step)
+                n_left_out += 1
+                kept.finish()
+                _require_learning(model, ranks, run, fault, step, n_left_out)
                 optimizers.clear()
                 row |= {"skipped": fault, "documents": loader.documents(step), "rate_factor": 0.0}
             else:
+                n_left_out = 0
                 norms.append(norm)
                 scale_gradients(model, mean * min(1.0, plan.optimizer.max_grad_norm / (norm + 1e-6)))
                 row["rate_factor"] = optimizers.step(step, n_steps)
@@ -208,7 +218,6 @@ def train(  # noqa: PLR0912, PLR0915 - one story
             if is_asked_to_end:
                 kept.finish()
                 raise KeyboardInterrupt if signals[0] else Preempted
-        kept.finish()
     return model
 
 
@@ -299,13 +308,14 @@ def _fault(loss: float, norm: float, norms: Sequence[float], spike: float) -> st
     return f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual" if norm > spike * usual else None
 
 
-def _require_finite(model: Transformer, ranks: Ranks, run: Path, fault: str, step: int) -> None:
-    """Raises ValueError where a weight is not finite, so that no batch can be good any more."""
+def _require_learning(model: Transformer, ranks: Ranks, run: Path, fault: str, step: int, n_left_out: int) -> None:
+    """Raises ValueError where a weight is not finite, or too many batches in a row were bad: no other will be good."""
     is_bad = any(not bool(torch.isfinite(local(weight)).all()) for weight in model.parameters())
-    if ranks.summed([float(is_bad)])[0]:
+    why = "weights are not finite" if ranks.summed([float(is_bad)])[0] else f"{n_left_out} batches in a row were bad"
+    if "finite" in why or n_left_out >= MOST_LEFT_OUT:
         last = next(iter(checkpoints(run / "checkpoints")[-1:]), "none")
         raise ValueError(
-            f"{fault} at step {step}, for weights are not finite: lower the learning rate and start from another --out; "
+            f"{fault} at step {step}, and {why}: lower the learning rate and start from another --out; "
             f"the last whole checkpoint is {last}"
         )
 

@@ -14,6 +14,7 @@ from codekiln.tokenizer.infill import (
     N_LAYOUT_TOKENS,
     N_MASK_TOKENS,
     Layout,
+    document_start,
     masked_layout,
     psm_layout,
     spm_layout,
@@ -52,9 +53,10 @@ class Objective(Protocol):
 
 
 def left_to_right(piece: Piece, tokenizer: Tokenizer) -> Layout:
-    """Every token predicted; a document stands between two end-of-text tokens, of which the second is predicted."""
-    ids = [tokenizer.end_of_text] * piece.is_start + piece.ids.tolist() + [tokenizer.end_of_text] * piece.is_end
-    return Layout(ids, [0.0] * piece.is_start + [1.0] * (len(ids) - piece.is_start))
+    """Every token predicted, and the end of text behind a document; what stands before one is not predicted."""
+    before = (document_start(tokenizer) or [tokenizer.end_of_text]) if piece.is_start else []
+    ids = before + piece.ids.tolist() + [tokenizer.end_of_text] * piece.is_end
+    return Layout(ids, [0.0] * len(before) + [1.0] * (len(ids) - len(before)))
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,6 @@ class FillInTheMiddle:
             start, stop = np.sort(rng.integers(0, len(ids) + 1, 2)).tolist()
             return [ids[:start].tolist(), ids[start:stop].tolist(), ids[stop:].tolist()]
         text = tokenizer.decode_bytes(ids.tolist())
-        places = [0, len(text)]
         if self.split == "lines":
             places = [0, *(i + 1 for i, byte in enumerate(text) if byte == _NEWLINE), len(text)]
             start, stop = np.sort(rng.integers(0, len(places), 2)).tolist()

@@ -4,6 +4,7 @@ A mesh has two axes: over `data` weights, gradients and moments are sharded and 
 batch; over `tensor` heads and feed-forward channels are split. One process alone is a world of one rank without a mesh.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,11 +62,15 @@ class Ranks:
         return 0 if self.mesh is None else self.mesh["data"].get_local_rank()
 
     def summed(self, values: Iterable[float]) -> list[float]:
-        """Sums over the ranks that read different rows, the same on every rank to the bit."""
+        """Sums over the ranks that read different rows, the same on every rank to the bit.
+
+        Ranks that share a layer have the same sums over rows; what differs there, as a signal does, is their mean.
+        """
         sums = torch.tensor(list(values), dtype=torch.float64)
         if self.mesh is not None:
             sums = sums.to(self.device)
-            dist.all_reduce(sums, group=self.mesh["data"].get_group())
+            dist.all_reduce(sums)
+            sums /= self.mesh["tensor"].size()
         found: list[float] = sums.tolist()
         return found
 
@@ -85,6 +90,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+_worlds = itertools.count()  # that this process has joined
 END = "end"
 
 
@@ -94,7 +100,7 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
 
     Raises ValueError where the world does not divide into `tensor_size`.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         if tensor_size > 1:
             raise ValueError(
                 f"{tensor_size} ranks are to share a layer and this process is alone: start it with torchrun"
@@ -107,8 +113,8 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    # torchrun's store outlives a restart, and with it the addresses of ranks that have died.
-    attempt = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    # torchrun's store outlives a restart and a world before this one, and with them the addresses of their ranks.
+    attempt = PrefixStore(f"{os.environ['TORCHELASTIC_RESTART_COUNT']}/{next(_worlds)}", store)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=PATIENCE)
     try:
