@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -270,12 +270,20 @@ def _replaced(value: Any, changes: Record, prefix: str) -> Any:
                 raise ValueError(f"--set {prefix}{name}: it has no fields of its own")
             fresh[name] = _replaced(old, change, f"{prefix}{name}.")
         else:
-            fresh[name] = _parsed(change, old, prefix + name)
+            fresh[name] = _parsed(change, old if old is not None else _example(type(value), name), prefix + name)
     return dataclasses.replace(value, **fresh)
+
+
+def _example(kind: type, name: str) -> Any:
+    """A value of the type of a field that is None now; None itself where it is no plain one."""
+    allowed = get_args(get_type_hints(kind)[name])
+    return next((example for example in (0, 0.0) if type(example) in allowed), None)
 
 
 def _parsed(text: str, old: Any, name: str) -> Any:
     """The text as a value of the old one's type."""
+    if old is None:
+        raise ValueError(f"--set {name}={text}: it is not set like this; make a recipe of your own in Python")
     try:
         new = json.loads(text)
     except json.JSONDecodeError:
@@ -284,7 +292,7 @@ def _parsed(text: str, old: Any, name: str) -> Any:
         new = float(new)
     if isinstance(old, tuple) and isinstance(new, list):
         new = tuple(new)
-    if old is not None and type(new) is not type(old):
+    if type(new) is not type(old):
         raise ValueError(
             f"--set {name}={text}: it must be of type {type(old).__name__}, like {json.dumps(record_of(old))}"
         )
