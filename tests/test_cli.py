@@ -88,7 +88,7 @@ def test_bad_input_is_one_plain_sentence(small_run: Path, tmp_path: Path) -> Non
     refused(codekiln("complete", small_run, "x", "--temperature", 9), "temperature is 9.0: it must be from 0 to 2")
     refused(codekiln("complete", small_run, "x", "--max-new-tokens", 500), "500 new tokens: ask for fewer than half")
     refused(codekiln("card", tmp_path), "has no finished stage tokens: run `codekiln build` on it to the end")
-    refused(codekiln("build", "demon", "--out", tmp_path / "run"), "no recipe is called 'demon': known are demo")
+    refused(codekiln("build", "demon", "--out", tmp_path / "run"), "no recipe is called 'demon': known are codegen-16B")
 
 
 def test_a_folder_that_cannot_make_a_model_is_told(tmp_path: Path) -> None:
