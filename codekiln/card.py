@@ -7,7 +7,7 @@ from typing import Any
 from codekiln.charts import bar_chart, training_charts, write_page
 from codekiln.corpus.documents import read_manifest
 from codekiln.files import Record, read_record, replacing
-from codekiln.recipe import stage_record
+from codekiln.recipe import STAGES, stage_record
 from codekiln.train.metrics import read_metrics
 
 CARD, REPORT = "CARD.md", "report.html"
@@ -44,12 +44,9 @@ def write_report(run: Path) -> Path:
         funnel=_funnel(manifest),
         evaluation=stage_record(run, "evaluation")["result"],
         functions=stage_record(run, "functions")["result"]["functions"],
-        seconds={name: stage_record(run, name)["seconds"] for name in _STAGES},
+        seconds={name: stage_record(run, name)["seconds"] for name in STAGES},
     )
     return run / REPORT
-
-
-_STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
 
 
 def results_of(run: Path) -> dict[str, str]:

@@ -379,10 +379,10 @@ def _recipe(name: str, code: Path | None, license: str | None, settings: list[st
 
 def _tokenizer(name: str, gpt2: str | None) -> "Tokenizer":
     from codekiln.tokenizer.bpe import FILE, Tokenizer
-    from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+    from codekiln.tokenizer.whitespace import NAMES, named_tokenizer
 
-    if name in ("codegen", "codegen-nl"):
-        return codegen_tokenizer(gpt2_merges(gpt2), with_whitespace=name == "codegen")
+    if name in NAMES:
+        return named_tokenizer(name, gpt2)
     path = Path(name)
     return Tokenizer.load(path / FILE if path.is_dir() else path)
 

@@ -32,7 +32,7 @@ from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, save_mode
 from codekiln.model.tensors import weights_of
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
-from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+from codekiln.tokenizer.whitespace import NAMES, named_tokenizer
 from codekiln.train.loop import Hardware, TrainPlan, train
 from codekiln.train.lora import merged
 from codekiln.train.metrics import Mirror, read_metrics, totals
@@ -50,8 +50,8 @@ class GivenTokenizer:
     name: str
 
     def load(self) -> Tokenizer:
-        if self.name in ("codegen", "codegen-nl"):
-            return codegen_tokenizer(gpt2_merges(), with_whitespace=self.name == "codegen")
+        if self.name in NAMES:
+            return named_tokenizer(self.name)
         folder = Path(self.name)
         return tokenizer_of(folder, read_config(folder)[1])[0]
 
@@ -124,7 +124,7 @@ def build(
     with joined_ranks(hardware.device, tensor_size=hardware.tensor_ranks) as ranks:
         wanted = record_of(recipe)
         if not ranks.is_first:
-            ranks.follow({"train": lambda: _train(recipe, run, hardware, _made_from(run, wanted), ranks)})
+            ranks.follow({"train": lambda made_from: _train(recipe, run, hardware, made_from, ranks)})
             return
         mirrors = mirrors_named(watch, run)
         room = recipe.needed_bytes + BYTES_PER_PARAMETER * recipe.model.n_parameters
@@ -155,10 +155,12 @@ def _stages(
     made_from |= {"tokenizer": sha256_of(tokenizer)}
     run_stage(run, "tokens", tokens, made_from, lambda: _tokens(run))
     yield "tokens"
-    made_from = _made_from(run, wanted)
+    made_from |= {"tokens": sha256_of(tokens), "model": wanted["model"], "train": wanted["train"]}
+    if recipe.start is not None:
+        made_from |= {"start": _weights_seal(recipe.start)}
 
     def work() -> Record:
-        ranks.lead("train")
+        ranks.lead("train", made_from)
         return _train(recipe, run, hardware, made_from, ranks, mirrors)
 
     run_stage(run, "train", weights, made_from, work)
@@ -173,14 +175,6 @@ def _stages(
         run, "functions", None, shown, lambda: _functions(recipe, infilling, run) if infilling else {"functions": []}
     )
     yield "functions"
-
-
-def _made_from(run: Path, wanted: Record) -> Record:
-    """What training is made from: the stages before it, and the plans that decide it."""
-    corpus, tokens, tokenizer, _ = (run / path for path in _OUTPUTS)
-    files = {"corpus": sha256_of(corpus), "tokenizer": sha256_of(tokenizer), "tokens": sha256_of(tokens)}
-    start = {"start": _weights_seal(Path(wanted["start"]))} if wanted["start"] is not None else {}
-    return files | start | {"model": wanted["model"], "train": wanted["train"]}
 
 
 def _weights_seal(folder: Path) -> Record:

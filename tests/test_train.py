@@ -304,7 +304,7 @@ def test_a_checkpoint_comes_back_and_only_the_last_two_are_kept(tmp_path: Path) 
     # What was written when training failed is there.
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
     found = weights(0.0)
-    step, moments = kept.load(checkpoints(tmp_path)[-1], found, weights(0.0))
+    step, moments = kept.load(checkpoints(tmp_path)[-1], found)
     assert step == 3 and torch.equal(found["a.weight"], torch.full((3, 2), 3.0))
     assert torch.equal(moments["a.weight.momentum"], torch.ones(3, 2)) and moments["a.weight.step"] == 3
 
@@ -316,13 +316,13 @@ def test_a_checkpoint_of_another_recipe_or_a_torn_one_is_refused(tmp_path: Path)
     kept.finish()
     path = checkpoints(tmp_path)[-1]
     with pytest.raises(ValueError, match=r"of another recipe \(train.seed: found 0, wanted 1\)"):
-        Checkpoints(tmp_path, ALONE, {"train": {"seed": 1}}).load(path, weights, weights)
+        Checkpoints(tmp_path, ALONE, {"train": {"seed": 1}}).load(path, weights)
     with pytest.raises(ValueError, match=r"a.weight is \(30, 20\) and must be \(3, 3\); b.weight is missing"):
-        kept.load(path, {"a.weight": torch.ones(3, 3), "b.weight": torch.ones(1)}, {})
+        kept.load(path, {"a.weight": torch.ones(3, 3), "b.weight": torch.ones(1)})
     file = next(path.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"is corrupt, \d+ bytes where"):
-        kept.load(path, weights, weights)
+        kept.load(path, weights)
 
 
 def test_the_matmul_peak_is_a_rate() -> None:

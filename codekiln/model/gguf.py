@@ -17,7 +17,7 @@ from torch import Tensor
 from codekiln.files import Record, replacing
 from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
 from codekiln.model.huggingface import StoredWeights, read_config
-from codekiln.model.layouts import kiln_architecture
+from codekiln.model.layouts import KILN_TYPES, kiln_architecture
 from codekiln.model.transformer import FIRST_SINUSOID, sinusoids
 from codekiln.progress import task
 
@@ -31,7 +31,6 @@ _FILE_TYPES = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-_KILN_GRAPHS = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
 _MODEL_NAMES = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
 _BLOCK_NAMES = {
     "attention_norm": "attn_norm",
@@ -86,7 +85,7 @@ def write_gguf(source: Path, target: Path, vocabulary: Record, *, type_name: str
 def graph_of(config: ModelConfig) -> str:
     """llama.cpp's name of the graph that computes a family. Raises ValueError where it has none."""
     if isinstance(config, KilnConfig):
-        graph = _KILN_GRAPHS[kiln_architecture(config)]
+        graph = KILN_TYPES[kiln_architecture(config)]
         if graph == "qwen2" and config.n_heads * config.d_head != config.d_model:
             raise ValueError(
                 f"llama.cpp's {graph} needs heads as wide as the model together: "

@@ -45,16 +45,13 @@ def save_model(
 
     `weights` are its weights by our names where the model does not hold them whole.
     """
-    layout = home_layout(model.config)
+    named = weights if weights is not None else weights_of(model).items()
+    ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     with replacing(folder) as draft:
         draft.mkdir()
-        named = weights if weights is not None else weights_of(model).items()
-        dtype = _write_shards(draft, regrouped(layout, ((name, weight.cpu()) for name, weight in named)))
         (draft / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
-        ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-        record = ids | _config_record(layout, model.config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-        for name, content in ({CONFIG: record, "generation_config.json": ids} | configs).items():
-            (draft / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        on_cpu = ((name, weight.cpu()) for name, weight in named)
+        _write_model(draft, home_layout(model.config), model.config, on_cpu, configs, ids)
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -63,8 +60,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device="cpu").to(dtype)
-    if config.tied_head:
-        model.head.weight = model.embedding.weight
+    model.tie()
     weights = dict(model.named_parameters())
     for name, tensor in StoredWeights(folder, layout, config).read():
         weights[name].data.copy_(tensor)
@@ -139,7 +135,7 @@ class StoredWeights:
 
 def convert(
     source: Path, target: Path, tokenizer: Record, configs: dict[str, Record], ids: Record, *, to: Layout | None = None
-) -> ModelConfig:
+) -> None:
     """Writes the model of one directory as another, whole or not at all, in the layout `to` or its family's own.
 
     Holds one shard of `SHARD_BYTES` and the tensor under way, however large the model is. `ids` are fields of config.json.
@@ -148,13 +144,23 @@ def convert(
     to = to if to is not None else home_layout(config)
     with replacing(target) as draft:
         draft.mkdir()
-        weights = regrouped(to, StoredWeights(source, layout, config).read())
-        dtype = _write_shards(draft, weights)
-        record = ids | _config_record(to, config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-        written = {CONFIG: record, "generation_config.json": ids, TOKENIZER: tokenizer}
-        for name, content in (written | configs).items():
-            (draft / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return config
+        weights = StoredWeights(source, layout, config).read()
+        _write_model(draft, to, config, weights, {TOKENIZER: tokenizer} | configs, ids)
+
+
+def _write_model(
+    folder: Path,
+    layout: Layout,
+    config: ModelConfig,
+    weights: Iterable[tuple[str, Tensor]],
+    configs: dict[str, Record],
+    ids: Record,
+) -> None:
+    """Weights, given by our names, in a layout, and beside them config.json, generation_config.json and `configs`."""
+    dtype = _write_shards(folder, regrouped(layout, weights))
+    record = ids | _config_record(layout, config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    for name, content in ({CONFIG: record, "generation_config.json": ids} | configs).items():
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def regrouped(layout: Layout, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -118,13 +118,15 @@ def _read_kiln(record: Record) -> KilnConfig:
     )
 
 
+# What config.json calls the type of each architecture, and llama.cpp its graph.
+KILN_TYPES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
+
+
 def _write_kiln(config: KilnConfig) -> Record:
     architecture = kiln_architecture(config)
     return {
         "architectures": [architecture],
-        "model_type": {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}[
-            architecture
-        ],
+        "model_type": KILN_TYPES[architecture],
         "num_hidden_layers": config.n_layers,
         "hidden_size": config.d_model,
         "num_attention_heads": config.n_heads,
@@ -272,8 +274,7 @@ _XGLM_BLOCK = {
     "mlp.down": "fc2",
 }
 _KILN_LAYOUTS = [
-    Layout(name, "model.layers.", _LLAMA_NAMES, _LLAMA_BLOCK, _read_kiln, _write_kiln)
-    for name in ("Qwen3ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM")
+    Layout(name, "model.layers.", _LLAMA_NAMES, _LLAMA_BLOCK, _read_kiln, _write_kiln) for name in KILN_TYPES
 ]
 GPTJ = Layout("GPTJForCausalLM", "transformer.h.", _GPTJ_NAMES, _GPTJ_BLOCK, _read_codegen, _write_gptj)
 CODEGEN = Layout(

@@ -9,8 +9,8 @@ from codekiln.evaluate.infilling import InfillingPlan
 from codekiln.exchange import tokenizer_of
 from codekiln.model.huggingface import read_config
 from codekiln.recipe import GivenTokenizer, Recipe
-from codekiln.tokenizer.bpe import FIM_MIDDLE, PAD, Tokenizer
-from codekiln.tokenizer.infill import END_OF_MASK
+from codekiln.tokenizer.bpe import FIM_MIDDLE, Tokenizer
+from codekiln.tokenizer.infill import END_OF_MASK, is_ours
 from codekiln.train.loop import TrainPlan
 from codekiln.train.lora import LoraPlan
 from codekiln.train.objectives import CausalMasking, FillInTheMiddle, InfillMixture, NextToken, Objective
@@ -56,6 +56,6 @@ def objective_for(tokenizer: Tokenizer) -> Objective:
     """What a model learns so that it completes, and infills where its tokenizer can say so."""
     if END_OF_MASK in tokenizer.control:
         return CausalMasking("released")
-    if tokenizer.control.keys() >= {FIM_MIDDLE, PAD}:
+    if is_ours(tokenizer):
         return InfillMixture()
     return FillInTheMiddle() if FIM_MIDDLE in tokenizer.control else NextToken()

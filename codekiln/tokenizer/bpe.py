@@ -20,7 +20,7 @@ from codekiln.files import Record, write_record
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 # How others spell what ends a document, and what begins one where that is another token (Llama 3 and 2, DeepSeek).
-_OTHER_ENDS = ("<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>")
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>")
 _STARTS = ("<|begin_of_text|>", "<s>", "<｜begin▁of▁sentence｜>")
 # As Qwen2.5-Coder spells them, so that other servers find them by name.
 FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
@@ -96,8 +96,7 @@ class Tokenizer:
         self._leaks = (
             re.compile("|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in leaks)) if leaks else None
         )
-        end = next((token for token in _OTHER_ENDS if token in self.control), END_OF_TEXT)
-        self.end_of_text = self.control_id(END_OF_TEXT if END_OF_TEXT in self.control else end)
+        self.end_of_text = self.control_id(next((token for token in _ENDS if token in self.control), END_OF_TEXT))
         start = next((token for token in _STARTS if token in self.control), None)
         # None where nothing is put before a document but the end of the one before.
         self.start_of_text = None if start is None or END_OF_TEXT in self.control else self.control_id(start)
@@ -138,6 +137,11 @@ class Tokenizer:
     @property
     def fim_middle(self) -> int:
         return self.control_id(FIM_MIDDLE)
+
+    @property
+    def bos(self) -> int:
+        """What others call the beginning of a sequence: the start of a text, or the end of the one before."""
+        return self.end_of_text if self.start_of_text is None else self.start_of_text
 
     def encode(self, text: str | bytes) -> list[int]:
         """Ids of the text; none of them is a control token. `decode_bytes` of them is the text's UTF-8, or the bytes.
@@ -242,9 +246,8 @@ class Tokenizer:
 def hugging_face_configs(tokenizer: Tokenizer, context_length: int | None) -> dict[str, Record]:
     """The two files that stand beside `tokenizer.json` for Transformers, by name. Decoding cleans nothing up."""
     names = {number: token for token, number in tokenizer.control.items()}
-    start = tokenizer.end_of_text if tokenizer.start_of_text is None else tokenizer.start_of_text
     special = {
-        "bos_token": names[start],
+        "bos_token": names[tokenizer.bos],
         "eos_token": names[tokenizer.end_of_text],
         "pad_token": names[tokenizer.pad],
     }

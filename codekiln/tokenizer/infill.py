@@ -49,7 +49,7 @@ def training_layout(
 
     Where `is_start`, the document begins with it, and what stands before a document comes first.
     """
-    if not _is_ours(tokenizer):
+    if not is_ours(tokenizer):
         raise ValueError(
             "this tokenizer is not of our layout: train with one that has the control tokens of FIM_CONTROL"
         )
@@ -93,7 +93,7 @@ def masked_layout(
 
 
 def _require_psm(tokenizer: Tokenizer) -> None:
-    if _is_ours(tokenizer) or FIM_MIDDLE not in tokenizer.control:
+    if is_ours(tokenizer) or FIM_MIDDLE not in tokenizer.control:
         raise ValueError(
             "this tokenizer's prompts are not PSM: train with one that has the control tokens of PSM_CONTROL"
         )
@@ -115,7 +115,7 @@ def infill_prompt(tokenizer: Tokenizer, left: Sequence[int], right: Sequence[int
 
     Raises ValueError for a tokenizer without control tokens for holes: its models complete only.
     """
-    if _is_ours(tokenizer):
+    if is_ours(tokenizer):
         return [tokenizer.fim_suffix, *right, tokenizer.fim_prefix, *left, tokenizer.fim_middle]
     if FIM_MIDDLE in tokenizer.control:
         return [tokenizer.fim_prefix, *left, tokenizer.fim_suffix, *right, tokenizer.fim_middle]
@@ -135,10 +135,11 @@ def document_start(tokenizer: Tokenizer) -> list[int]:
     """What stands before a document: in our layout and InCoder's the end of the text before it, in Llama's its start."""
     if tokenizer.start_of_text is not None:
         return [tokenizer.start_of_text]
-    return [tokenizer.end_of_text] if _is_ours(tokenizer) or END_OF_MASK in tokenizer.control else []
+    return [tokenizer.end_of_text] if is_ours(tokenizer) or END_OF_MASK in tokenizer.control else []
 
 
-def _is_ours(tokenizer: Tokenizer) -> bool:
+def is_ours(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer's documents with holes are told in our layout."""
     return tokenizer.control.keys() >= {FIM_MIDDLE, PAD}
 
 

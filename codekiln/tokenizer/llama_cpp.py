@@ -16,10 +16,7 @@ from codekiln.tokenizer.bpe import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer
 from codekiln.tokenizer.infill import END_OF_MASK, document_start
 from codekiln.tokenizer.training import WORDS
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # Qwen2's, but numbers in threes
 # llama.cpp's names of the rules by which text is split before merging.
 GPT2, QWEN2, LLAMA3, GEMMA4 = "gpt-2", "qwen2", "llama-bpe", "gemma4"
 _RULES = {
@@ -69,7 +66,7 @@ def gguf_vocabulary(tokenizer: Tokenizer) -> Record:
         Keys.Tokenizer.LIST: tokens,
         Keys.Tokenizer.TOKEN_TYPE: kinds,
         Keys.Tokenizer.MERGES: _character_merges(pairs) if rule == GEMMA4 else [" ".join(pair) for pair in pairs],
-        Keys.Tokenizer.BOS_ID: tokenizer.end_of_text if tokenizer.start_of_text is None else tokenizer.start_of_text,
+        Keys.Tokenizer.BOS_ID: tokenizer.bos,
         Keys.Tokenizer.EOS_ID: tokenizer.end_of_text,
         Keys.Tokenizer.PAD_ID: tokenizer.pad,
         Keys.Tokenizer.ADD_BOS: bool(document_start(tokenizer)),

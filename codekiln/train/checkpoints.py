@@ -26,6 +26,7 @@ from codekiln.model.tensors import misfits, write_tensors
 from codekiln.train.parallel import Ranks
 
 STATE = "state.json"
+WEIGHT, MOMENT = "weight:", "moment:"  # what names in a checkpoint begin with
 N_KEPT = 2
 _ONE_FILE = "shard-00001-model-00001-of-00001.safetensors"  # as the first of several ranks names its own
 _NAME = re.compile(r"step-(\d{8})")
@@ -106,9 +107,7 @@ class Checkpoints:
                     shutil.rmtree(entry)
         self._wait()
 
-    def load(
-        self, path: Path, weights: dict[str, Tensor], moments_like: dict[str, Tensor]
-    ) -> tuple[int, dict[str, Tensor]]:
+    def load(self, path: Path, weights: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
         """Fills the weights in place; the step, and the moments by name, each laid out as the weight it belongs to.
 
         Raises ValueError if the checkpoint was made from something else, naming the field, or is corrupt.
@@ -131,7 +130,7 @@ class Checkpoints:
         moments = {}
         for name, shape in found.items():
             if name.startswith(MOMENT):
-                owner = moments_like[name.removeprefix(MOMENT).rpartition(".")[0]]
+                owner = weights[name.removeprefix(MOMENT).rpartition(".")[0]]
                 moments[name] = torch.zeros_like(owner) if shape == tuple(owner.shape) else torch.zeros(shape)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is meant
@@ -150,9 +149,6 @@ class Checkpoints:
     def _wait(self) -> None:
         if self._ranks.size > 1:
             dist.barrier(group=self._ranks.quiet_group)
-
-
-WEIGHT, MOMENT = "weight:", "moment:"
 
 
 def checkpoint_state(weights: dict[str, Tensor], moments: dict[str, Tensor]) -> dict[str, Tensor]:

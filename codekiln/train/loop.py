@@ -142,8 +142,11 @@ def train(  # noqa: PLR0912, PLR0915 - one story
     optimizers = Optimizers(model, plan.optimizer)
     kept = Checkpoints(run / "checkpoints", ranks, made_from)
     step = _resume(run, kept, model, optimizers)
-    n_rows = plan.epochs * loader.rows_per_epoch if plan.epochs else plan.total_tokens / context
-    n_steps = max(1, math.ceil(n_rows / plan.batch_rows) if plan.epochs else round(n_rows / plan.batch_rows))
+    n_tokens = plan.batch_rows * context
+    if plan.epochs:
+        n_steps = math.ceil(plan.epochs * loader.rows_per_epoch / plan.batch_rows)
+    else:
+        n_steps = max(1, round(plan.total_tokens / n_tokens))
     if step >= n_steps:
         return model
     part = (ranks.data_rank, ranks.data_size)
@@ -152,7 +155,6 @@ def train(  # noqa: PLR0912, PLR0915 - one story
     loss_sums = _loss_sums(model, ranks, run, hardware)
     dtype = _compute_dtype(ranks.device)
     peak = matmul_peak(ranks.device, dtype)
-    n_tokens = plan.batch_rows * context
     log = MetricsLog(run / "metrics.jsonl", step=step, mirrors=mirrors) if ranks.is_first else None
     norms = deque((row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row), 100)
     seen_loss: list[float] = []
@@ -259,8 +261,7 @@ def _resume(run: Path, kept: Checkpoints, model: Transformer, optimizers: Optimi
     last = next(iter(checkpoints(run / "checkpoints")[-1:]), None)
     if last is None:
         return 0
-    weights = _learning(model)
-    step, moments = kept.load(last, weights, weights)
+    step, moments = kept.load(last, _learning(model))
     optimizers.load(moments)
     return step
 

@@ -14,7 +14,6 @@ from codekiln.tokenizer.infill import (
     N_LAYOUT_TOKENS,
     N_MASK_TOKENS,
     Layout,
-    document_start,
     masked_layout,
     psm_layout,
     spm_layout,
@@ -54,7 +53,7 @@ class Objective(Protocol):
 
 def left_to_right(piece: Piece, tokenizer: Tokenizer) -> Layout:
     """Every token predicted, and the end of text behind a document; what stands before one is not predicted."""
-    before = (document_start(tokenizer) or [tokenizer.end_of_text]) if piece.is_start else []
+    before = [tokenizer.bos] if piece.is_start else []
     ids = before + piece.ids.tolist() + [tokenizer.end_of_text] * piece.is_end
     return Layout(ids, [0.0] * len(before) + [1.0] * (len(ids) - len(before)))
 

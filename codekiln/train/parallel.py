@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from codekiln.model.families import ModelConfig
 from codekiln.model.transformer import Transformer
 
 # A rank that waits this long for another gives up; torchrun sees one that died at once.
@@ -74,19 +76,20 @@ class Ranks:
         found: list[float] = sums.tolist()
         return found
 
-    def lead(self, order: str) -> None:
-        """Tells the ranks that `follow` what to do now."""
+    def lead(self, order: str, told: Any = None) -> None:
+        """Tells the ranks that `follow` what to do now, and with what."""
         if self.size > 1:
-            dist.broadcast_object_list([order], src=0, group=self.quiet_group)
+            dist.broadcast_object_list([order, told], src=0, group=self.quiet_group)
 
-    def follow(self, work: dict[str, Callable[[], object]]) -> None:
-        """Does what the first rank leads in, until it tells the end."""
+    def follow(self, work: dict[str, Callable[[Any], object]]) -> None:
+        """Does what the first rank leads in, with what it tells, until it tells the end."""
         while True:
-            order = [""]
-            dist.broadcast_object_list(order, src=0, group=self.quiet_group)
-            if order[0] == END:
+            heard: list[Any] = [None, None]
+            dist.broadcast_object_list(heard, src=0, group=self.quiet_group)
+            order, told = heard
+            if order == END:
                 return
-            work[order[0]]()
+            work[order](told)
 
 
 ALONE = Ranks()
@@ -139,8 +142,9 @@ def shard(model: Transformer, ranks: Ranks) -> None:
         for name in ("n_heads", "n_kv_heads", "d_ff"):
             if getattr(config, name) % n_tensor:
                 raise ValueError(f"model.{name} is {getattr(config, name)}: it does not divide over {n_tensor} ranks")
+        plan = _tensor_plan(config)
         for block in model.blocks:
-            parallelize_module(block, mesh["tensor"], _tensor_plan(model))
+            parallelize_module(block, mesh["tensor"], plan)
     is_cuda = ranks.device.type == "cuda"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if is_cuda else MixedPrecisionPolicy()
     for block in model.blocks:
@@ -149,17 +153,15 @@ def shard(model: Transformer, ranks: Ranks) -> None:
     register_fsdp_forward_method(model, "loss_sums")
 
 
-def _tensor_plan(model: Transformer) -> dict[str, ParallelStyle]:
+def _tensor_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
     """Heads and channels split over ranks; their norms see whole heads, and the residual stream is whole everywhere."""
-    block = model.blocks[0]
     plan: dict[str, ParallelStyle] = {
         name: ColwiseParallel() for name in ("attention.q", "attention.k", "attention.v", "mlp.up")
     }
     plan |= {name: RowwiseParallel() for name in ("attention.out", "mlp.down")}
-    names = dict(block.named_modules())
-    if isinstance(names.get("mlp.gate"), nn.Linear):
+    if config.activation == "silu_gated":
         plan["mlp.gate"] = ColwiseParallel()
-    if model.config.qk_norm:
+    if config.qk_norm:
         plan |= {
             name: SequenceParallel(sequence_dim=2, use_local_output=True)
             for name in ("attention.q_norm", "attention.k_norm")
