@@ -1,19 +1,21 @@
-"""Tokens a second and memory of whole training steps against Transformers' CodeGen, eager and compiled.
+"""Tokens a second and memory of whole training steps against Transformers' CodeGen, eager and compiled, and nanoGPT.
 
-Run: `python benchmarks/training_peers.py [--rounds 3]`, about ten minutes on two cores. One shape for all, but ours of the
-family kiln: 6 layers, d_model 384, 8 heads (CodeGen's are in groups of four), context 512, vocabulary 8,192; 16,384 tokens a
-step, float32, fused AdamW. Every contender is a process of its own that stays alive; they take steps in turn, in alternating
-order, and medians are told. The peers take a step's rows at once, as the library's trainer does by default; ours go by
-micro-batches, which is what our trainer does.
+Run: `python benchmarks/training_peers.py --nanogpt model.py [--rounds 3]`, about twelve minutes on two cores; the file is
+that of nanoGPT's repository. One shape for all: 6 layers, d_model 384, 8 heads (CodeGen's are in groups of four), context 512,
+vocabulary 8,192; 16,384 tokens a step, float32, fused AdamW. Each peer and ours are two processes that stay alive and take
+steps in turn, in alternating order; medians are told, and ratios to ours beside it. The peers take a step's rows at once, as
+the library's trainer and nanoGPT's script do by default; ours go by micro-batches, which is what our trainer does.
 """
 
 import argparse
+import importlib.util
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +27,8 @@ ROWS, CONTEXT, VOCAB = 32, 512, 8192
 MICRO_ROWS = 8
 CODEGEN = CodeGenConfig(6, 384, 8, 8, 48, 1536, VOCAB, CONTEXT, rotary_dim=32)
 KILN = KilnConfig(6, 384, 8, 8, 48, 1024, VOCAB, CONTEXT)
-CONTENDERS = ("ours, codegen", "ours, kiln", "Transformers' CodeGen, compiled", "Transformers' CodeGen, eager")
+OURS = "ours, codegen"
+PEERS = ("Transformers' CodeGen, eager", "Transformers' CodeGen, compiled", "nanoGPT, compiled", "ours, kiln")
 
 
 def ours(config: ModelConfig) -> Callable[[], None]:
@@ -69,13 +72,34 @@ def theirs(*, is_compiled: bool) -> Callable[[], None]:
     return step
 
 
-def work(name: str) -> None:
+def nanogpt(path: str) -> Callable[[], None]:
+    spec = importlib.util.spec_from_file_location("nanogpt", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt"] = module
+    spec.loader.exec_module(module)
+    plain = module.GPT(module.GPTConfig(CONTEXT, VOCAB, 6, 8, 384, 0.0, bias=False))
+    model: Callable[..., Any] = torch.compile(plain)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, fused=True)
+    ids = torch.randint(0, VOCAB, (ROWS, CONTEXT + 1))
+
+    def step() -> None:
+        model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())[1].backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def work(name: str, path: str) -> None:
     """One contender: a step for each line that comes, its seconds and the process' peak of memory for each that goes."""
     step = {
-        "ours, codegen": lambda: ours(CODEGEN),
+        OURS: lambda: ours(CODEGEN),
         "ours, kiln": lambda: ours(KILN),
         "Transformers' CodeGen, compiled": lambda: theirs(is_compiled=True),
         "Transformers' CodeGen, eager": lambda: theirs(is_compiled=False),
+        "nanoGPT, compiled": lambda: nanogpt(path),
     }[name]()
     for _ in sys.stdin:
         begun = time.perf_counter()
@@ -85,19 +109,16 @@ def work(name: str) -> None:
         print(seconds, int(status.split("VmHWM:")[1].split()[0]) / 1e6, flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--work", help="be this contender")
-    arguments = parser.parse_args()
-    if arguments.work:
-        work(arguments.work)
-        return
+def compare(peer: str, path: str, n_rounds: int) -> None:
+    """Ours and a peer in turn."""
     processes = {
         name: subprocess.Popen(
-            [sys.executable, __file__, "--work", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "--nanogpt", path, "--work", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for name in CONTENDERS
+        for name in (OURS, peer)
     }
 
     def turn(name: str) -> tuple[float, float]:
@@ -105,33 +126,46 @@ def main() -> None:
         assert stdin is not None and stdout is not None
         stdin.write("step\n")
         stdin.flush()
-        seconds, gigabytes = stdout.readline().split()
+        seconds, gigabytes = stdout.readline().split()[-2:]
         return float(seconds), float(gigabytes)
 
-    for name in CONTENDERS:
-        print(f"{name}: first step after {turn(name)[0]:.1f} s", flush=True)
+    first = {name: turn(name)[0] for name in processes}
+    for name in processes:
         turn(name)
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
     peaks = []
-    for k in range(arguments.rounds):
-        for name in CONTENDERS if k % 2 == 0 else CONTENDERS[::-1]:
+    for k in range(n_rounds):
+        for name in list(processes) if k % 2 == 0 else reversed(processes):
             peaks.append(matmul_peak(torch.device("cpu"), torch.float32))
             seen[name].append(turn(name))
     for process in processes.values():
         process.communicate()
-    rates = {name: ROWS * CONTEXT / statistics.median(seconds for seconds, _ in turns) for name, turns in seen.items()}
-    memory = {name: max(gigabytes for _, gigabytes in turns) for name, turns in seen.items()}
-    flops = {name: (KILN if "kiln" in name else CODEGEN).flops_per_token for name in CONTENDERS}
     peak = max(peaks)
-    print(
-        f"peak {peak / 1e9:.0f} GFLOP/s; {flops['ours, codegen'] / 1e6:.0f} MFLOP a token, kiln {flops['ours, kiln'] / 1e6:.0f}"
-    )
-    for name in CONTENDERS:
-        ratios = ", ".join(f"{rates[name] / rates[peer]:.2f}x {peer.rpartition(' ')[2]}" for peer in CONTENDERS[2:])
+    rates = {name: ROWS * CONTEXT / statistics.median(seconds for seconds, _ in turns) for name, turns in seen.items()}
+    for name in processes:
+        flops = (KILN if "kiln" in name else CODEGEN).flops_per_token
         print(
-            f"{name:32} {rates[name]:7,.0f} tokens/s  {rates[name] * flops[name] / peak:4.0%} of the peak  "
-            f"{memory[name]:.1f} GB  {ratios}"
+            f"| {name} | {first[name]:.0f} | {rates[name]:,.0f} | {rates[name] * flops / peak:.0%} of {peak / 1e9:.0f} | "
+            f"{max(gigabytes for _, gigabytes in seen[name]):.1f} | {rates[name] / rates[OURS]:.2f} |",
+            flush=True,
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nanogpt", required=True, help="model.py of nanoGPT")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the peers")
+    parser.add_argument("--work", help="be this contender")
+    arguments = parser.parse_args()
+    if arguments.work:
+        work(arguments.work, arguments.nanogpt)
+        return
+    print(f"{CODEGEN.flops_per_token / 1e6:.0f} MFLOP a token, kiln {KILN.flops_per_token / 1e6:.0f}\n")
+    print("| | first step, s | tokens/s | of the peak, GFLOP/s | GB | of ours |\n|---|---|---|---|---|---|", flush=True)
+    for k, peer in enumerate(PEERS):
+        if arguments.only is None or k in arguments.only:
+            compare(peer, arguments.nanogpt, arguments.rounds)
 
 
 if __name__ == "__main__":

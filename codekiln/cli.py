@@ -72,7 +72,8 @@ def demo(
 ) -> None:
     """Make a small model of the Python code on this machine, and show what it can do."""
     build("demo", out, None, code, license, settings, device, micro_batch_tokens, compile, watch=watch)
-    _show(out)
+    if _is_first_rank():
+        _show(out)
 
 
 @app.command()
@@ -95,6 +96,29 @@ def build(
 
     hardware = Hardware(device, micro_batch_tokens, compile, tensor_ranks, recompute)
     _build(_recipe(recipe, code, license, settings), out, hardware, until, watch)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name.", show_default=False)],
+    gpus: Annotated[int, typer.Option(help="How many.", min=1)] = 8,
+    accelerator: Annotated[str, typer.Option(help="h100, a100, v100 or tpu-v4-like.")] = "h100",
+    tensor_ranks: Annotated[int, typer.Option(help="Ranks that share a layer.", min=1)] = 1,
+    settings: SET = None,
+    as_json: JSON = False,
+) -> None:
+    """Say what training a recipe takes on many accelerators: memory, traffic, days, cost. None of them is needed."""
+    from codekiln.forecast import forecast, lines, table
+
+    found = forecast(_recipe(recipe, None, None, settings), accelerator, gpus, tensor_ranks)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(
+        f"{found['recipe']}: {found['parameters']:,} parameters, {found['tokens_per_step']:,} tokens a step, "
+        f"{found['gpus']} x {found['accelerator']}; GB a rank:\n"
+    )
+    typer.echo("\n".join([*table(found), "", *lines(found)]))
 
 
 @app.command()
@@ -121,7 +145,8 @@ def finetune(
     recipe = finetune_recipe(located(model), code, license, lora=lora)
     hardware = Hardware(device, micro_batch_tokens, compile, recompute=recompute)
     _build(replaced(recipe, settings or []), out, hardware, None, watch)
-    typer.echo(f"the model is in {out}: try `codekiln complete {out} 'def '`")
+    if _is_first_rank():
+        typer.echo(f"the model is in {out}: try `codekiln complete {out} 'def '`")
 
 
 def _build(
@@ -150,9 +175,14 @@ def _build(
         sys.stdout.flush()
         # The corpus engine's threads do not survive an orderly end: they abort it.
         os._exit(0 if is_asked else 130)
-    if until is None and os.environ.get("RANK", "0") == "0":
+    if until is None and _is_first_rank():
         for run in runs:
             _card(run)
+
+
+def _is_first_rank() -> bool:
+    """Of those that torchrun started; the one that tells."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command()

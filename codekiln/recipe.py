@@ -97,6 +97,7 @@ class Chain:
 
 # Weights and moments in float32, two checkpoints and one being written.
 BYTES_PER_PARAMETER = 36
+BYTES_PER_CHECKPOINT = 12
 STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
 
 
@@ -127,7 +128,9 @@ def build(
             ranks.follow({"train": lambda made_from: _train(recipe, run, hardware, made_from, ranks)})
             return
         mirrors = mirrors_named(watch, run)
-        room = recipe.needed_bytes + BYTES_PER_PARAMETER * recipe.model.n_parameters
+        room = recipe.needed_bytes + recipe.model.n_parameters * (
+            BYTES_PER_PARAMETER + BYTES_PER_CHECKPOINT * recipe.train.n_kept_for_good(recipe.model.context_length)
+        )
         with _locked(run):
             _refuse_other_recipe(run, wanted)
             if not (run / "recipe.json").exists():
@@ -369,7 +372,7 @@ def _train(
             pass
         return {}
     configs = hugging_face_configs(tokenizer, recipe.model.context_length)
-    save_model(run / "model", model, run / TOKENIZER, configs, tokenizer.end_of_text, weights=weights)
+    save_model(run / "model", model, run / TOKENIZER, configs, (tokenizer.bos, tokenizer.end_of_text), weights=weights)
     where = f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, {hardware.device}"
     return {
         "parameters": recipe.model.n_parameters,

@@ -13,7 +13,7 @@ FLOORS = (
     {"train", "generate", "exchange"},
     {"evaluate", "serve"},
     {"recipe", "charts"},
-    {"recipes", "card", "compare"},
+    {"recipes", "card", "compare", "forecast"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

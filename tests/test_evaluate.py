@@ -21,8 +21,9 @@ from codekiln.evaluate.infilling import (
     summary,
     taken_over,
 )
+from codekiln.evaluate.reranking import RerankingPlan, most_probable, reranked
 from codekiln.generate.complete import Answer, Completer, Request
-from codekiln.generate.sampler import GREEDY
+from codekiln.generate.sampler import GREEDY, Sampling
 
 TEXT = "".join(f"def f{n}(x):\n    y = x * {n}\n\n    return y + {n}\n\n\n" for n in range(30))
 DOCUMENTS = [Document(TEXT.replace("x", name), "tree", name, "-", "MIT", "a.py", "Python") for name in "abc"]
@@ -55,6 +56,38 @@ def test_judging_agrees_with_asking_one_by_one(small_run: Path) -> None:
         onward = completer.complete([Request(problem.prompt)], max_new_tokens=20, sampling=GREEDY)[0]
         assert verdict.left_to_right == onward.text.split("\n")[0]
         assert verdict.infill_bits == pytest.approx(hole_bits(completer, [problem], with_suffix=True)[0], rel=1e-4)
+
+
+def test_reranking_takes_the_answer_that_the_suffix_fits_best(small_run: Path) -> None:
+    completer = Completer.load(small_run)
+    plan = InfillingPlan(n_problems=5, context_characters=200, max_new_tokens=12, batch_rows=8)
+    problems = [p for of_kind in draw_problems(DOCUMENTS, plan).values() for p in of_kind]
+    reranking = RerankingPlan(n_samples=4, suffix_characters=40)
+
+    def bits(problem: Problem, text: str) -> float:
+        """Of the text and what is seen of the suffix, token by token."""
+        rest = completer.tokenizer.encode(text + problem.suffix[:40])
+        ids = completer.prompt_ids(Request(problem.prompt), 100)
+        total = 0.0
+        for token in rest:
+            hidden = completer.model(torch.tensor([ids]))
+            total -= float(completer.model.head(hidden[0, -1]).log_softmax(-1)[token])
+            ids = [*ids, token]
+        return total
+
+    for problem in problems[:4]:
+        texts = [problem.truth, "y = 7", "", "return return"]
+        assert most_probable(completer, problem, texts, 40) == min(texts, key=lambda text: bits(problem, text))
+    chosen = reranked(completer, problems, plan, reranking, title="test")
+    assert chosen == reranked(completer, problems, plan, reranking, title="test")
+    assert len(chosen) == len(problems)
+    drawn = completer.complete(
+        [Request(problems[0].prompt)] * 4 + [Request(problems[1].prompt)] * 4,
+        max_new_tokens=12,
+        sampling=Sampling(reranking.temperature, seed=plan.seed),
+        stop=["\n"],
+    )
+    assert chosen[0] in {taken_over(answer, problems[0], with_suffix=False) for answer in drawn[:4]}
 
 
 @pytest.mark.parametrize(

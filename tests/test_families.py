@@ -321,7 +321,7 @@ def test_a_config_that_the_layout_cannot_say_is_not_written(tmp_path: Path) -> N
     )
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="has no place for this model's d_head, rope_base"):
-        save_model(tmp_path / "odd", odd, tmp_path / "tokenizer.json", {}, 0)
+        save_model(tmp_path / "odd", odd, tmp_path / "tokenizer.json", {}, (0, 0))
 
 
 def test_a_large_model_is_converted_within_a_shard_and_a_margin(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_what_llama_cpp_cannot_have_is_refused(folders: dict[str, Path], tmp_pat
     with pytest.raises(ValueError, match=r"is there and is no GGUF file: name a new file"):
         export_model(folders["qwen3"], tmp_path, "gguf")
     wide = KilnConfig(1, 64, 4, 2, 32, 96, 1024, CONTEXT, qk_norm=False, qkv_bias=True)
-    save_model(tmp_path / "wide", Transformer(wide), folders["qwen3"] / "tokenizer.json", {}, 0)
+    save_model(tmp_path / "wide", Transformer(wide), folders["qwen3"] / "tokenizer.json", {}, (0, 0))
     with pytest.raises(ValueError, match=r"qwen2 needs heads as wide as the model together: 4 of 32 are not 64"):
         export_model(tmp_path / "wide", target, "gguf")
     record = Tokenizer.load(folders["qwen3"] / "tokenizer.json").record
@@ -240,11 +240,11 @@ print(peak[0] - before)
     assert int(told) < 200e6
 
 
-def _words(folder: Path) -> tuple[Path, dict[str, Any], int]:
+def _words(folder: Path) -> tuple[Path, dict[str, Any], tuple[int, int]]:
     """What a model directory needs of a tokenizer of 1,024 ids."""
     words = train_tokenizer(TokenizerPlan(vocab_size=1024), [path.read_text(encoding="utf-8") for path in SOURCES])
     words.save(folder / "words.json")
-    return folder / "words.json", hugging_face_configs(words, CONTEXT), words.end_of_text
+    return folder / "words.json", hugging_face_configs(words, CONTEXT), (words.bos, words.end_of_text)
 
 
 def test_tokens_with_the_stand_in_of_spaces_do_not_take_their_names(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def random_ids(config: KilnConfig, rows: int, length: int, seed: int = 1) -> Ten
 def saved(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Path:
     tokenizer.save(folder / "tokenizer.json")
     configs = hugging_face_configs(tokenizer, model.config.context_length)
-    save_model(folder / "model", model, folder / "tokenizer.json", configs, tokenizer.end_of_text)
+    save_model(folder / "model", model, folder / "tokenizer.json", configs, (tokenizer.bos, tokenizer.end_of_text))
     return folder / "model"
 
 

@@ -309,6 +309,16 @@ def test_a_checkpoint_comes_back_and_only_the_last_two_are_kept(tmp_path: Path) 
     assert torch.equal(moments["a.weight.momentum"], torch.ones(3, 2)) and moments["a.weight.step"] == 3
 
 
+def test_checkpoints_that_a_rule_names_stay_for_good(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, ALONE, {}, keep_every=20)
+    for step in (10, 20, 30, 40, 50, 55):
+        kept.save(step, checkpoint_state({"a.weight": torch.ones(2, 2)}, {}))
+    kept.finish()
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path)] == [20, 40, 50, 55]
+    with pytest.raises(ValueError, match="keep_every is 70: it must be a multiple of checkpoint_every, 50"):
+        TrainPlan(NextToken(), total_tokens=1, keep_every=70)
+
+
 def test_a_checkpoint_of_another_recipe_or_a_torn_one_is_refused(tmp_path: Path) -> None:
     weights = {"a.weight": torch.ones(30, 20)}
     kept = Checkpoints(tmp_path, ALONE, {"train": {"seed": 0}})

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -90,43 +89,51 @@ def judge(completer: Completer, problems: Sequence[Problem], plan: InfillingPlan
     with task(title, len(problems)) as progress:
         for start in range(0, len(problems), plan.batch_rows):
             batch = problems[start : start + plan.batch_rows]
-            requests = [Request(p.prompt, p.suffix) for p in batch]
-            ask = partial(
-                completer.complete,
-                max_new_tokens=plan.max_new_tokens,
-                sampling=GREEDY,
-                stop=["\n"] if all(p.kind == SINGLE_LINE for p in batch) else (),
-            )
-            infilled, onward = ask(requests), ask([Request(p.prompt) for p in batch])
-            bits = [hole_bits(completer, batch, with_suffix=known) for known in (True, False)]
-            for problem, infill, left_to_right, *both in zip(batch, infilled, onward, *bits, strict=True):
-                texts = (
-                    taken_over(infill, problem, with_suffix=True),
-                    taken_over(left_to_right, problem, with_suffix=False),
-                )
-                verdicts.append(Verdict(problem, *texts, *both))
+            infilled, onward = (fill(completer, batch, plan, with_suffix=known) for known in (True, False))
+            for problem, (infill, infill_bits), (left_to_right, onward_bits) in zip(
+                batch, infilled, onward, strict=True
+            ):
+                verdicts.append(Verdict(problem, infill, left_to_right, infill_bits, onward_bits))
             progress.advance(len(batch))
     return verdicts
 
 
+def fill(
+    completer: Completer, problems: Sequence[Problem], plan: InfillingPlan, *, with_suffix: bool
+) -> list[tuple[str, float]]:
+    """What is written into each hole, greedily and cut, and the bits of what stood there; the holes go together."""
+    answers = completer.complete(
+        [Request(p.prompt, p.suffix if with_suffix else None) for p in problems],
+        max_new_tokens=plan.max_new_tokens,
+        sampling=GREEDY,
+        stop=["\n"] if all(p.kind == SINGLE_LINE for p in problems) else (),
+    )
+    texts = (taken_over(answer, p, with_suffix=with_suffix) for answer, p in zip(answers, problems, strict=True))
+    return list(zip(texts, hole_bits(completer, problems, with_suffix=with_suffix), strict=True))
+
+
 def hole_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix: bool) -> list[float]:
     """Bits that the model spends on each truth, its end not counted, with or without what comes after in view."""
-    tokenizer = completer.tokenizer
-    rows, n_truths = [], []
+    rows = []
     for problem in problems:
-        truth = tokenizer.encode(problem.truth)
+        truth = completer.tokenizer.encode(problem.truth)
         request = Request(problem.prompt, problem.suffix if with_suffix else None)
-        rows.append([*completer.prompt_ids(request, len(truth)), *truth])
-        n_truths.append(len(truth))
-    ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad)
-    for r, row in enumerate(rows):
-        ids[r, : len(row)] = torch.tensor(row)
+        rows.append((completer.prompt_ids(request, len(truth)), truth))
+    return continuation_bits(completer, rows)
+
+
+def continuation_bits(completer: Completer, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """Bits that the model spends on each row's continuation, the second of its two lists of ids, behind its prompt."""
+    ids = torch.full((len(rows), max(len(prompt) + len(rest) for prompt, rest in rows)), completer.tokenizer.pad)
+    for r, (prompt, rest) in enumerate(rows):
+        ids[r, : len(prompt) + len(rest)] = torch.tensor(prompt + rest)
     bits = []
     with torch.inference_mode():
         hidden = completer.model(ids)
-        for r, (row, n) in enumerate(zip(rows, n_truths, strict=True)):
-            logits = completer.model.head(hidden[r, len(row) - n - 1 : len(row) - 1]).float()
-            bits.append(float(F.cross_entropy(logits, ids[r, len(row) - n : len(row)], reduction="sum")) / math.log(2))
+        for r, (prompt, rest) in enumerate(rows):
+            at, end = len(prompt), len(prompt) + len(rest)
+            logits = completer.model.head(hidden[r, at - 1 : end - 1]).float()
+            bits.append(float(F.cross_entropy(logits, ids[r, at:end], reduction="sum")) / math.log(2))
     return bits
 
 
@@ -144,10 +151,10 @@ def summary(verdicts: Sequence[Verdict]) -> Record:
         "problems": n,
         "infill_exact_match": _share(infill),
         "left_to_right_exact_match": _share(onward),
-        "difference": _interval(infill - onward),
+        "difference": mean_interval(infill - onward),
         "infill_bits_per_byte": float(infill_bits.sum() / n_bytes.sum()),
         "left_to_right_bits_per_byte": float(onward_bits.sum() / n_bytes.sum()),
-        "bits_per_byte_difference": _ratio_interval(infill_bits - onward_bits, n_bytes),
+        "bits_per_byte_difference": ratio_interval(infill_bits - onward_bits, n_bytes),
     }
 
 
@@ -210,7 +217,7 @@ def _share(hits: Numbers) -> Record:
     return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
 
 
-def _ratio_interval(parts: Numbers, wholes: Numbers) -> Record:
+def ratio_interval(parts: Numbers, wholes: Numbers) -> Record:
     """The sum of parts over the sum of wholes with its 95 % interval, by linearization (Cochran 1977, section 2.11)."""
     ratio = float(parts.sum() / wholes.sum())
     spread = parts - ratio * wholes
@@ -218,7 +225,7 @@ def _ratio_interval(parts: Numbers, wholes: Numbers) -> Record:
     return {"value": ratio, "low": ratio - half, "high": ratio + half}
 
 
-def _interval(differences: Numbers) -> Record:
+def mean_interval(differences: Numbers) -> Record:
     """A mean with its normal 95 % interval."""
     mean, half = (
         float(differences.mean()),

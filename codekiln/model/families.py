@@ -78,12 +78,16 @@ class ModelConfig:
 
     @property
     def flops_per_token(self) -> float:
+        """`training_flops` a token of rows as long as the context."""
+        return self.training_flops(self.context_length)
+
+    def training_flops(self, row_length: int) -> float:
         """Floating-point operations of a training step per token: 6 a weight that multiplies, and causal attention.
 
-        Attention over a context of T counts half of the T by T scores, forward and backward (PaLM, appendix B).
+        Attention over a row of T counts half of the T by T scores, forward and backward (PaLM, appendix B).
         """
         multiplying = self.n_parameters - self._embeddings + self.vocab_size * self.d_model
-        return 6.0 * multiplying + 6.0 * self.n_layers * self.n_heads * self.d_head * self.context_length
+        return 6.0 * multiplying + 6.0 * self.n_layers * self.n_heads * self.d_head * row_length
 
     @property
     def _embeddings(self) -> int:

@@ -37,16 +37,17 @@ def save_model(
     model: Transformer,
     tokenizer_path: Path,
     configs: dict[str, Record],
-    end_of_text: int,
+    ends: tuple[int, int],
     *,
     weights: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
-    """Writes the model directory, whole or not at all. `configs` are further JSON files by name.
+    """Writes the model directory, whole or not at all. `configs` are further JSON files by name, `ends` the ids that begin and
+    end a text.
 
     `weights` are its weights by our names where the model does not hold them whole.
     """
     named = weights if weights is not None else weights_of(model).items()
-    ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    ids = dict(zip(("bos_token_id", "eos_token_id"), ends, strict=True))
     with replacing(folder) as draft:
         draft.mkdir()
         (draft / TOKENIZER).write_bytes(tokenizer_path.read_bytes())

@@ -177,7 +177,7 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The sum over (B, T) of weighted cross-entropies in nats, and that of the squared logarithms of the softmax'
         normalizers, weighted alike, which is zero unless it is asked for."""
-        logits = self.head(self(ids, documents=documents)).float().flatten(0, 1)
+        logits = self.head(self(ids, documents=documents).flatten(0, 1)).float()
         weighted = weights.flatten()
         nats = (F.cross_entropy(logits, targets.flatten(), reduction="none") * weighted).sum()
         if not has_penalty:

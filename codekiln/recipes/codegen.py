@@ -88,6 +88,7 @@ def _stage(
             z_loss=1e-4,
             valid_every=1000,  # ours
             checkpoint_every=1000,  # ours
+            keep_every=50_000,  # ours
         ),
         infilling=None,
     )

@@ -47,6 +47,7 @@ def incoder(size: str, code: Path | None = None, license: str | None = None) -> 
             ),
             valid_every=500,  # ours
             checkpoint_every=500,  # ours
+            keep_every=5_000,  # ours
         ),
         infilling=InfillingPlan(),
     )

@@ -43,10 +43,13 @@ class _UnderWay:
 
 
 class Checkpoints:
-    """The checkpoints of a run. One at a time is written beside training; `finish` waits for it."""
+    """The checkpoints of a run. One at a time is written beside training; `finish` waits for it.
 
-    def __init__(self, folder: Path, ranks: Ranks, made_from: Record) -> None:
-        self._folder, self._ranks, self._made_from = folder, ranks, made_from
+    The last `N_KEPT` are kept, and for good those of every step that `keep_every` divides, if it is not 0.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, made_from: Record, *, keep_every: int = 0) -> None:
+        self._folder, self._ranks, self._made_from, self._keep_every = folder, ranks, made_from, keep_every
         self._under_way: _UnderWay | None = None
         self._writer = ThreadPoolExecutor(1)
 
@@ -84,7 +87,7 @@ class Checkpoints:
         self._under_way = _UnderWay(future, stack, draft, step)
 
     def finish(self) -> None:
-        """Waits for the checkpoint that is being written, seals it, and removes all but the last `N_KEPT`.
+        """Waits for the checkpoint that is being written, seals it, and removes those that are not kept.
 
         Raises OSError where it cannot be written; the ones before it stay.
         """
@@ -101,10 +104,10 @@ class Checkpoints:
                 record = {"step": work.step, "made_from": self._made_from, "files": files}
                 write_record(work.draft / STATE, record)
         if self._ranks.is_first:
-            kept = checkpoints(self._folder)[-N_KEPT:]
-            for entry in self._folder.iterdir():  # older ones, and what a killed process left of one
-                if entry not in kept:
-                    shutil.rmtree(entry)
+            for entry in (
+                set(self._folder.iterdir()) - self._kept()
+            ):  # older ones, and what a killed process left of one
+                shutil.rmtree(entry)
         self._wait()
 
     def load(self, path: Path, weights: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
@@ -136,6 +139,11 @@ class Checkpoints:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is meant
             load(wanted | moments, storage_reader=reader, process_group=self._ranks.quiet_group)
         return int(state["step"]), {name.removeprefix(MOMENT): value for name, value in moments.items()}
+
+    def _kept(self) -> set[Path]:
+        found = checkpoints(self._folder)
+        for_good = [path for path in found if self._keep_every and int(path.name[5:]) % self._keep_every == 0]
+        return {*found[-N_KEPT:], *for_good}
 
     def _sealed(self, draft: Path) -> Record:
         """Sizes and checksums of all ranks' files, each taken by the rank that wrote it."""

@@ -28,7 +28,7 @@ from codekiln.train.lora import LoraPlan, adapt
 from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_peak, read_metrics
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.optimizer import MuonPlan, OptimizerPlan, Optimizers
-from codekiln.train.parallel import ALONE, Ranks, gradient_norm, local, put, scale_gradients, sent_last, shard
+from codekiln.train.parallel import ALONE, Ranks, local, put, scale_gradients, shard, squared_gradient_norm
 from codekiln.train.prepare import open_shards
 
 SMOOTHED_STEPS = 20
@@ -42,7 +42,8 @@ class TrainPlan:
     `context_length` tokens, or of the model's context where that is None.
 
     `z_loss` weighs the square of the logarithm of the softmax' normalizer, which keeps logits small (CodeGen's code). A batch
-    whose gradient is `spike` times the median of the last hundred, or not finite, is left out and recorded.
+    whose gradient is `spike` times the median of the last hundred, or not finite, is left out and recorded. The last two
+    checkpoints are kept, and those of steps that `keep_every` divides.
     """
 
     objective: Objective
@@ -58,12 +59,17 @@ class TrainPlan:
     valid_every: int = 50
     valid_rows: int = 64
     checkpoint_every: int = 50
+    keep_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch_rows", "valid_every", "valid_rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"train.keep_every is {self.keep_every}: it must be a multiple of checkpoint_every, {self.checkpoint_every}"
+            )
         if self.spike <= 1 or self.z_loss < 0:
             raise ValueError(f"train.spike is {self.spike}, z_loss {self.z_loss}: above 1, and not below 0, is needed")
         if (self.total_tokens < 1) == (self.epochs < 1):
@@ -75,6 +81,11 @@ class TrainPlan:
                 f"train.packing is joined and the objective {type(self.objective).__name__}: "
                 "documents that run on can be learned left to right only"
             )
+
+    def n_kept_for_good(self, context_length: int) -> int:
+        """Checkpoints that stay beside the last two, of a model that reads `context_length` tokens."""
+        step_tokens = self.batch_rows * (self.context_length or context_length)
+        return self.total_tokens // step_tokens // self.keep_every if self.keep_every else 0
 
 
 @dataclass(frozen=True)
@@ -140,9 +151,11 @@ def train(  # noqa: PLR0912, PLR0915 - one story
     )
     model = _model(config, ranks, hardware, plan, start)
     optimizers = Optimizers(model, plan.optimizer)
-    kept = Checkpoints(run / "checkpoints", ranks, made_from)
+    kept = Checkpoints(run / "checkpoints", ranks, made_from, keep_every=plan.keep_every)
     step = _resume(run, kept, model, optimizers)
     n_tokens = plan.batch_rows * context
+    # What LoRA leaves as it is has no gradient of its own, which is a third of a step.
+    flops = config.training_flops(context) * (1 if plan.lora is None else 2 / 3)
     if plan.epochs:
         n_steps = math.ceil(plan.epochs * loader.rows_per_epoch / plan.batch_rows)
     else:
@@ -153,8 +166,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story
     micro_rows = max(1, min(plan.batch_rows // ranks.data_size, hardware.micro_batch_tokens // context))
     valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows, part)
     loss_sums = _loss_sums(model, ranks, run, hardware)
-    dtype = _compute_dtype(ranks.device)
-    peak = matmul_peak(ranks.device, dtype)
+    peak = matmul_peak(ranks.device, ranks.dtype)
     log = MetricsLog(run / "metrics.jsonl", step=step, mirrors=mirrors) if ranks.is_first else None
     norms = deque((row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row), 100)
     seen_loss: list[float] = []
@@ -169,21 +181,19 @@ def train(  # noqa: PLR0912, PLR0915 - one story
         while step < n_steps:
             begun = time.perf_counter()
             batch = loader.batch(step, part)
-            sums = [0.0, 0.0, float(batch.weights.sum()), float(kept.is_written)]
-            micro_batches = list(_micro_batches(batch, micro_rows))
-            for k, micro in enumerate(micro_batches):
-                sent_last(model, is_last=k == len(micro_batches) - 1)
-                nats, penalty = loss_sums(*_tensors(micro, ranks.device), has_penalty=plan.z_loss > 0)
-                # Sums over rows become means below, when the weight of all ranks' rows is known.
-                mean_loss: Tensor = (nats + plan.z_loss * penalty) * (ranks.data_size / n_tokens)
-                mean_loss.backward()  # type: ignore[no-untyped-call]
-                sums[0] += float(nats.detach())
-                sums[1] += float(penalty.detach())
+            nats, penalty = backward(
+                model,
+                loss_sums,
+                list(_micro_batches(batch, micro_rows, ranks.device)),
+                plan.z_loss,
+                ranks.data_size / n_tokens,
+            ).tolist()
+            sums = [nats, penalty, float(batch.weights.sum()), float(kept.is_written)]
             total_nats, total_penalty, weight, n_written, *signals = ranks.summed([*sums, *noted.counts()])
             if n_written == ranks.data_size:
                 kept.finish()
             mean = n_tokens / max(1.0, weight)
-            norm = gradient_norm(model, ranks) * mean
+            norm = float(squared_gradient_norm(model, ranks).sqrt()) * mean
             loss = total_nats / max(1.0, weight)
             row: Record = {"step": step, "tokens": (step + 1) * n_tokens, "loss": loss, "grad_norm": norm}
             if fault := _fault(loss, norm, norms, plan.spike):
@@ -201,14 +211,14 @@ def train(  # noqa: PLR0912, PLR0915 - one story
             row |= {
                 "seconds": round(seconds, 4),
                 "tokens_per_second": round(n_tokens / seconds, 1),
-                "utilization": round(n_tokens / seconds * config.flops_per_token / (peak * _n_peaks(ranks)), 4),
+                "utilization": round(n_tokens / seconds * flops / (peak * _n_peaks(ranks)), 4),
             }
             if plan.z_loss > 0:
                 row["z_penalty"] = total_penalty / max(1.0, weight)
             step += 1
             if step % plan.valid_every == 0 or step == n_steps:
                 # Other work on this machine hides the peak now and then; it is the best seen.
-                peak = max(peak, matmul_peak(ranks.device, dtype, seconds=0.1))
+                peak = max(peak, matmul_peak(ranks.device, ranks.dtype, seconds=0.1))
                 row["valid_bits_per_byte"] = _valid_bits_per_byte(loss_sums, valid, ranks)
             if log is not None and progress is not None:
                 log.write(row)
@@ -221,6 +231,23 @@ def train(  # noqa: PLR0912, PLR0915 - one story
                 kept.finish()
                 raise KeyboardInterrupt if signals[0] else Preempted
     return model
+
+
+def backward(
+    model: Transformer, loss_sums: "LossSums", micro_batches: Sequence[Sequence[Tensor]], z_loss: float, scale: float
+) -> Tensor:
+    """Adds a step's gradients, micro-batch by micro-batch, and tells the sums of nats and of penalties: (2,) in float64.
+
+    A micro-batch is what `Transformer.loss_sums` takes; over ranks its gradients are summed at once, so that none holds more
+    than its share of them. Sums over rows become means by `scale`, as far as it is known.
+    """
+    total = torch.zeros(2, dtype=torch.float64, device=micro_batches[0][0].device)
+    for tensors in micro_batches:
+        nats, penalty = loss_sums(*tensors, has_penalty=z_loss > 0)
+        mean_loss: Tensor = (nats + z_loss * penalty) * scale
+        mean_loss.backward()  # type: ignore[no-untyped-call]
+        total += torch.stack((nats, penalty)).detach().to(total)
+    return total
 
 
 def has_cxx_compiler() -> bool:
@@ -276,8 +303,7 @@ def _loss_sums(model: Transformer, ranks: Ranks, run: Path, hardware: Hardware) 
     """
 
     def loss_sums(*tensors: Tensor, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
-        dtype = _compute_dtype(ranks.device)
-        with torch.autocast(ranks.device.type, dtype, enabled=dtype != torch.float32 and ranks.mesh is None):
+        with computed_in(ranks):
             return model.loss_sums(*tensors, has_penalty=has_penalty)
 
     wanted = hardware.compile if hardware.compile is not None else has_cxx_compiler()
@@ -292,8 +318,9 @@ def _loss_sums(model: Transformer, ranks: Ranks, run: Path, hardware: Hardware) 
     return loss_sums
 
 
-def _compute_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+def computed_in(ranks: Ranks) -> torch.autocast:
+    """Products in the ranks' precision; of a model that is spread, its shards see to that."""
+    return torch.autocast(ranks.device.type, ranks.dtype, enabled=ranks.dtype != torch.float32 and ranks.mesh is None)
 
 
 def _n_peaks(ranks: Ranks) -> int:
@@ -341,16 +368,16 @@ def _valid_bits_per_byte(loss_sums: LossSums, batches: list[Batch], ranks: Ranks
     return bits_per_byte(*ranks.summed([nats, sum(batch.n_bytes for batch in batches)]))
 
 
-def _micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
+def _micro_batches(batch: Batch, rows: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    whole = _tensors(batch, device)
     for start in range(0, len(batch.ids), rows):
-        part = slice(start, start + rows)
-        yield Batch(batch.ids[part], batch.targets[part], batch.weights[part], batch.documents[part], 0)
+        yield tuple(tensor[start : start + rows] for tensor in whole)
 
 
-def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+    """What `Transformer.loss_sums` takes of a batch."""
     arrays = (batch.ids, batch.targets, batch.weights, batch.documents)
-    ids, targets, weights, documents = (torch.from_numpy(array).to(device) for array in arrays)
-    return ids, targets, weights, documents
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
 
 class _Noted:

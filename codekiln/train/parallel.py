@@ -17,12 +17,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
+    PrepareModuleInput,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
@@ -42,11 +43,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The world as one rank sees it. `mesh` is None for a process alone."""
+    """The world as one rank sees it. `mesh` is None for a process alone; products are computed in `dtype`."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
     mesh: DeviceMesh | None = None
     quiet_group: dist.ProcessGroup | None = None  # for what takes long, and for checkpoints beside training
 
@@ -103,12 +105,13 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
 
     Raises ValueError where the world does not divide into `tensor_size`.
     """
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         if tensor_size > 1:
             raise ValueError(
                 f"{tensor_size} ranks are to share a layer and this process is alone: start it with torchrun"
             )
-        yield Ranks(device=torch.device(device))
+        yield Ranks(device=torch.device(device), dtype=dtype)
         return
     size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if size % tensor_size:
@@ -124,7 +127,7 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
         mesh = init_device_mesh(device, (size // tensor_size, tensor_size), mesh_dim_names=("data", "tensor"))
         here = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
         quiet = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
-        yield Ranks(dist.get_rank(), size, here, mesh, quiet)
+        yield Ranks(dist.get_rank(), size, here, dtype, mesh, quiet)
     finally:
         dist.destroy_process_group()
 
@@ -145,19 +148,26 @@ def shard(model: Transformer, ranks: Ranks) -> None:
         plan = _tensor_plan(config)
         for block in model.blocks:
             parallelize_module(block, mesh["tensor"], plan)
-    is_cuda = ranks.device.type == "cuda"
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if is_cuda else MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy(ranks.dtype, torch.float32)
     for block in model.blocks:
         fully_shard(block, mesh=mesh["data"], mp_policy=policy)
+    # What is before and behind the blocks, which may be one weight, is held from its first use to its last.
+    ends: list[nn.Module] = [model.embedding, model.head]
+    for held in [ends] if config.tied_head else [ends[:1], ends[1:]]:
+        fully_shard(held, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=False)
     fully_shard(model, mesh=mesh["data"], mp_policy=policy)
-    register_fsdp_forward_method(model, "loss_sums")
 
 
 def _tensor_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
     """Heads and channels split over ranks; their norms see whole heads, and the residual stream is whole everywhere."""
+    # Told to be whole once a layer, so that what comes back through its projections is summed once.
     plan: dict[str, ParallelStyle] = {
-        name: ColwiseParallel() for name in ("attention.q", "attention.k", "attention.v", "mlp.up")
+        name: PrepareModuleInput(
+            input_layouts=(Replicate(), *others), desired_input_layouts=(Replicate(), *others), use_local_output=False
+        )
+        for name, others in (("attention", (None, None, None)), ("mlp", ()))
     }
+    plan |= {name: ColwiseParallel() for name in ("attention.q", "attention.k", "attention.v", "mlp.up")}
     plan |= {name: RowwiseParallel() for name in ("attention.out", "mlp.down")}
     if config.activation == "silu_gated":
         plan["mlp.gate"] = ColwiseParallel()
@@ -169,14 +179,8 @@ def _tensor_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
     return plan
 
 
-def sent_last(model: nn.Module, *, is_last: bool) -> None:
-    """Lets the backward pass that follows send gradients to their ranks only where it is the last of a step."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(is_last)
-
-
-def gradient_norm(model: nn.Module, ranks: Ranks) -> float:
-    """The norm of all gradients together, the same on every rank to the bit."""
+def squared_gradient_norm(model: nn.Module, ranks: Ranks) -> Tensor:
+    """The square of the norm of all gradients together, the same on every rank to the bit."""
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     for weight in model.parameters():
         if weight.grad is not None:
@@ -184,7 +188,7 @@ def gradient_norm(model: nn.Module, ranks: Ranks) -> float:
             total += norm.double().square() / _copies(weight.grad, ranks)
     if ranks.mesh is not None:
         dist.all_reduce(total)
-    return float(total.sqrt())
+    return total
 
 
 def scale_gradients(model: nn.Module, factor: float) -> None:

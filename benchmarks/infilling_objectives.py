@@ -1,0 +1,181 @@
+"""What causal masking buys and costs: InCoder's comparison on held-out code at a size that two cores can train.
+
+Run: `python benchmarks/infilling_objectives.py RUN --out DIR [--tokens 4000000] [--seeds 3] [--threads 2]` on a finished run of
+the demo, whose corpus is read. Every seed trains two models, alike but for the objective: causal masking (InCoder, section
+2.1) and left to right. On the same held-out holes it tells exact matches and bits a byte of the hole infilled, left to right,
+and left to right with reranking (section 4.1: ten samples at temperature 0.8, by the probability of the whole text), and what
+the objective costs in left-to-right loss. Intervals are over problems, each the mean of its seeds; ranges are over seeds.
+What is interrupted goes on when it is started again.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from codekiln.corpus.documents import read_documents
+from codekiln.corpus.sample import even_sample
+from codekiln.evaluate.infilling import InfillingPlan, Problem, draw_problems, fill, mean_interval, ratio_interval
+from codekiln.evaluate.reranking import RerankingPlan, reranked
+from codekiln.files import Record, read_record, write_record
+from codekiln.generate.complete import Completer
+from codekiln.model.families import ModelConfig
+from codekiln.recipes.demo import demo
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.training import INCODER_CONTROL, TokenizerPlan, train_tokenizer
+from codekiln.train.loop import Hardware, train
+from codekiln.train.metrics import read_metrics
+from codekiln.train.objectives import CausalMasking, NextToken, Objective
+from codekiln.train.prepare import prepare_shards
+
+OBJECTIVES: dict[str, Objective] = {"causal masking": CausalMasking("released"), "left to right": NextToken()}
+N_MERGED = 2048  # ids that are no control tokens
+PLAN = InfillingPlan(n_problems=500, batch_rows=80)
+
+
+def prepared(run: Path, out: Path) -> Tokenizer:
+    """One tokenizer for both objectives, and the corpus' tokens."""
+    path = out / "tokenizer.json"
+    if not (out / "tokens" / "manifest.json").is_file():
+        sample = [document.text for document in even_sample(run / "corpus", "train", 6_000_000, 0)]
+        plan = TokenizerPlan(vocab_size=N_MERGED + len(INCODER_CONTROL), control=INCODER_CONTROL)
+        train_tokenizer(plan, sample).save(path)
+        prepare_shards(run / "corpus", path, out / "tokens")
+    return Tokenizer.load(path)
+
+
+def measured(completer: Completer, problems: dict[str, list[Problem]], *, can_infill: bool) -> Record:
+    """By kind of hole and way of filling it: which problems were hit, and their bits."""
+    found: Record = {}
+    for kind, of_kind in problems.items():
+        best = reranked(completer, of_kind, PLAN, RerankingPlan(), title=f"Rerank, {kind}")
+        found[f"{kind}, reranked"] = {
+            "exact": [text == p.truth for text, p in zip(best, of_kind, strict=True)],
+            "bits": None,
+        }
+        for way, with_suffix in (("left to right", False), ("infilled", True))[: 1 + can_infill]:
+            filled = [
+                pair
+                for start in range(0, len(of_kind), PLAN.batch_rows)
+                for pair in fill(completer, of_kind[start : start + PLAN.batch_rows], PLAN, with_suffix=with_suffix)
+            ]
+            found[f"{kind}, {way}"] = {
+                "exact": [text == p.truth for (text, _), p in zip(filled, of_kind, strict=True)],
+                "bits": [bits for _, bits in filled],
+            }
+    return found
+
+
+def trained(
+    run: Path, out: Path, name: str, seed: int, config: ModelConfig, tokenizer: Tokenizer, n_tokens: int
+) -> Record:
+    """The record of one model: trained, or read where it stands."""
+    folder = out / f"{name.replace(' ', '-')}-{seed}"
+    path = folder / "measured.json"
+    if not path.is_file():
+        plan = dataclasses.replace(
+            demo().train,
+            objective=OBJECTIVES[name],
+            total_tokens=n_tokens,
+            valid_rows=256,
+            valid_every=100,
+            checkpoint_every=100,
+            seed=seed,
+        )
+        model = train(
+            plan, config, tokens=out / "tokens", tokenizer=tokenizer, run=folder, hardware=Hardware(), made_from={}
+        )
+        problems = draw_problems(read_documents(run / "corpus", "heldout"), PLAN)
+        write_record(
+            path,
+            {
+                "tokens": n_tokens,
+                "valid": read_metrics(folder / "metrics.jsonl")[-1]["valid_bits_per_byte"],
+                "bytes": {kind: [len(p.truth.encode()) for p in of_kind] for kind, of_kind in problems.items()},
+                "found": measured(Completer(model, tokenizer), problems, can_infill=name == "causal masking"),
+            },
+        )
+    record = read_record(path)
+    if record["tokens"] != n_tokens:
+        raise SystemExit(f"{folder} holds a model of {record['tokens']} tokens: name another --out")
+    return record
+
+
+def told(seeds: list[float], interval: Record, *, unit: Callable[[float], str]) -> str:
+    """A mean with its interval over problems, and its range over seeds."""
+    low, high = unit(interval["low"]), unit(interval["high"])
+    return f"{unit(interval['value'])} [{low}, {high}] | {unit(min(seeds))} to {unit(max(seeds))}"
+
+
+def table(records: dict[str, list[Record]]) -> None:
+    """All of it as Markdown."""
+    first = next(iter(records.values()))[0]
+    print("| trained by | hole, filled | exact, 95 % interval | of seeds | bits a byte, 95 % interval | of seeds |")
+    print("|---|---|---|---|---|---|")
+    kinds = list(first["bytes"])
+    exact: dict[tuple[str, str], np.ndarray] = {}
+    bits: dict[tuple[str, str], np.ndarray] = {}
+    for objective, of_seeds in records.items():
+        for way in of_seeds[0]["found"]:
+            n_bytes = np.array(first["bytes"][next(kind for kind in kinds if way.startswith(kind))], float)
+            hits = exact[objective, way] = np.array([r["found"][way]["exact"] for r in of_seeds], float)
+            cells = told(hits.mean(1).tolist(), mean_interval(hits.mean(0)), unit="{:.1%}".format)
+            if of_seeds[0]["found"][way]["bits"] is not None:
+                spent = bits[objective, way] = np.array([r["found"][way]["bits"] for r in of_seeds])
+                rates = (spent.sum(1) / n_bytes.sum()).tolist()
+                cells += " | " + told(rates, ratio_interval(spent.mean(0), n_bytes), unit="{:.3f}".format)
+            else:
+                cells += " | – | –"
+            print(f"| {objective} | {way} | {cells} |")
+    print("\n| infilled by causal masking less | exact, 95 % interval | of seeds | bits a byte | of seeds |")
+    print("|---|---|---|---|---|")
+    for kind, (objective, way) in itertools.product(kinds, itertools.product(records, ("left to right", "reranked"))):
+        ours = "causal masking", f"{kind}, infilled"
+        theirs = objective, f"{kind}, {way}"
+        n_bytes = np.array(first["bytes"][kind], float)
+        hits = exact[ours] - exact[theirs]
+        cells = told(hits.mean(1).tolist(), mean_interval(hits.mean(0)), unit="{:+.1%}".format)
+        if theirs in bits:
+            spent = bits[ours] - bits[theirs]
+            rates = (spent.sum(1) / n_bytes.sum()).tolist()
+            cells += " | " + told(rates, ratio_interval(spent.mean(0), n_bytes), unit="{:+.3f}".format)
+        else:
+            cells += " | – | –"
+        print(f"| {kind}, {way}, trained by {objective} | {cells} |")
+    valid = {name: np.array([r["valid"] for r in of_seeds]) for name, of_seeds in records.items()}
+    price = valid["causal masking"] - valid["left to right"]
+    rows = ", ".join(
+        f"{name} {rates.mean():.4f} ({rates.min():.4f} to {rates.max():.4f})" for name, rates in valid.items()
+    )
+    print(
+        f"\nheld out, left to right, bits a byte: {rows}; the objective costs {json.dumps(price.round(4).tolist())} by seed"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=4_000_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="all there are without it")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = prepared(arguments.run, arguments.out)
+    config = dataclasses.replace(demo().model, vocab_size=-(-tokenizer.vocab_size // 64) * 64)
+    records: dict[str, list[Record]] = {name: [] for name in OBJECTIVES}
+    for seed in range(arguments.seeds):
+        for name in OBJECTIVES:
+            records[name].append(trained(arguments.run, arguments.out, name, seed, config, tokenizer, arguments.tokens))
+    table(records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""How far `codekiln plan` is from real runs: memory of ranks on this machine, throughput that others published.
+
+Run: `python benchmarks/plan_errors.py`, about ten minutes. Ranks of one, two and four processes on gloo take a step of a
+model of 25 M parameters; the most memory that each added is compared with the planned one. The published rows are
+llm-foundry's (FSDP, bfloat16, context 2,048, uncompiled; scripts/train/benchmarking/README.md) and torchtitan's (Llama 3.1
+8B, context 8,192, compiled; benchmarks/llama3_h100_202412_torchtitan.md); the shares that matrix products reach
+(`Accelerator.product_share`) were set by the first, the second were not looked at for it.
+"""
+
+import argparse
+import gc
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from codekiln.model.families import InCoderConfig, KilnConfig, ModelConfig, kiln
+from codekiln.model.transformer import Transformer, initialize
+from codekiln.train.loop import TrainPlan, backward
+from codekiln.train.objectives import NextToken
+from codekiln.train.optimizer import AdamWPlan, Optimizers
+from codekiln.train.parallel import joined_ranks, put, scale_gradients, shard, squared_gradient_norm
+from codekiln.train.plan import ACCELERATORS, Accelerator, Settings, planned_step
+
+SMALL = kiln("25M", vocab_size=8192, context_length=512)
+SMALL_ROWS, SMALL_MICRO_ROWS = 16, 2
+HERE = Accelerator(1e11, 1.0, torch.float32, 24e9, 1e10, 8, 1e10, 1e10, 0.0)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Tokens a second and device that others measured, `rows` a step on `n_ranks`, `micro_rows` of them at once."""
+
+    config: ModelConfig
+    accelerator: str
+    n_ranks: int
+    rows: int
+    micro_rows: int
+    tokens_per_second: float
+    recompute: bool = False
+    compile: bool = False
+
+
+def _gpt(layers: int, d_model: int, heads: int) -> InCoderConfig:
+    """The shape of llm-foundry's models: of ours InCoder's is nearest."""
+    return InCoderConfig(layers, d_model, heads, heads, d_model // heads, 4 * d_model, 50_368, 2048)
+
+
+_1B, _3B, _7B, _13B = _gpt(24, 2048, 16), _gpt(32, 2560, 20), _gpt(32, 4096, 32), _gpt(40, 5120, 40)
+LLAMA_8B = KilnConfig(32, 4096, 32, 8, 128, 14_336, 128_256, 8192, tied_head=False, qk_norm=False)
+ROWS = (
+    Published(_1B, "a100", 8, 448, 14, 20513),
+    Published(_3B, "a100", 8, 160, 10, 10811),
+    Published(_7B, "a100", 8, 96, 6, 4641),
+    Published(_13B, "a100", 8, 48, 2, 2262),
+    Published(_1B, "h100", 8, 112, 14, 45455),
+    Published(_1B, "h100", 64, 1280, 20, 44402),
+    Published(_3B, "h100", 64, 1152, 6, 22525),
+    Published(_7B, "h100", 8, 48, 6, 10643),
+    Published(_13B, "h100", 8, 16, 2, 4792),
+    Published(_13B, "h100", 64, 128, 2, 4800),
+    # Theirs computes every other layer anew, ours all.
+    Published(LLAMA_8B, "h100", 8, 16, 2, 5762, recompute=True),
+    Published(LLAMA_8B, "h100", 8, 16, 2, 6667, recompute=True, compile=True),
+    Published(LLAMA_8B, "h100", 128, 256, 2, 6514, recompute=True, compile=True),
+)
+
+
+def plan_of(rows: int) -> TrainPlan:
+    return TrainPlan(NextToken(), total_tokens=1, batch_rows=rows, optimizer=AdamWPlan(rate=1e-4))
+
+
+def _status(name: str) -> float:
+    """A line of this process' memory, in bytes."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(text.split(f"{name}:")[1].split()[0]) * 1024.0
+
+
+def work(*, recompute: bool) -> None:
+    """One rank: two real steps, the second measured; the first rank tells what it added to its memory at the most."""
+    torch.set_num_threads(1)
+    with joined_ranks("cpu") as ranks:
+        gc.collect()
+        before = _status("VmRSS")
+        with torch.device("meta"):
+            model = Transformer(SMALL)
+        model.recomputes = recompute
+        shard(model, ranks)
+        model.to_empty(device="cpu")
+        model.tie()
+        initialize(model, torch.Generator().manual_seed(0), put)
+        optimizers = Optimizers(model, plan_of(SMALL_ROWS).optimizer)
+        ids = torch.randint(0, SMALL.vocab_size, (SMALL_MICRO_ROWS, SMALL.context_length))
+        micro = (ids, ids, torch.ones(ids.shape), torch.zeros_like(ids))
+        n_micro = SMALL_ROWS // ranks.data_size // SMALL_MICRO_ROWS
+        for _ in range(2):
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+            backward(model, model.loss_sums, [micro] * n_micro, 0.0, 1.0)
+            float(squared_gradient_norm(model, ranks))
+            scale_gradients(model, 1.0)
+            optimizers.step(0, 1)
+        if ranks.is_first:
+            print(_status("VmHWM") - before, flush=True)
+
+
+def measured_bytes(n_ranks: int, *, recompute: bool) -> float:
+    """The most that the first of real ranks added to its memory in a step."""
+    # Memory that is free goes back at once, or the peak would be of what is kept and not of what is used.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"] if n_ranks > 1 else []
+    command = [sys.executable, *start, __file__, "--work", *(["--recompute"] if recompute else [])]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", action="store_true", help="be one of the ranks")
+    parser.add_argument("--recompute", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.work:
+        work(recompute=arguments.recompute)
+        return
+    print("| ranks | recompute | planned GB | measured GB | error |\n|---|---|---|---|---|")
+    for n_ranks in (1, 2, 4):
+        for recompute in (False, True):
+            settings = Settings(n_ranks, SMALL_MICRO_ROWS, 1, recompute, compile=False)
+            planned = planned_step(plan_of(SMALL_ROWS), SMALL, HERE, settings).peak_bytes
+            real = measured_bytes(n_ranks, recompute=recompute)
+            told = "yes" if recompute else "no"
+            print(
+                f"| {n_ranks} | {told} | {planned / 1e9:.3f} | {real / 1e9:.3f} | {planned / real - 1:+.0%} |",
+                flush=True,
+            )
+    print("\n| published | ranks | recompute, compiled | tokens/s a device | planned | error | planned GB |")
+    print("|---|---|---|---|---|---|---|")
+    for row in ROWS:
+        settings = Settings(row.n_ranks, row.micro_rows, 1, row.recompute, row.compile)
+        step = planned_step(plan_of(row.rows), row.config, ACCELERATORS[row.accelerator], settings)
+        rate = step.tokens_per_second / row.n_ranks
+        how = f"{'yes' if row.recompute else 'no'}, {'yes' if row.compile else 'no'}"
+        print(
+            f"| {row.config.n_parameters / 1e9:.1f}B {row.accelerator} | {row.n_ranks} | {how} | "
+            f"{row.tokens_per_second:,.0f} | {rate:,.0f} | {rate / row.tokens_per_second - 1:+.0%} | "
+            f"{step.peak_bytes / 1e9:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What training a recipe takes on many accelerators: settings that fit, days, cost, and the command that does it."""
+
+from dataclasses import asdict
+
+from codekiln.files import Record
+from codekiln.progress import task
+from codekiln.recipe import Chain, Recipe
+from codekiln.train.plan import ACCELERATORS, PlannedStep, planned_steps
+
+
+def forecast(recipe: Recipe | Chain, accelerator_name: str, n_gpus: int, tensor_ranks: int) -> Record:
+    """All figures of a recipe, or of a chain, whose stages share a shape and a batch.
+
+    Raises ValueError for an unknown accelerator and where rows or layers do not divide over the ranks.
+    """
+    if accelerator_name not in ACCELERATORS:
+        raise ValueError(f"no accelerator is called {accelerator_name!r}: known are {', '.join(ACCELERATORS)}")
+    accelerator = ACCELERATORS[accelerator_name]
+    stages = recipe.recipes if isinstance(recipe, Chain) else (recipe,)
+    train, model = stages[0].train, stages[0].model
+    steps: list[PlannedStep] = []
+    with task("Plan", 6) as progress:
+        for step in planned_steps(train, model, accelerator, n_gpus, tensor_ranks):
+            steps.append(step)
+            progress.advance(note=f"{step.settings.micro_rows} rows: {step.peak_bytes / 1e9:.1f} GB")
+    fitting = [step for step in steps if step.fits(accelerator)]
+    best = max(fitting, key=lambda step: step.tokens_per_second, default=None)
+    found: Record = {
+        "recipe": recipe.name,
+        "parameters": model.n_parameters,
+        "accelerator": accelerator_name,
+        "gpus": n_gpus,
+        "tokens_per_step": steps[0].tokens,
+        "settings": [
+            asdict(step.settings)
+            | {
+                "bytes": step.memory | {"peak": step.peak_bytes},
+                "fits": step.fits(accelerator),
+                "seconds": step.seconds,
+                "seconds_waiting": step.exposed_seconds,
+                "tokens_per_second": step.tokens_per_second,
+                "utilization": step.utilization(accelerator),
+                "flops": step.flops,
+                "collectives": [
+                    {"what": what, "over": axis, "times": int(count), "bytes": n_bytes}
+                    for (what, axis), (count, n_bytes) in step.collectives.items()
+                ],
+            }
+            for step in steps
+        ],
+        "best": None,
+    }
+    if best is not None:
+        found["best"] = {
+            "settings": steps.index(best),
+            "price_per_hour": accelerator.price,
+            "stages": [_stage(stage, best, n_gpus, accelerator.price) for stage in stages],
+            "command": _command(recipe, best, n_gpus, accelerator.node_size),
+        }
+    return found
+
+
+def _stage(stage: Recipe, step: PlannedStep, n_gpus: int, price: float) -> Record:
+    """Days and dollars of a stage; none where its tokens are known only when its corpus is."""
+    n_tokens = stage.train.total_tokens
+    days = n_tokens / step.tokens_per_second / 86_400 if n_tokens else None
+    return {
+        "name": stage.name,
+        "tokens": n_tokens or None,
+        "days": days,
+        "dollars": None if days is None else days * 24 * n_gpus * price,
+    }
+
+
+def _command(recipe: Recipe | Chain, step: PlannedStep, n_gpus: int, node_size: int) -> str:
+    """What starts it on each node."""
+    settings = step.settings
+    first = recipe.recipes[0] if isinstance(recipe, Chain) else recipe
+    context = first.train.context_length or first.model.context_length
+    n_nodes, per_node = max(1, n_gpus // node_size), min(n_gpus, node_size)
+    nodes = f" --nnodes {n_nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500" if n_nodes > 1 else ""
+    start = f"torchrun{nodes} --nproc-per-node {per_node} -m codekiln" if n_gpus > 1 else "codekiln"
+    more = f" --tensor-ranks {settings.tensor_ranks}" if settings.tensor_ranks > 1 else ""
+    more += " --recompute" if settings.recompute else ""
+    return f"{start} build {recipe.name} --out RUN --device cuda --micro-batch-tokens {settings.micro_rows * context}{more}"
+
+
+def lines(found: Record) -> list[str]:
+    """What is told below the table of settings."""
+    best = found["best"]
+    if best is None:
+        return [
+            "No setting fits: take more GPUs, those with more memory, or let ranks share layers (--tensor-ranks 8)."
+        ]
+    chosen = found["settings"][best["settings"]]
+    told = ["A rank sends and receives in a step:"]
+    told += [
+        f"  {entry['what']} over {entry['over']} ranks, {entry['times']:,} times, {entry['bytes'] / 1e9:.2f} GB in all"
+        for entry in chosen["collectives"]
+    ] or ["  nothing"]
+    for stage in best["stages"]:
+        if stage["days"] is None:
+            told.append(f"{stage['name']}: its tokens are known when its corpus is")
+        else:
+            told.append(
+                f"{stage['name']}: {stage['tokens'] / 1e9:,.1f} billion tokens, {stage['days']:,.1f} days, "
+                f"{stage['days'] * 24 * found['gpus']:,.0f} GPU hours, ${stage['dollars']:,.0f} at "
+                f"${best['price_per_hour']:.2f} an hour"
+            )
+    return [*told, "Start it on each node with:", f"  {best['command']}"]
+
+
+def table(found: Record) -> list[str]:
+    """The settings that were run, aligned under a heading; bytes in GB, and the best is marked."""
+    best = found["best"]
+    rows: list[tuple[str, ...]] = [_HEADING]
+    for k, entry in enumerate(found["settings"]):
+        rows.append(
+            (
+                f"{entry['micro_rows']}{'*' if best is not None and best['settings'] == k else ' '}",
+                "yes" if entry["recompute"] else "no",
+                *(f"{n_bytes / 1e9:.1f}" for n_bytes in entry["bytes"].values()),
+                "yes" if entry["fits"] else "no",
+                f"{entry['seconds']:.3f}",
+                f"{entry['seconds_waiting']:.3f}",
+                f"{entry['tokens_per_second']:,.0f}",
+                f"{entry['utilization']:.0%}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+_HEADING = (
+    "rows ",
+    "recompute",
+    "weights",
+    "gradients",
+    "moments",
+    "activations",
+    "peak",
+    "fits",
+    "s/step",
+    "waiting",
+    "tokens/s",
+    "MFU",
+)

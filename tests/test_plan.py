@@ -1,0 +1,125 @@
+"""Planning a step: what the fake world counts against sums by hand, real ranks and PyTorch's own counters."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from codekiln.model.families import codegen, kiln
+from codekiln.model.transformer import Transformer
+from codekiln.train.loop import TrainPlan, backward
+from codekiln.train.objectives import NextToken
+from codekiln.train.optimizer import AdamWPlan, MuonPlan
+from codekiln.train.plan import ACCELERATORS, PlannedStep, Settings, planned_step, planned_steps
+
+SMALL = replace(kiln("1M", vocab_size=512, context_length=64), n_layers=2)
+PLAN = TrainPlan(NextToken(), total_tokens=1, batch_rows=8, optimizer=AdamWPlan(rate=1e-4))
+A100 = ACCELERATORS["a100"]
+IN_FLOAT32 = replace(A100, dtype=torch.float32)
+
+
+def planned(n_ranks: int = 1, micro_rows: int = 2, tensor_ranks: int = 1, *, recompute: bool = False) -> PlannedStep:
+    return planned_step(PLAN, SMALL, IN_FLOAT32, Settings(n_ranks, micro_rows, tensor_ranks, recompute))
+
+
+def collective(step: PlannedStep, what: str, axis: str = "data") -> list[float]:
+    return step.collectives[what, axis]
+
+
+def test_one_process_holds_weights_gradients_and_two_moments() -> None:
+    step = planned()
+    n_bytes = 4.0 * SMALL.n_parameters
+    assert step.memory["weights"] == n_bytes
+    assert step.memory["gradients"] == pytest.approx(n_bytes, rel=0.01)
+    assert step.memory["moments"] == pytest.approx(2 * n_bytes, rel=0.01)
+    assert step.memory["activations"] > 0
+    assert step.collectives == {}
+
+
+def test_operations_are_those_that_pytorch_counts() -> None:
+    step = planned()
+    model = Transformer(SMALL)
+    ids = torch.zeros(8, SMALL.context_length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        backward(model, model.loss_sums, [(ids, ids, torch.ones(ids.shape), ids)], 0.0, 1.0)
+    # That counter does not know attention on CPUs: 2 products forward, 5 backward, over all of the scores.
+    attention = 7 * 2 * SMALL.n_layers * 8 * SMALL.n_heads * SMALL.d_head * SMALL.context_length**2
+    assert step.flops == counter.get_total_flops() + attention
+    assert step.model_flops == 8 * SMALL.context_length * SMALL.flops_per_token
+
+
+def test_a_rank_gathers_all_weights_and_sends_all_gradients_once_a_micro_batch() -> None:
+    n_bytes = 4.0 * SMALL.n_parameters
+    step = planned(n_ranks=2)
+    n_micro = 8 // 2 // 2
+    # Blocks are gathered again for the backward pass; what is around them stays.
+    blocks = 4.0 * sum(p.numel() for p in Transformer(SMALL).blocks.parameters())
+    assert collective(step, "all_gather")[1] == pytest.approx(n_micro * (n_bytes + blocks), rel=0.02)
+    assert collective(step, "reduce_scatter")[1] == pytest.approx(n_micro * n_bytes, rel=0.02)
+    alone = planned()
+    assert step.memory["moments"] == pytest.approx(alone.memory["moments"] / 2, rel=0.01)
+    assert step.flops == pytest.approx(alone.flops / 2)
+
+
+def test_ranks_that_share_layers_sum_what_they_add() -> None:
+    step = planned(n_ranks=4, tensor_ranks=2)
+    tokens = 8 // 2 * SMALL.context_length
+    # Two sums a block forward and two backward, each of the residual stream.
+    count, n_bytes = collective(step, "all_reduce", "tensor")
+    sums = 4 * SMALL.n_layers * tokens * SMALL.d_model * 4
+    assert n_bytes == pytest.approx(sums, rel=0.01)  # the rest are the gradients of norms of heads
+    assert count == 2 * (4 + 2) * SMALL.n_layers
+
+
+def test_computing_anew_costs_a_forward_pass_and_saves_memory() -> None:
+    kept, anew = planned(), planned(recompute=True)
+    assert anew.memory["activations"] < kept.memory["activations"]
+    assert 1.1 < anew.flops / kept.flops < 1.34
+    assert anew.utilization(IN_FLOAT32) < kept.utilization(IN_FLOAT32)
+
+
+def test_muon_has_one_moment_for_matrices() -> None:
+    step = planned_step(replace(PLAN, optimizer=MuonPlan()), SMALL, IN_FLOAT32, Settings(2, 2))
+    assert step.memory["moments"] < planned(n_ranks=2).memory["moments"]
+
+
+def test_a_published_width_on_512_ranks() -> None:
+    config = replace(codegen("16B"), n_layers=2)
+    plan = replace(PLAN, batch_rows=1024, z_loss=1e-4)
+    step = planned_step(plan, config, ACCELERATORS["h100"], Settings(512, 2))
+    # Gathered in bfloat16, forward and backward but for the last; summed in float32.
+    assert collective(step, "reduce_scatter")[1] == pytest.approx(4 * config.n_parameters, rel=0.01)
+    assert 2 * config.n_parameters < collective(step, "all_gather")[1] <= 4.04 * config.n_parameters
+    assert step.fits(ACCELERATORS["h100"])
+    assert 0.2 < step.utilization(ACCELERATORS["h100"]) < 0.6
+
+
+def test_the_largest_micro_batch_that_fits_is_found() -> None:
+    one, two = planned(n_ranks=1, micro_rows=1), planned(n_ranks=1, micro_rows=2)
+    room = one.peak_bytes + 4 * (two.peak_bytes - one.peak_bytes)  # for five rows, so for four of eight
+    tight = replace(IN_FLOAT32, memory=room * 1.06 + 4e9)
+    steps = list(planned_steps(PLAN, SMALL, tight, 1, 1))
+    assert [s.settings.micro_rows for s in steps if not s.settings.recompute] == [1, 2, 4]
+    assert all(step.fits(tight) for step in steps)
+
+
+def test_what_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_rows is 8: it does not divide over 3 ranks"):
+        planned(n_ranks=3)
+
+
+def test_the_command_tells_days_and_how_to_start() -> None:
+    command = [sys.executable, "-m", "codekiln", "plan", "demo", "--gpus", "16", "--accelerator"]
+    done = subprocess.run([*command, "h100", "--json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["best"]["stages"][0]["days"] > 0
+    assert "torchrun --nnodes 2" in found["best"]["command"]
+    assert {entry["what"] for entry in found["settings"][0]["collectives"]} >= {"all_gather", "reduce_scatter"}
+    wide = os.environ | {"COLUMNS": "200"}
+    wrong = subprocess.run([*command, "h200"], check=False, capture_output=True, text=True, env=wide)
+    assert wrong.returncode and "known are h100, a100, v100, tpu-v4-like" in wrong.stderr
