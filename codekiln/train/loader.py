@@ -6,6 +6,9 @@ through a row. Where a batch stands in the plan follows from its step, so any pr
 reads what an undisturbed one would. B row, T position.
 """
 
+from array import array
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -49,6 +52,26 @@ class _Unit:
     is_end: bool
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """Rows of an epoch in arrays, for corpora of any size: row k has the units `order[ends[k - 1] : ends[k]]`.
+
+    A unit is a row of `units` (N, 4): document, start, stop, is_end.
+    """
+
+    units: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def row(self, k: int) -> list[_Unit]:
+        first = int(self.ends[k - 1]) if k else 0
+        chosen = self.units[self.order[first : int(self.ends[k])]].tolist()
+        return [_Unit(document, start, stop, bool(is_end)) for document, start, stop, is_end in chosen]
+
+
 class Loader:
     """`batch(step)` for any step, over as many epochs as it takes."""
 
@@ -73,9 +96,9 @@ class Loader:
                     f"{context_length + MIN_UNIT_TOKENS - capacity}"
                 )
             self._units = _cut(shards.lengths(), capacity, objective.shortest_unit, seed)
-            if not self._units:
+            if not len(self._units):
                 raise ValueError(f"no document has {MIN_UNIT_TOKENS} tokens: use a larger corpus")
-            self._lengths = np.array([unit.stop - unit.start + objective.n_added - 1 for unit in self._units], np.int64)
+            self._lengths = self._units[:, 2] - self._units[:, 1] + objective.n_added - 1
         plan = self._packed if packing == "apart" else self._joined
         self._epoch_rows = lru_cache(maxsize=2)(plan)
         self._row_counts: list[int] = []  # of the epochs planned so far
@@ -105,7 +128,8 @@ class Loader:
         rows: list[tuple[list[_Unit], int]] = []
         while len(rows) < self._rows:
             plan = self._epoch_rows(epoch)
-            rows += [(row, epoch) for row in plan[first : first + self._rows - len(rows)]]
+            stop = min(len(plan), first + self._rows - len(rows))
+            rows += [(plan.row(k), epoch) for k in range(first, stop)]
             epoch, first = epoch + 1, 0
         return rows
 
@@ -148,69 +172,88 @@ class Loader:
         n_bytes = int(self._tokenizer.byte_lengths[targets[weights > 0]].sum())
         return Batch(ids, targets, weights, documents, n_bytes)
 
-    def _packed(self, epoch: int) -> list[list[_Unit]]:
+    def _packed(self, epoch: int) -> _Epoch:
         """Units shuffled and packed into rows: each goes into the fullest open row that has room for it."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._units))
-        rows: list[list[int]] = []
-        open_rows: list[tuple[int, int]] = []  # (room, row)
-        for unit, length in zip(order.tolist(), self._lengths[order].tolist(), strict=True):
-            fitting = [entry for entry in open_rows if entry[0] >= length]
-            if fitting:
-                room, row = min(fitting)
-                open_rows.remove((room, row))
+        useful = MIN_UNIT_TOKENS + self._objective.n_added - 2  # room that a unit may still take
+        row_of, n_rows = array("q"), 0
+        open_rows: list[tuple[int, int]] = []  # (room, row), the fullest first
+        for length in _integers(self._lengths[order]):
+            at = bisect_left(open_rows, (length, -1))
+            if at < len(open_rows):
+                room, row = open_rows.pop(at)
             else:
-                room, row = self._context_length, len(rows)
-                rows.append([])
+                room, row = self._context_length, n_rows
+                n_rows += 1
                 if len(open_rows) == OPEN_ROWS:
-                    open_rows.remove(min(open_rows))
-            rows[row].append(unit)
-            if room - length > MIN_UNIT_TOKENS + self._objective.n_added - 2:
-                open_rows.append((room - length, row))
-        shuffled = np.random.default_rng((self._seed, epoch, 1)).permutation(len(rows))
-        return [[self._units[unit] for unit in rows[row]] for row in shuffled.tolist()]
+                    open_rows.pop(0)
+            row_of.append(row)
+            if room - length > useful:
+                insort(open_rows, (room - length, row))
+        return self._shuffled(self._units, order, row_of, epoch)
 
-    def _joined(self, epoch: int) -> list[list[_Unit]]:
+    def _shuffled(
+        self, units: npt.NDArray[np.int64], order: npt.NDArray[np.int64], row_of: Iterable[int], epoch: int
+    ) -> _Epoch:
+        """Units in an order, each with its row, as rows in another order."""
+        rows = np.fromiter(row_of, np.int64, len(order))
+        place = np.random.default_rng((self._seed, epoch, 1)).permutation(int(rows.max()) + 1)[rows]
+        return _Epoch(units, order[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place)))
+
+    def _joined(self, epoch: int) -> _Epoch:
         """Rows of CodeGen's packing: an end-of-text token behind every document, whole rows of it first, and what is left of
         at least `MIN_JOINED_TOKENS` run on from document to document. A last row that is not full is dropped."""
         T, lengths = self._context_length, self._shards.lengths()
         order = np.random.default_rng((self._seed, epoch)).permutation(len(lengths))
-        rows: list[list[_Unit]] = []
-        carried: list[_Unit] = []
-        n_carried = 0
-        for document, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        parts, row_of, n_rows = array("q"), array("q"), 0
+        n_carried = 0  # tokens of the row that is being filled
+        carried = array("q")
+
+        def part(document: int, start: int, stop: int, length: int) -> tuple[int, int, int, int]:
+            """Ids [start, stop) of a document and the end-of-text token behind it, which has the index `length`."""
+            return document, start, min(stop, length), stop == length + 1
+
+        for document, length in zip(_integers(order), _integers(lengths[order]), strict=True):
             rest = (length + 1) // T * T
-            rows += [[_part(document, start, start + T, length)] for start in range(0, rest, T)]
+            for start in range(0, rest, T):
+                parts.extend(part(document, start, start + T, length))
+                row_of.append(n_rows)
+                n_rows += 1
             if length + 1 - rest < MIN_JOINED_TOKENS:
                 continue
             start = rest
             while n_carried + length + 1 - start >= T:
                 stop = start + T - n_carried
-                rows.append([*carried, _part(document, start, stop, length)])
-                carried, n_carried, start = [], 0, stop
+                carried.extend(part(document, start, stop, length))
+                parts.extend(carried)
+                row_of.extend([n_rows] * (len(carried) // 4))
+                n_rows += 1
+                carried, n_carried, start = array("q"), 0, stop
             if start <= length:
-                carried.append(_part(document, start, length + 1, length))
+                carried.extend(part(document, start, length + 1, length))
                 n_carried += length + 1 - start
-        if not rows:
+        if not n_rows:
             raise ValueError(f"the corpus does not fill a row of {T} tokens: use a larger one or a shorter context")
-        shuffled = np.random.default_rng((self._seed, epoch, 1)).permutation(len(rows))
-        return [rows[row] for row in shuffled.tolist()]
+        units = np.frombuffer(parts, np.int64).reshape(-1, 4)
+        return self._shuffled(units, np.arange(len(units)), row_of, epoch)
 
 
-def _part(document: int, start: int, stop: int, length: int) -> _Unit:
-    """Ids [start, stop) of a document and the end-of-text token behind it, which has the index `length`."""
-    return _Unit(document, start, min(stop, length), stop == length + 1)
+def _integers(numbers: npt.NDArray[np.int64]) -> Iterator[int]:
+    """Python's own, made in portions."""
+    for start in range(0, len(numbers), 1 << 16):
+        yield from numbers[start : start + (1 << 16)].tolist()
 
 
-def _cut(lengths: npt.NDArray[np.int64], capacity: int, shortest: float, seed: int) -> list[_Unit]:
-    """Documents in pieces of `shortest * capacity` to `capacity` tokens; a last piece that is too short is dropped."""
+def _cut(lengths: npt.NDArray[np.int64], capacity: int, shortest: float, seed: int) -> npt.NDArray[np.int64]:
+    """Documents in units (N, 4) of `shortest * capacity` to `capacity` tokens; a last one that is too short is dropped."""
     low = max(MIN_UNIT_TOKENS, round(shortest * capacity))
-    units = []
-    for document, length in enumerate(lengths.tolist()):
-        sizes = np.random.default_rng((seed, document)).integers(low, capacity + 1, size=1 + length // low).tolist()
-        start = 0
-        for size in sizes:
-            stop = min(start + size, length)
-            if stop - start >= MIN_UNIT_TOKENS:
-                units.append(_Unit(document, start, stop, stop == length))
-            start = stop
-    return units
+    n_sizes = 1 + lengths // low  # so many fill a document, however small they are drawn
+    documents = np.repeat(np.arange(len(lengths)), n_sizes)
+    stops = np.cumsum(np.random.default_rng(seed).integers(low, capacity + 1, size=len(documents)))
+    firsts = np.cumsum(n_sizes) - n_sizes
+    stops -= np.repeat(np.where(firsts > 0, stops[firsts - 1], 0), n_sizes)
+    starts = np.where(np.diff(documents, prepend=-1) > 0, 0, np.roll(stops, 1))
+    whole = np.repeat(lengths, n_sizes)
+    stops = np.minimum(stops, whole)
+    units = np.stack((documents, starts, stops, stops == whole), axis=1)
+    return units[stops - starts >= MIN_UNIT_TOKENS]
