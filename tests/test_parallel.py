@@ -205,6 +205,32 @@ def test_a_process_joins_one_world_after_the_other(tmp_path: Path) -> None:
     assert told.returncode == 0, told.stderr[-3000:]
 
 
+def test_matrices_are_worked_on_whole_by_one_rank_each(tmp_path: Path) -> None:
+    """Three ranks, rows that do not divide over them, fewer matrices than ranks, ranks without rows."""
+    program = tmp_path / "owners.py"
+    program.write_text(
+        "import torch\n"
+        "from torch.distributed.tensor import Shard, distribute_tensor\n"
+        "from codekiln.train.optimizer import orthogonalized\n"
+        "from codekiln.train.parallel import applied_by_owners, joined_ranks\n"
+        "with joined_ranks('cpu') as ranks:\n"
+        "    for n, shape in ((4, (7, 5)), (2, (2, 6)), (3, (9, 9)), (7, (4, 3))):\n"
+        "        torch.manual_seed(n)\n"
+        "        whole = torch.randn(n, *shape)\n"
+        "        spread = [distribute_tensor(m, ranks.mesh['data'], [Shard(0)]) for m in whole]\n"
+        "        wanted = [distribute_tensor(m, ranks.mesh['data'], [Shard(0)]) for m in orthogonalized(whole)]\n"
+        "        seen = []\n"
+        "        found = applied_by_owners(lambda m: (seen.append(len(m)), orthogonalized(m))[1], spread)\n"
+        "        assert sum(seen) == len(range(ranks.rank, n, 3)), seen\n"
+        "        for part, right in zip(found, wanted, strict=True):\n"
+        "            torch.testing.assert_close(part, right.to_local(), rtol=1e-5, atol=1e-6)\n",
+        encoding="utf-8",
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(program)]
+    told = subprocess.run(torchrun, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert told.returncode == 0, told.stderr[-3000:]
+
+
 def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     """All stages: the first rank does what comes before and after training."""
     code = write_tree(tmp_path / "code")
@@ -230,6 +256,16 @@ def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     assert losses == pytest.approx(other_losses, rel=2e-5)
     assert all(torch.allclose(weights[name], other_weights[name], rtol=1e-3, atol=2e-5) for name in weights)
     assert "2 ranks" in (tmp_path / "run2" / "CARD.md").read_text(encoding="utf-8")
+
+
+def test_what_stops_the_first_rank_is_told_once_and_in_words(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "codekiln", "build", "demo", "--out", str(tmp_path / "run"), "--code", str(tmp_path / "empty")]
+    told = subprocess.run([*torchrun, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert told.returncode != 0
+    assert told.stderr.count(f"{tmp_path / 'empty'} holds no") == 1
+    assert "RuntimeError" not in told.stderr and "Connection closed" not in told.stderr
 
 
 @pytest.mark.slow

@@ -83,9 +83,12 @@ def test_computing_anew_costs_a_forward_pass_and_saves_memory() -> None:
     assert anew.utilization(IN_FLOAT32) < kept.utilization(IN_FLOAT32)
 
 
-def test_muon_has_one_moment_for_matrices() -> None:
+def test_muon_has_one_moment_for_matrices_and_every_rank_works_on_its_share() -> None:
     step = planned_step(replace(PLAN, optimizer=MuonPlan()), SMALL, IN_FLOAT32, Settings(2, 2))
     assert step.memory["moments"] < planned(n_ranks=2).memory["moments"]
+    # A rank sends its half of every matrix to the one that works on it, and takes back as much.
+    matrices = sum(p.numel() for p in Transformer(SMALL).blocks.parameters() if p.ndim == 2)
+    assert collective(step, "all_to_all")[1] == 4 * matrices
 
 
 def test_a_published_width_on_512_ranks() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from codekiln.train.parallel import like, whole
+from codekiln.train.parallel import applied_by_owners, local
 
 
 class Schedule(Protocol):
@@ -132,8 +132,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is the nearest orthogonal matrix (Jordan et al. 2024), by five Newton-Schulz iterations.
 
     Iterates in the weights' own precision on CPUs, where bfloat16 is slow, and in bfloat16 on accelerators. Matrices of
-    one shape are iterated together; sharded ones are gathered for it, and every rank iterates all. The update's scale,
-    sqrt(max(1, rows / columns)), is the authors'.
+    one shape are iterated together; of sharded ones each rank iterates its share. The update's scale, sqrt(max(1, rows /
+    columns)), is the authors'.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
@@ -147,11 +147,12 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     by_shape.setdefault(weight.shape, []).append(weight)
             for shape, weights in by_shape.items():
-                ahead = [whole(self._momentum(weight, group["momentum"])) for weight in weights]
+                ahead = [self._momentum(weight, group["momentum"]) for weight in weights]
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for weight, update in zip(weights, orthogonalized(torch.stack(ahead)), strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(like(weight, update), alpha=-group["lr"] * scale)
+                for weight, update in zip(weights, applied_by_owners(orthogonalized, ahead), strict=True):
+                    own = local(weight)
+                    own.mul_(1 - group["lr"] * group["weight_decay"])
+                    own.add_(update, alpha=-group["lr"] * scale)
 
     def _momentum(self, weight: nn.Parameter, momentum: float) -> Tensor:
         """Nesterov's look-ahead on the moving average of gradients."""

@@ -6,7 +6,7 @@ batch; over `tensor` heads and feed-forward channels are split. One process alon
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -84,10 +84,16 @@ class Ranks:
             dist.broadcast_object_list([order, told], src=0, group=self.quiet_group)
 
     def follow(self, work: dict[str, Callable[[Any], object]]) -> None:
-        """Does what the first rank leads in, with what it tells, until it tells the end."""
+        """Does what the first rank leads in, with what it tells, until it tells the end.
+
+        Raises ValueError where the first rank is gone.
+        """
         while True:
             heard: list[Any] = [None, None]
-            dist.broadcast_object_list(heard, src=0, group=self.quiet_group)
+            try:
+                dist.broadcast_object_list(heard, src=0, group=self.quiet_group)
+            except RuntimeError:
+                raise ValueError(f"rank {self.rank} ends, for the first one did, which tells why") from None
             order, told = heard
             if order == END:
                 return
@@ -218,6 +224,43 @@ def like(target: Tensor, source: Tensor) -> Tensor:
 def put(target: Tensor, source: Tensor) -> None:
     """Copies a whole tensor, the same on every rank, into one that may be spread."""
     target.copy_(like(target, source))
+
+
+def applied_by_owners(work: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """What `work` makes of matrices of one shape (R, C), stacked (N, R, C): of each the part that is on this rank.
+
+    Where rows are spread over ranks, each takes its share of the matrices whole, works, and gives rows back: every number
+    travels twice, whatever the number of ranks. Where columns or a second axis are spread too, every rank works on all.
+    """
+    first = matrices[0]
+    if not isinstance(first, DTensor):
+        return list(work(torch.stack(list(matrices))))
+    mesh = first.device_mesh
+    if mesh.ndim > 1 or first.placements != (Shard(0),):
+        done = work(torch.stack([whole(matrix) for matrix in matrices]))
+        return [local(like(matrix, part)) for matrix, part in zip(matrices, done, strict=True)]
+    n, rank, (R, C) = mesh.size(), mesh.get_local_rank(), first.shape
+    per_rank = -(-R // n)
+    rows = [max(0, min(per_rank, R - r * per_rank)) for r in range(n)]  # of each rank
+    owned = [range(r, len(matrices), n) for r in range(n)]
+    to_owners = [len(numbers) * rows[rank] * C for numbers in owned]
+    from_ranks = [len(owned[rank]) * n_rows * C for n_rows in rows]
+    parts = [local(matrix).reshape(-1) for matrix in matrices]
+    sent = torch.cat([parts[k] for numbers in owned for k in numbers])
+    received = sent.new_empty(sum(from_ranks))
+    dist.all_to_all_single(received, sent, from_ranks, to_owners, group=mesh.get_group())
+    n_owned = len(owned[rank])
+    if n_owned:
+        parts = [part.view(n_owned, -1, C) for part in torch.split(received, from_ranks)]
+        done = work(torch.cat(parts, dim=1))
+        received = torch.cat([part.reshape(-1) for part in torch.split(done, rows, dim=1)])
+    back = torch.empty_like(sent)
+    dist.all_to_all_single(back, received, to_owners, from_ranks, group=mesh.get_group())
+    made = list(matrices)
+    for numbers, part in zip(owned, torch.split(back, to_owners), strict=True):
+        for k, update in zip(numbers, part.view(len(numbers), rows[rank], C), strict=True):
+            made[k] = update
+    return made
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -396,4 +396,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         entry[1] += n_bytes
 
 
-_COLLECTIVES = {"allgather": "all_gather", "reducescatter": "reduce_scatter", "allreduce": "all_reduce"}
+_COLLECTIVES = {
+    "alltoall": "all_to_all",
+    "allgather": "all_gather",
+    "reducescatter": "reduce_scatter",
+    "allreduce": "all_reduce",
+}
