@@ -110,7 +110,7 @@ def plan(
     """Say what training a recipe takes on many accelerators: memory, traffic, days, cost. None of them is needed."""
     from codekiln.forecast import forecast, lines, table
 
-    found = forecast(_recipe(recipe, None, None, settings), accelerator, gpus, tensor_ranks)
+    found = forecast(_recipe(recipe, None, None, settings), accelerator, gpus, tensor_ranks, settings or [])
     if as_json:
         typer.echo(json.dumps(found))
         return

@@ -1,6 +1,10 @@
 """What training a recipe takes on many accelerators: settings that fit, days, cost, and the command that does it."""
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
+
+import torch
 
 from codekiln.files import Record
 from codekiln.progress import task
@@ -8,14 +12,18 @@ from codekiln.recipe import Chain, Recipe
 from codekiln.train.plan import ACCELERATORS, PlannedStep, planned_steps
 
 
-def forecast(recipe: Recipe | Chain, accelerator_name: str, n_gpus: int, tensor_ranks: int) -> Record:
-    """All figures of a recipe, or of a chain, whose stages share a shape and a batch.
+def forecast(
+    recipe: Recipe | Chain, accelerator_name: str, n_gpus: int, tensor_ranks: int, settings: Sequence[str] = ()
+) -> Record:
+    """All figures of a recipe, or of a chain, whose stages share a shape and a batch; `settings` are those it was made with.
 
-    Raises ValueError for an unknown accelerator and where rows or layers do not divide over the ranks.
+    Raises ValueError for an unknown accelerator and where devices do not fill nodes, or rows or layers do not divide.
     """
     if accelerator_name not in ACCELERATORS:
         raise ValueError(f"no accelerator is called {accelerator_name!r}: known are {', '.join(ACCELERATORS)}")
     accelerator = ACCELERATORS[accelerator_name]
+    if n_gpus > accelerator.node_size and n_gpus % accelerator.node_size:
+        raise ValueError(f"{n_gpus} devices do not fill nodes of {accelerator.node_size}: take a multiple of it")
     stages = recipe.recipes if isinstance(recipe, Chain) else (recipe,)
     train, model = stages[0].train, stages[0].model
     steps: list[PlannedStep] = []
@@ -55,7 +63,10 @@ def forecast(recipe: Recipe | Chain, accelerator_name: str, n_gpus: int, tensor_
             "settings": steps.index(best),
             "price_per_hour": accelerator.price,
             "stages": [_stage(stage, best, n_gpus, accelerator.price) for stage in stages],
-            "command": _command(recipe, best, n_gpus, accelerator.node_size),
+            # Training takes CUDA devices and computes in bfloat16 there.
+            "command": _command(recipe, best, n_gpus, accelerator.node_size, settings)
+            if accelerator.dtype == torch.bfloat16 and "tpu" not in accelerator_name
+            else None,
         }
     return found
 
@@ -72,16 +83,17 @@ def _stage(stage: Recipe, step: PlannedStep, n_gpus: int, price: float) -> Recor
     }
 
 
-def _command(recipe: Recipe | Chain, step: PlannedStep, n_gpus: int, node_size: int) -> str:
+def _command(recipe: Recipe | Chain, step: PlannedStep, n_gpus: int, node_size: int, changes: Sequence[str]) -> str:
     """What starts it on each node."""
     settings = step.settings
     first = recipe.recipes[0] if isinstance(recipe, Chain) else recipe
-    context = first.train.context_length or first.model.context_length
+    context = first.train.row_length(first.model)
     n_nodes, per_node = max(1, n_gpus // node_size), min(n_gpus, node_size)
     nodes = f" --nnodes {n_nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500" if n_nodes > 1 else ""
     start = f"torchrun{nodes} --nproc-per-node {per_node} -m codekiln" if n_gpus > 1 else "codekiln"
     more = f" --tensor-ranks {settings.tensor_ranks}" if settings.tensor_ranks > 1 else ""
     more += " --recompute" if settings.recompute else ""
+    more += "".join(f" --set {shlex.quote(change)}" for change in changes)
     return f"{start} build {recipe.name} --out RUN --device cuda --micro-batch-tokens {settings.micro_rows * context}{more}"
 
 
@@ -90,7 +102,7 @@ def lines(found: Record) -> list[str]:
     best = found["best"]
     if best is None:
         return [
-            "No setting fits: take more GPUs, those with more memory, or let ranks share layers (--tensor-ranks 8)."
+            "No setting fits: take more devices, those with more memory, or let more ranks share layers (--tensor-ranks)."
         ]
     chosen = found["settings"][best["settings"]]
     told = ["A rank sends and receives in a step:"]
@@ -107,6 +119,8 @@ def lines(found: Record) -> list[str]:
                 f"{stage['days'] * 24 * found['gpus']:,.0f} GPU hours, ${stage['dollars']:,.0f} at "
                 f"${best['price_per_hour']:.2f} an hour"
             )
+    if best["command"] is None:
+        return [*told, "There is no command for it: training takes CUDA devices and computes in bfloat16 there."]
     return [*told, "Start it on each node with:", f"  {best['command']}"]
 
 

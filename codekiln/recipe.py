@@ -129,7 +129,7 @@ def build(
             return
         mirrors = mirrors_named(watch, run)
         room = recipe.needed_bytes + recipe.model.n_parameters * (
-            BYTES_PER_PARAMETER + BYTES_PER_CHECKPOINT * recipe.train.n_kept_for_good(recipe.model.context_length)
+            BYTES_PER_PARAMETER + BYTES_PER_CHECKPOINT * recipe.train.n_kept_for_good(recipe.model)
         )
         with _locked(run):
             _refuse_other_recipe(run, wanted)

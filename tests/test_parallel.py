@@ -28,6 +28,7 @@ from codekiln.train.loop import Hardware, TrainPlan, train
 from codekiln.train.objectives import NextToken
 from codekiln.train.optimizer import AdamWPlan, MuonPlan, WarmupCosine
 from codekiln.train.parallel import joined_ranks, whole
+from torch.distributed.tensor import DTensor
 
 source, run = Path(sys.argv[1]), Path(sys.argv[2])
 asked = json.loads(sys.argv[3])
@@ -51,6 +52,7 @@ with joined_ranks("cpu", tensor_size=hardware.tensor_ranks) as ranks:
         plan, configs[asked.get("config", "kiln")], tokens=source / "tokens",
         tokenizer=Tokenizer.load(source / "tokenizer.json"), run=run, hardware=hardware, made_from={}, ranks=ranks,
     )
+    assert ranks.size == 1 or all(isinstance(weight, DTensor) for weight in weights_of(model).values())
     weights = {name: whole(weight) for name, weight in weights_of(model).items()}
     if ranks.is_first:
         write_tensors(run / "weights.safetensors", weights)

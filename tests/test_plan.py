@@ -1,4 +1,4 @@
-"""Planning a step: what the fake world counts against sums by hand, real ranks and PyTorch's own counters."""
+"""Planning a step: what the fake world counts against sums by hand and PyTorch's own counter."""
 
 import json
 import os
@@ -57,9 +57,7 @@ def test_a_rank_gathers_all_weights_and_sends_all_gradients_once_a_micro_batch()
     n_bytes = 4.0 * SMALL.n_parameters
     step = planned(n_ranks=2)
     n_micro = 8 // 2 // 2
-    # Blocks are gathered again for the backward pass; what is around them stays.
-    blocks = 4.0 * sum(p.numel() for p in Transformer(SMALL).blocks.parameters())
-    assert collective(step, "all_gather")[1] == pytest.approx(n_micro * (n_bytes + blocks), rel=0.02)
+    assert collective(step, "all_gather")[1] == pytest.approx(n_micro * 2 * n_bytes, rel=0.01)
     assert collective(step, "reduce_scatter")[1] == pytest.approx(n_micro * n_bytes, rel=0.02)
     alone = planned()
     assert step.memory["moments"] == pytest.approx(alone.memory["moments"] / 2, rel=0.01)
@@ -95,13 +93,14 @@ def test_a_published_width_on_512_ranks() -> None:
     config = replace(codegen("16B"), n_layers=2)
     plan = replace(PLAN, batch_rows=1024, z_loss=1e-4)
     step = planned_step(plan, config, ACCELERATORS["h100"], Settings(512, 2))
-    # Gathered in bfloat16, forward and backward but for the last; summed in float32.
+    # Gathered in bfloat16, forward and backward; summed in float32.
     assert collective(step, "reduce_scatter")[1] == pytest.approx(4 * config.n_parameters, rel=0.01)
-    assert 2 * config.n_parameters < collective(step, "all_gather")[1] <= 4.04 * config.n_parameters
+    assert collective(step, "all_gather")[1] == pytest.approx(2 * 2 * config.n_parameters, rel=0.01)
     assert step.fits(ACCELERATORS["h100"])
     assert 0.2 < step.utilization(ACCELERATORS["h100"]) < 0.6
 
 
+@pytest.mark.slow
 def test_the_largest_micro_batch_that_fits_is_found() -> None:
     one, two = planned(n_ranks=1, micro_rows=1), planned(n_ranks=1, micro_rows=2)
     room = one.peak_bytes + 4 * (two.peak_bytes - one.peak_bytes)  # for five rows, so for four of eight
@@ -109,19 +108,29 @@ def test_the_largest_micro_batch_that_fits_is_found() -> None:
     steps = list(planned_steps(PLAN, SMALL, tight, 1, 1))
     assert [s.settings.micro_rows for s in steps if not s.settings.recompute] == [1, 2, 4]
     assert all(step.fits(tight) for step in steps)
+    odd = replace(PLAN, batch_rows=9)
+    assert [s.settings.micro_rows for s in planned_steps(odd, SMALL, IN_FLOAT32, 1, 1)] == [1, 3, 9] * 2
 
 
 def test_what_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_rows is 8: it does not divide over 3 ranks"):
-        planned(n_ranks=3)
+    for n_ranks in (3, 16):
+        with pytest.raises(ValueError, match=f"batch_rows is 8: it does not divide over {n_ranks} ranks"):
+            list(planned_steps(PLAN, SMALL, A100, n_ranks, 1))
+    for n_ranks in (4, 12):
+        with pytest.raises(ValueError, match=f"{n_ranks} ranks do not divide into groups of 8"):
+            planned(n_ranks=n_ranks, tensor_ranks=8)
+    with pytest.raises(ValueError, match="context_length is 128: the model reads 64"):
+        planned_step(replace(PLAN, context_length=128), SMALL, A100, Settings(1, 1))
 
 
 def test_the_command_tells_days_and_how_to_start() -> None:
     command = [sys.executable, "-m", "codekiln", "plan", "demo", "--gpus", "16", "--accelerator"]
-    done = subprocess.run([*command, "h100", "--json"], capture_output=True, text=True, check=True)
+    changed = ["--set", "model.n_layers=1", "--json"]
+    done = subprocess.run([*command, "h100", *changed], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["best"]["stages"][0]["days"] > 0
     assert "torchrun --nnodes 2" in found["best"]["command"]
+    assert found["best"]["command"].endswith("--set model.n_layers=1")
     assert {entry["what"] for entry in found["settings"][0]["collectives"]} >= {"all_gather", "reduce_scatter"}
     wide = os.environ | {"COLUMNS": "200"}
     wrong = subprocess.run([*command, "h200"], check=False, capture_output=True, text=True, env=wide)

@@ -50,10 +50,14 @@ def reranked(
 
 
 def most_probable(completer: Completer, problem: Problem, texts: Sequence[str], suffix_characters: int) -> str:
-    """The text with which the prompt goes on most probably, the suffix's beginning behind it; of equals the first."""
+    """The text with which the prompt goes on most probably, the suffix's beginning behind it; of equals the first.
+
+    What is more than half of the context is not scored. Where nothing follows, the end of the text is.
+    """
+    tokenizer, most = completer.tokenizer, completer.context_length // 2
     tail = problem.suffix[:suffix_characters]
-    tokenizer = completer.tokenizer
-    continuations = [tokenizer.encode(text + tail) for text in texts]
+    end = [] if tail else [tokenizer.end_of_text]
+    continuations = [[*tokenizer.encode(text + tail), *end][:most] for text in texts]
     prompt = completer.prompt_ids(Request(problem.prompt), max(map(len, continuations)))
     bits = continuation_bits(completer, [(prompt, continuation) for continuation in continuations])
     return texts[bits.index(min(bits))]

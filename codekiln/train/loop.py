@@ -28,7 +28,7 @@ from codekiln.train.lora import LoraPlan, adapt
 from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_peak, read_metrics
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.optimizer import MuonPlan, OptimizerPlan, Optimizers
-from codekiln.train.parallel import ALONE, Ranks, local, put, scale_gradients, shard, squared_gradient_norm
+from codekiln.train.parallel import ALONE, Ranks, local, put, put_away, scale_gradients, shard, squared_gradient_norm
 from codekiln.train.prepare import open_shards
 
 SMOOTHED_STEPS = 20
@@ -66,7 +66,7 @@ class TrainPlan:
         for name in ("batch_rows", "valid_every", "valid_rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.keep_every % self.checkpoint_every:
+        if self.keep_every < 0 or self.keep_every % self.checkpoint_every:
             raise ValueError(
                 f"train.keep_every is {self.keep_every}: it must be a multiple of checkpoint_every, {self.checkpoint_every}"
             )
@@ -82,10 +82,17 @@ class TrainPlan:
                 "documents that run on can be learned left to right only"
             )
 
-    def n_kept_for_good(self, context_length: int) -> int:
-        """Checkpoints that stay beside the last two, of a model that reads `context_length` tokens."""
-        step_tokens = self.batch_rows * (self.context_length or context_length)
-        return self.total_tokens // step_tokens // self.keep_every if self.keep_every else 0
+    def row_length(self, config: ModelConfig) -> int:
+        """Tokens of a row. Raises ValueError where the model reads fewer."""
+        wanted = config.context_length if self.context_length is None else self.context_length
+        if wanted > config.context_length:
+            raise ValueError(f"train.context_length is {wanted}: the model reads {config.context_length}")
+        return wanted
+
+    def n_kept_for_good(self, config: ModelConfig) -> int:
+        """Checkpoints that stay beside the last two; of a plan by epochs none is foreseen."""
+        n_steps = self.total_tokens // (self.batch_rows * self.row_length(config))
+        return n_steps // self.keep_every if self.keep_every else 0
 
 
 @dataclass(frozen=True)
@@ -137,9 +144,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story
         raise ValueError(f"train.batch_rows is {plan.batch_rows}: it does not divide over {ranks.data_size} ranks")
     if plan.lora is not None and ranks.size > 1:
         raise ValueError("LoRA learns in one process: start it without torchrun")
-    context = config.context_length if plan.context_length is None else plan.context_length
-    if context > config.context_length:
-        raise ValueError(f"train.context_length is {context}: the model reads {config.context_length}")
+    context = plan.row_length(config)
     loader = Loader(
         open_shards(tokens, "train"),
         tokenizer,
@@ -220,6 +225,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story
                 # Other work on this machine hides the peak now and then; it is the best seen.
                 peak = max(peak, matmul_peak(ranks.device, ranks.dtype, seconds=0.1))
                 row["valid_bits_per_byte"] = _valid_bits_per_byte(loss_sums, valid, ranks)
+                put_away(model)
             if log is not None and progress is not None:
                 log.write(row)
                 seen_loss += [loss] * ("skipped" not in row)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -155,13 +155,19 @@ def shard(model: Transformer, ranks: Ranks) -> None:
         for block in model.blocks:
             parallelize_module(block, mesh["tensor"], plan)
     policy = MixedPrecisionPolicy(ranks.dtype, torch.float32)
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh["data"], mp_policy=policy)
-    # What is before and behind the blocks, which may be one weight, is held from its first use to its last.
     ends: list[nn.Module] = [model.embedding, model.head]
-    for held in [ends] if config.tied_head else [ends[:1], ends[1:]]:
-        fully_shard(held, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=False)
-    fully_shard(model, mesh=mesh["data"], mp_policy=policy)
+    together = [ends] if config.tied_head else [ends[:1], ends[1:]]
+    # Put away after each pass, the outermost too: a checkpoint takes the weights between passes, spread and in float32.
+    groups: list[list[nn.Module]] = [*([block] for block in model.blocks), *together, [model]]
+    for group in groups:
+        fully_shard(group, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=True)
+
+
+def put_away(model: nn.Module) -> None:
+    """Spreads what a forward pass left whole that no backward pass followed: a tied head."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _tensor_plan(config: ModelConfig) -> dict[str, ParallelStyle]:

@@ -127,6 +127,19 @@ class PlannedStep:
         return self.model_flops / self.seconds / accelerator.peak
 
 
+def _rows_of_a_rank(plan: TrainPlan, n_ranks: int, tensor_ranks: int) -> int:
+    """Rows of a step that a rank, or those that share a layer with it, reads."""
+    if n_ranks % tensor_ranks:
+        raise ValueError(f"{n_ranks} ranks do not divide into groups of {tensor_ranks} that share a layer")
+    rows, left = divmod(plan.batch_rows, n_ranks // tensor_ranks)
+    if left or not rows:
+        raise ValueError(
+            f"train.batch_rows is {plan.batch_rows}: it does not divide over {n_ranks // tensor_ranks} ranks that read rows; "
+            "take a number of GPUs that divides it, or let ranks share layers"
+        )
+    return rows
+
+
 def _usable(accelerator: Accelerator) -> float:
     """Bytes that tensors can take."""
     return (accelerator.memory - RESERVED_BYTES) / (1 + FRAGMENTED_SHARE)
@@ -134,13 +147,8 @@ def _usable(accelerator: Accelerator) -> float:
 
 def planned_step(plan: TrainPlan, config: ModelConfig, accelerator: Accelerator, settings: Settings) -> PlannedStep:
     """Runs a step as the first of `n_ranks` ranks would. Raises ValueError where rows or layers do not divide over them."""
-    rows, left = divmod(plan.batch_rows, settings.n_ranks // settings.tensor_ranks)
-    if settings.n_ranks % settings.tensor_ranks or left or not rows:
-        raise ValueError(
-            f"train.batch_rows is {plan.batch_rows}: it does not divide over {settings.n_ranks} ranks of which "
-            f"{settings.tensor_ranks} share a layer"
-        )
-    context = config.context_length if plan.context_length is None else plan.context_length
+    rows = _rows_of_a_rank(plan, settings.n_ranks, settings.tensor_ranks)
+    context = plan.row_length(config)
     micro_rows = min(settings.micro_rows, rows)
     n_micro = -(-rows // micro_rows)
     with _fake_world(settings, accelerator.dtype) as ranks:
@@ -172,12 +180,14 @@ def planned_step(plan: TrainPlan, config: ModelConfig, accelerator: Accelerator,
 def planned_steps(
     plan: TrainPlan, config: ModelConfig, accelerator: Accelerator, n_ranks: int, tensor_ranks: int
 ) -> Iterator[PlannedStep]:
-    """Steps with and without activations computed anew, with micro-batches of one row, of two, and of as many as fit.
+    """Steps with and without activations computed anew, with micro-batches of the two smallest sizes that divide a rank's
+    rows, and of the largest that fits.
 
-    Memory grows by the same with every row; how many rows fit is told from the first two and run to be sure.
+    Memory grows by the same with every row, or more; how many fit is told from the first two and run to be sure. Raises
+    ValueError where rows or layers do not divide over the ranks.
     """
-    rows = plan.batch_rows * tensor_ranks // n_ranks
-    sizes = [size for size in (2**k for k in range(rows.bit_length())) if rows % size == 0]
+    rows = _rows_of_a_rank(plan, n_ranks, tensor_ranks)
+    sizes = [size for size in range(1, rows + 1) if rows % size == 0]
     for recompute in (False, True):
 
         def run(size: int, recompute: bool = recompute) -> PlannedStep:
@@ -190,11 +200,13 @@ def planned_steps(
         if len(seen) < 2:
             continue
         first, second = (step.peak_bytes for step in seen)
-        room = _usable(accelerator) - first
+        a_row = (second - first) / (sizes[1] - 1)
         for size in reversed(sizes[2:]):
-            if (size - 1) * (second - first) <= room:
-                yield run(size)
-                break
+            if first + (size - 1) * a_row <= _usable(accelerator):
+                step = run(size)
+                yield step
+                if step.fits(accelerator):
+                    break
 
 
 @contextmanager
@@ -314,8 +326,9 @@ def _collective_seconds(
     reach = settings.tensor_ranks if axis == TENSOR else settings.n_ranks
     bandwidth = accelerator.link_bandwidth
     if reach > accelerator.node_size:
-        # As many groups share a node's network as it has ranks of one layer.
-        sharing = 1 if axis == TENSOR else settings.tensor_ranks
+        # As many groups share a node's network as it has ranks of one layer; where each rank sends what is its own, all do.
+        sharing = 1 if axis == TENSOR else min(settings.tensor_ranks, accelerator.node_size)
+        sharing = accelerator.node_size if what == "all_to_all" else sharing
         bandwidth = min(bandwidth, accelerator.node_network / sharing)
     passes = 2 if what == "all_reduce" else 1
     return passes * (n_bytes * (n - 1) / n / (bandwidth * TRAFFIC_SHARE) + count * (n - 1) * HOP_SECONDS)
