@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from codekiln.model.families import InCoderConfig, KilnConfig, ModelConfig, kiln
-from codekiln.model.transformer import Transformer, initialize
+from codekiln.model.transformer import initialize
 from codekiln.train.loop import TrainPlan, backward
 from codekiln.train.objectives import NextToken
 from codekiln.train.optimizer import AdamWPlan, Optimizers
-from codekiln.train.parallel import joined_ranks, put, scale_gradients, shard, squared_gradient_norm
+from codekiln.train.parallel import joined_ranks, put, scale_gradients, spread, squared_gradient_norm
 from codekiln.train.plan import ACCELERATORS, Accelerator, Settings, planned_step
 
 SMALL = kiln("25M", vocab_size=8192, context_length=512)
@@ -85,10 +85,7 @@ def work(*, recompute: bool) -> None:
     with joined_ranks("cpu") as ranks:
         gc.collect()
         before = _status("VmRSS")
-        with torch.device("meta"):
-            model = Transformer(SMALL)
-        model.recomputes = recompute
-        shard(model, ranks)
+        model = spread(SMALL, ranks, recompute=recompute)
         model.to_empty(device="cpu")
         model.tie()
         initialize(model, torch.Generator().manual_seed(0), put)

@@ -10,7 +10,6 @@ right, in windows of 256 tokens.
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import math
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,13 +81,13 @@ def held_out_bits(logits_of: Callable[[Tensor], Tensor], tokenizer: Tokenizer, t
 def peer(name: str, config: ModelConfig, vocab_size: int, nanogpt: Path) -> tuple[nn.Module, Callable[..., Any]]:
     """A peer's model, and what computes (logits, loss) of ids and targets."""
     if name == "nanoGPT":
-        spec = importlib.util.spec_from_file_location("nanogpt", nanogpt)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["nanogpt"] = module
-        spec.loader.exec_module(module)
-        model = module.GPT(
-            module.GPTConfig(CONTEXT, vocab_size, config.n_layers, config.n_heads, config.d_model, 0.0, bias=False)
+        model = peers.nanogpt(
+            nanogpt,
+            context=CONTEXT,
+            vocab_size=vocab_size,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            d_model=config.d_model,
         )
         return model, torch.compile(model)
     import transformers  # noqa: PLC0415 - in its own process alone
@@ -225,8 +225,8 @@ def main() -> None:
 
         print("| | tokenizer | parameters | rate | seconds | tokens | bits a byte |\n|---|---|---|---|---|---|---|")
         ours = result("ours", "ours", arguments.seconds / 3, 0)
-        peers = [peer for k, peer in enumerate(PEERS) if arguments.only is None or k in arguments.only]
-        best = min(result(name, tokenizer, arguments.seconds, rate) for name, tokenizer in peers for rate in RATES)
+        wanted = [peer for k, peer in enumerate(PEERS) if arguments.only is None or k in arguments.only]
+        best = min(result(name, tokenizer, arguments.seconds, rate) for name, tokenizer in wanted for rate in RATES)
         print(f"\nours in a third of the time: {ours:.3f}, the best of the others: {best:.3f}")
 
 

@@ -8,7 +8,6 @@ the library's trainer and nanoGPT's script do by default; ours go by micro-batch
 """
 
 import argparse
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peers
 import torch
 
 from codekiln.model.families import CodeGenConfig, KilnConfig, ModelConfig
@@ -73,12 +73,7 @@ def theirs(*, is_compiled: bool) -> Callable[[], None]:
 
 
 def nanogpt(path: str) -> Callable[[], None]:
-    spec = importlib.util.spec_from_file_location("nanogpt", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt"] = module
-    spec.loader.exec_module(module)
-    plain = module.GPT(module.GPTConfig(CONTEXT, VOCAB, 6, 8, 384, 0.0, bias=False))
+    plain = peers.nanogpt(Path(path), context=CONTEXT, vocab_size=VOCAB, n_layers=6, n_heads=8, d_model=384)
     model: Callable[..., Any] = torch.compile(plain)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(0, VOCAB, (ROWS, CONTEXT + 1))

@@ -4,8 +4,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import torch
-
 from codekiln.files import Record
 from codekiln.progress import task
 from codekiln.recipe import Chain, Recipe
@@ -63,9 +61,8 @@ def forecast(
             "settings": steps.index(best),
             "price_per_hour": accelerator.price,
             "stages": [_stage(stage, best, n_gpus, accelerator.price) for stage in stages],
-            # Training takes CUDA devices and computes in bfloat16 there.
-            "command": _command(recipe, best, n_gpus, accelerator.node_size, settings)
-            if accelerator.dtype == torch.bfloat16 and "tpu" not in accelerator_name
+            "command": _command(recipe.name, train.row_length(model), best, accelerator.node_size, settings)
+            if accelerator.is_supported
             else None,
         }
     return found
@@ -83,18 +80,17 @@ def _stage(stage: Recipe, step: PlannedStep, n_gpus: int, price: float) -> Recor
     }
 
 
-def _command(recipe: Recipe | Chain, step: PlannedStep, n_gpus: int, node_size: int, changes: Sequence[str]) -> str:
+def _command(name: str, row_length: int, step: PlannedStep, node_size: int, changes: Sequence[str]) -> str:
     """What starts it on each node."""
     settings = step.settings
-    first = recipe.recipes[0] if isinstance(recipe, Chain) else recipe
-    context = first.train.row_length(first.model)
+    n_gpus, micro_tokens = settings.n_ranks, settings.micro_rows * row_length
     n_nodes, per_node = max(1, n_gpus // node_size), min(n_gpus, node_size)
     nodes = f" --nnodes {n_nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500" if n_nodes > 1 else ""
     start = f"torchrun{nodes} --nproc-per-node {per_node} -m codekiln" if n_gpus > 1 else "codekiln"
     more = f" --tensor-ranks {settings.tensor_ranks}" if settings.tensor_ranks > 1 else ""
     more += " --recompute" if settings.recompute else ""
     more += "".join(f" --set {shlex.quote(change)}" for change in changes)
-    return f"{start} build {recipe.name} --out RUN --device cuda --micro-batch-tokens {settings.micro_rows * context}{more}"
+    return f"{start} build {name} --out RUN --device cuda --micro-batch-tokens {micro_tokens}{more}"
 
 
 def lines(found: Record) -> list[str]:

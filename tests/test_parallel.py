@@ -59,24 +59,24 @@ with joined_ranks("cpu", tensor_size=hardware.tensor_ranks) as ranks:
 """
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+def torchrun(n: int, *arguments: str, seconds: int = 120) -> subprocess.CompletedProcess[str]:
+    """A program, or a module behind -m, on n ranks, to its end."""
+    command = [sys.executable, *TORCHRUN, str(n), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+
+
 def started(n: int, source: Path, run: Path, *, restarts: int = 0, **asked: Any) -> subprocess.Popen[str]:
     """The program on n ranks that torchrun starts; on one, in a process alone."""
     run.mkdir(parents=True, exist_ok=True)
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(n),
-        "--max-restarts",
-        str(restarts),
-    ]
-    torchrun = torchrun if n > 1 else []
+    start = [*TORCHRUN, str(n), "--max-restarts", str(restarts)] if n > 1 else []
     program = run / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, *torchrun, str(program), str(source), str(run), json.dumps(asked)],
+        [sys.executable, *start, str(program), str(source), str(run), json.dumps(asked)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -202,8 +202,7 @@ def test_a_process_joins_one_world_after_the_other(tmp_path: Path) -> None:
         "        assert ranks.summed([1.0 + ranks.rank]) == [3.0]\n",
         encoding="utf-8",
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    told = subprocess.run(torchrun, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    told = torchrun(2, str(program))
     assert told.returncode == 0, told.stderr[-3000:]
 
 
@@ -228,8 +227,7 @@ def test_matrices_are_worked_on_whole_by_one_rank_each(tmp_path: Path) -> None:
         "            torch.testing.assert_close(part, right.to_local(), rtol=1e-5, atol=1e-6)\n",
         encoding="utf-8",
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(program)]
-    told = subprocess.run(torchrun, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    told = torchrun(3, str(program))
     assert told.returncode == 0, told.stderr[-3000:]
 
 
@@ -244,12 +242,10 @@ def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     outcomes = []
     for n in (1, 2):
         run = tmp_path / f"run{n}"
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-        command = [
-            sys.executable, *torchrun, "-m", "codekiln", "build", "demo", "--out", str(run), "--code", str(code),
-            "--license", "MIT", "--no-compile", *(part for setting in settings for part in ("--set", setting)),
-        ]  # fmt: skip
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+        told = torchrun(
+            n, "-m", "codekiln", "build", "demo", "--out", str(run), "--code", str(code), "--license", "MIT", "--no-compile",
+            *(part for setting in settings for part in ("--set", setting)), seconds=280,
+        )  # fmt: skip
         assert told.returncode == 0, told.stderr[-3000:]
         assert (run / "CARD.md").is_file() and (run / "stages" / "functions.json").is_file()
         rows = read_metrics(run / "metrics.jsonl")
@@ -262,9 +258,8 @@ def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
 
 def test_what_stops_the_first_rank_is_told_once_and_in_words(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "codekiln", "build", "demo", "--out", str(tmp_path / "run"), "--code", str(tmp_path / "empty")]
-    told = subprocess.run([*torchrun, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    told = torchrun(2, *command)
     assert told.returncode != 0
     assert told.stderr.count(f"{tmp_path / 'empty'} holds no") == 1
     assert "RuntimeError" not in told.stderr and "Connection closed" not in told.stderr

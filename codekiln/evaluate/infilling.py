@@ -106,10 +106,15 @@ def fill(
         [Request(p.prompt, p.suffix if with_suffix else None) for p in problems],
         max_new_tokens=plan.max_new_tokens,
         sampling=GREEDY,
-        stop=["\n"] if all(p.kind == SINGLE_LINE for p in problems) else (),
+        stop=stops(problems),
     )
     texts = (taken_over(answer, p, with_suffix=with_suffix) for answer, p in zip(answers, problems, strict=True))
     return list(zip(texts, hole_bits(completer, problems, with_suffix=with_suffix), strict=True))
+
+
+def stops(problems: Sequence[Problem]) -> Sequence[str]:
+    """What ends the answers to problems that are asked together before the model ends them."""
+    return ["\n"] if all(problem.kind == SINGLE_LINE for problem in problems) else ()
 
 
 def hole_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix: bool) -> list[float]:

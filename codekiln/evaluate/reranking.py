@@ -6,7 +6,7 @@ It is what a left-to-right model can do with a suffix (InCoder, section 4.1): th
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codekiln.evaluate.infilling import SINGLE_LINE, InfillingPlan, Problem, continuation_bits, taken_over
+from codekiln.evaluate.infilling import InfillingPlan, Problem, continuation_bits, stops, taken_over
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import Sampling
 from codekiln.progress import task
@@ -39,7 +39,7 @@ def reranked(
                 [Request(problem.prompt) for problem in batch for _ in range(plan.n_samples)],
                 max_new_tokens=infilling.max_new_tokens,
                 sampling=Sampling(plan.temperature, seed=infilling.seed + start),
-                stop=["\n"] if all(problem.kind == SINGLE_LINE for problem in batch) else (),
+                stop=stops(batch),
             )
             for k, problem in enumerate(batch):
                 drawn = answers[k * plan.n_samples : (k + 1) * plan.n_samples]

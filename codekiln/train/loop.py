@@ -28,7 +28,7 @@ from codekiln.train.lora import LoraPlan, adapt
 from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_peak, read_metrics
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.optimizer import MuonPlan, OptimizerPlan, Optimizers
-from codekiln.train.parallel import ALONE, Ranks, local, put, put_away, scale_gradients, shard, squared_gradient_norm
+from codekiln.train.parallel import ALONE, Ranks, local, put, put_away, scale_gradients, spread, squared_gradient_norm
 from codekiln.train.prepare import open_shards
 
 SMOOTHED_STEPS = 20
@@ -263,10 +263,7 @@ def has_cxx_compiler() -> bool:
 
 def _model(config: ModelConfig, ranks: Ranks, hardware: Hardware, plan: TrainPlan, start: Path | None) -> Transformer:
     """A model spread over the ranks, with the weights of a directory or those that one process would draw."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.recomputes = hardware.recompute
-    shard(model, ranks)
+    model = spread(config, ranks, recompute=hardware.recompute)
     model.to_empty(device=ranks.device)
     model.tie()
     if start is None:
@@ -307,11 +304,7 @@ def _loss_sums(model: Transformer, ranks: Ranks, run: Path, hardware: Hardware) 
 
     Compiled code is kept in the run. Where no C++ compiler is found it is as it is.
     """
-
-    def loss_sums(*tensors: Tensor, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
-        with computed_in(ranks):
-            return model.loss_sums(*tensors, has_penalty=has_penalty)
-
+    loss_sums = plain_loss_sums(model, ranks)
     wanted = hardware.compile if hardware.compile is not None else has_cxx_compiler()
     if not wanted:
         return loss_sums
@@ -324,9 +317,15 @@ def _loss_sums(model: Transformer, ranks: Ranks, run: Path, hardware: Hardware) 
     return loss_sums
 
 
-def computed_in(ranks: Ranks) -> torch.autocast:
-    """Products in the ranks' precision; of a model that is spread, its shards see to that."""
-    return torch.autocast(ranks.device.type, ranks.dtype, enabled=ranks.dtype != torch.float32 and ranks.mesh is None)
+def plain_loss_sums(model: Transformer, ranks: Ranks) -> LossSums:
+    """`Transformer.loss_sums` with products in the ranks' precision; of a model that is spread, its shards see to that."""
+    is_cast = ranks.dtype != torch.float32 and ranks.mesh is None
+
+    def loss_sums(*tensors: Tensor, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
+        with torch.autocast(ranks.device.type, ranks.dtype, enabled=is_cast):
+            return model.loss_sums(*tensors, has_penalty=has_penalty)
+
+    return loss_sums
 
 
 def _n_peaks(ranks: Ranks) -> int:

@@ -163,6 +163,15 @@ def shard(model: Transformer, ranks: Ranks) -> None:
         fully_shard(group, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=True)
 
 
+def spread(config: ModelConfig, ranks: Ranks, *, recompute: bool) -> Transformer:
+    """A model over the ranks, on the meta device: `to_empty` and `tie` make it one with weights to fill."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.recomputes = recompute
+    shard(model, ranks)
+    return model
+
+
 def put_away(model: nn.Module) -> None:
     """Spreads what a forward pass left whole that no backward pass followed: a tied head."""
     for module in model.modules():

@@ -26,10 +26,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from codekiln.model.families import ModelConfig
-from codekiln.model.transformer import Transformer
-from codekiln.train.loop import TrainPlan, backward, computed_in
+from codekiln.train.loop import TrainPlan, backward, plain_loss_sums
 from codekiln.train.optimizer import Optimizers
-from codekiln.train.parallel import CPU, Ranks, scale_gradients, shard, squared_gradient_norm
+from codekiln.train.parallel import CPU, Ranks, scale_gradients, spread, squared_gradient_norm
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Accelerator:
 
     `product_share` is what matrix products reach of the peak over a long time, set by the published runs that
     benchmarks/plan_errors.py names. `node_network` is what a node of `node_size` devices sends to others; `price` is dollars
-    an hour, assumed.
+    an hour, assumed. Training runs as it is planned where `is_supported`: on CUDA devices that have bfloat16.
     """
 
     peak: float
@@ -50,15 +49,16 @@ class Accelerator:
     link_bandwidth: float
     node_network: float
     price: float
+    is_supported: bool = True
 
 
 ACCELERATORS = {
     "h100": Accelerator(989e12, 0.53, torch.bfloat16, 80e9, 3.35e12, 8, 450e9, 400e9, 3.0),
     "a100": Accelerator(312e12, 0.7, torch.bfloat16, 80e9, 2.04e12, 8, 300e9, 200e9, 1.8),
     # It has no bfloat16, and training here knows no other short format.
-    "v100": Accelerator(15.7e12, 0.8, torch.float32, 32e9, 0.9e12, 8, 150e9, 50e9, 0.9),
+    "v100": Accelerator(15.7e12, 0.8, torch.float32, 32e9, 0.9e12, 8, 150e9, 50e9, 0.9, is_supported=False),
     # Links of a torus instead of nodes.
-    "tpu-v4-like": Accelerator(275e12, 0.7, torch.bfloat16, 32e9, 1.2e12, 4096, 270e9, 270e9, 3.2),
+    "tpu-v4-like": Accelerator(275e12, 0.7, torch.bfloat16, 32e9, 1.2e12, 4096, 270e9, 270e9, 3.2, is_supported=False),
 }
 
 TRAFFIC_SHARE = 0.8  # of a bandwidth, that traffic reaches
@@ -68,7 +68,7 @@ RESERVED_BYTES = 4e9  # of a device: its context, buffers of collectives
 FRAGMENTED_SHARE = 0.06  # of what is held, that lies unused between
 
 DATA, TENSOR = "data", "tensor"
-PHASES = FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
+FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 KINDS = ("weights", "gradients", "moments", "activations")
 
 
@@ -235,10 +235,7 @@ def _record(
     settings: Settings,
 ) -> dict[str, float]:
     """Runs a step to have moments, then one that is recorded; its peak of memory by kind."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.recomputes = settings.recompute
-    shard(model, ranks)
+    model = spread(config, ranks, recompute=settings.recompute)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=CPU)
         model.tie()
@@ -246,14 +243,14 @@ def _record(
         ids = torch.zeros(shape, dtype=torch.long)
         micro = (ids, ids, torch.ones(shape), ids)
 
+        plain = plain_loss_sums(model, ranks)
         tracker: MemTracker | None = None
 
         def loss_sums(*tensors: Tensor, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
             if tracker is not None:
                 tracker.reset_mod_stats()  # it takes a module's second forward pass for a fault
             recorder.begin(FORWARD)
-            with computed_in(ranks):
-                return model.loss_sums(*tensors, has_penalty=has_penalty)
+            return plain(*tensors, has_penalty=has_penalty)
 
         def step(n_micro: int) -> None:
             backward(model, loss_sums, [micro] * n_micro, plan.z_loss, 1.0)

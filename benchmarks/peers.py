@@ -1,0 +1,18 @@
+"""Others' models that no package ships, for the benchmarks beside this file."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from torch import nn
+
+
+def nanogpt(path: Path, *, context: int, vocab_size: int, n_layers: int, n_heads: int, d_model: int) -> nn.Module:
+    """nanoGPT's model without dropout and biases, from the file `model.py` of its repository."""
+    spec = importlib.util.spec_from_file_location("nanogpt", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt"] = module
+    spec.loader.exec_module(module)
+    model: nn.Module = module.GPT(module.GPTConfig(context, vocab_size, n_layers, n_heads, d_model, 0.0, bias=False))
+    return model
