@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from codekiln.model.cache import LayerCache
 from codekiln.model.families import ModelConfig
+from codekiln.model.packed import attend_within
 
 INIT_STD = 0.02
 FIRST_SINUSOID = 2  # fairseq's first position follows its padding row (InCoder's code)
@@ -56,9 +57,15 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: LayerCache | None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        documents: Tensor | None,
+        cache: LayerCache | None,
     ) -> Tensor:
-        """x (B, T, D) to (B, T, D). `mask` (B, 1, T, S) is true where a query may look; None means plainly causal."""
+        """x (B, T, D) to (B, T, D). `mask` (B, 1, T, S) is true where a query may look; without one attention is causal,
+        within `documents` (B, T) if there are any."""
         B, T, _ = x.shape
         config = self.config
         # Heads are counted from the projections, which hold a part of them where ranks share a layer.
@@ -70,8 +77,11 @@ class Attention(nn.Module):
             q, k = turn(q, *rotary), turn(k, *rotary)
         if cache is not None:
             k, v = cache.append(k, v)
-        grouped = config.n_heads != config.n_kv_heads
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        if documents is not None:
+            y = attend_within(q, k, v, documents)
+        else:
+            grouped = config.n_heads != config.n_kv_heads
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, -1))
         return out
 
@@ -104,10 +114,15 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: LayerCache | None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        documents: Tensor | None,
+        cache: LayerCache | None,
     ) -> Tensor:
         y = self.attention_norm(x)
-        attended = x + self.attention(y, rotary, mask, cache)
+        attended = x + self.attention(y, rotary, mask, documents, cache)
         out: Tensor = attended + self.mlp(y if self.mlp_norm is None else self.mlp_norm(attended))
         return out
 
@@ -152,10 +167,10 @@ class Transformer(nn.Module):
             positions = lengths[:, None] + torch.arange(T, device=ids.device)
             mask = torch.arange(cache[0].capacity, device=ids.device) <= positions[:, None, :, None]
         elif documents is not None:
-            causal = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
-            mask = causal & (documents[:, None, :, None] == documents[:, None, None, :])
             if positions is None and config.positions == "sinusoids":
                 positions = positions_within(documents)
+            if ids.device.type != "cpu":
+                mask, documents = _mask_within(documents), None
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand(B, T)
         x = self.embedding(ids) * config.embedding_scale
@@ -166,9 +181,9 @@ class Transformer(nn.Module):
             rotary = rotary_angles(positions, config.n_rotary, config.rope_base)
         for layer, block in enumerate(self.blocks):
             if self.recomputes and self.training:
-                x = checkpoint(block, x, rotary, mask, None, use_reentrant=False)
+                x = checkpoint(block, x, rotary, mask, documents, None, use_reentrant=False)
             else:
-                x = block(x, rotary, mask, cache[layer] if cache is not None else None)
+                x = block(x, rotary, mask, documents, cache[layer] if cache is not None else None)
         hidden: Tensor = self.norm(x)
         return hidden
 
@@ -206,6 +221,13 @@ def initialize(
                 put(weight, drawn.normal_(0.0, std, generator=generator))
 
 
+def _mask_within(documents: Tensor) -> Tensor:
+    """Documents (B, T) to (B, 1, T, T), true where a query looks at its own document up to itself."""
+    T = documents.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
+    return causal & (documents[:, None, :, None] == documents[:, None, None, :])
+
+
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """Sines of all frequencies, then cosines, for positions (B, T): (B, T, width) in float32 (fairseq's layout)."""
     half = width // 2
@@ -222,11 +244,22 @@ def positions_within(documents: Tensor) -> Tensor:
     return places - torch.where(is_first, places, 0).cummax(1).values
 
 
+@torch.library.custom_op("codekiln::rotary_angles", mutates_args=())
 def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for positions (B, T), each (B, 1, T, width / 2) in float32 (RoFormer, section 3.2)."""
+    """Cosine and sine for positions (B, T), each (B, 1, T, width / 2) in float32 (RoFormer, section 3.2).
+
+    An operator of its own, so that compiled code computes them once and not anew in every layer.
+    """
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
     angles = positions[:, None, :, None].float() * frequencies
     return angles.cos(), angles.sin()
+
+
+@rotary_angles.register_fake
+def _(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
+    B, T = positions.shape
+    cosine = positions.new_empty(B, 1, T, width // 2, dtype=torch.float32)
+    return cosine, torch.empty_like(cosine)
 
 
 def rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ batch; over `tensor` heads and feed-forward channels are split. One process alon
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from codekiln.model.transformer import Transformer
 PATIENCE = timedelta(minutes=10)
 # How long ranks wait while the first one builds a corpus or measures.
 LONG_PATIENCE = timedelta(days=7)
+LETTING_GO = 0.2  # seconds
 
 
 CPU = torch.device("cpu")
@@ -136,6 +138,8 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), size, here, dtype, mesh, quiet)
     finally:
         dist.destroy_process_group()
+        # Gloo's threads outlive it, and need the interpreter to let go of what they sent last: at its end they would abort.
+        time.sleep(LETTING_GO)
 
 
 def shard(model: Transformer, ranks: Ranks) -> None:
@@ -186,7 +190,7 @@ def _tensor_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
         name: PrepareModuleInput(
             input_layouts=(Replicate(), *others), desired_input_layouts=(Replicate(), *others), use_local_output=False
         )
-        for name, others in (("attention", (None, None, None)), ("mlp", ()))
+        for name, others in (("attention", (None, None, None, None)), ("mlp", ()))
     }
     plan |= {name: ColwiseParallel() for name in ("attention.q", "attention.k", "attention.v", "mlp.up")}
     plan |= {name: RowwiseParallel() for name in ("attention.out", "mlp.down")}

@@ -6,7 +6,7 @@ runs and published ones is measured by benchmarks/plan_errors.py.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from codekiln.model.families import ModelConfig
 from codekiln.train.loop import TrainPlan, backward, plain_loss_sums
@@ -331,10 +331,6 @@ def _collective_seconds(
     return passes * (n_bytes * (n - 1) / n / (bandwidth * TRAFFIC_SHARE) + count * (n - 1) * HOP_SECONDS)
 
 
-_ATTENTION: dict[str, Callable[..., int]] = {
-    "_scaled_dot_product_flash_attention_for_cpu": sdpa_flop_count,
-    "_scaled_dot_product_flash_attention_for_cpu_backward": sdpa_backward_flop_count,
-}
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
 
 
@@ -378,13 +374,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         moved = [leaf for leaf in tree_leaves((args, kwargs, found)) if isinstance(leaf, Tensor)]
         if space in ("c10d", "_c10d_functional"):
             self._count_collective(name, max((t.nbytes for t in moved), default=0), args)
-        if space != "aten" or func.is_view or name in _FREE:
+        if space not in ("aten", "codekiln") or func.is_view or name in _FREE:
             return
         phase, n_bytes = self._phase(), sum(t.nbytes for t in moved)
-        if name in _ATTENTION:
-            shapes = [leaf.shape for leaf in args if isinstance(leaf, Tensor)]
-            flops = float(_ATTENTION[name](*shapes[: 4 if name.endswith("backward") else 3]))
-        elif func._overloadpacket in flop_registry:
+        if func._overloadpacket in flop_registry:
             flops = float(flop_registry[func._overloadpacket](*args, **kwargs, out_val=found))
         else:
             phase.other_bytes += n_bytes
