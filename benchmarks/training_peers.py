@@ -24,7 +24,7 @@ from codekiln.model.transformer import Transformer, initialize
 from codekiln.train.metrics import matmul_peak
 
 ROWS, CONTEXT, VOCAB = 32, 512, 8192
-MICRO_ROWS = 8
+MICRO_ROWS = 4
 CODEGEN = CodeGenConfig(6, 384, 8, 8, 48, 1536, VOCAB, CONTEXT, rotary_dim=32)
 KILN = KilnConfig(6, 384, 8, 8, 48, 1024, VOCAB, CONTEXT)
 OURS = "ours, codegen"

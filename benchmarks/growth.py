@@ -1,0 +1,84 @@
+"""How a training step grows with the model, from 1 M to 110 M weights, and with the context, from 256 to 4,096 tokens.
+
+Run: `python benchmarks/growth.py`, about fifteen minutes on two cores. Each row is a process of its own that takes steps of
+16,384 tokens in micro-batches of 4,096, float32, AdamW, compiled; rows hold one document each. Told are the seconds of a
+token, the share of the matmul peak seen around the same steps, and the process' peak of memory. What operations predict is a
+share that does not fall.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from codekiln.model.families import kiln
+from codekiln.model.transformer import Transformer, initialize
+from codekiln.train.loop import TrainPlan, backward
+from codekiln.train.metrics import matmul_peak
+from codekiln.train.objectives import NextToken
+from codekiln.train.optimizer import AdamWPlan, Optimizers
+
+VOCAB, MICRO_TOKENS, N_MICRO = 8192, 4096, 4
+SIZES, CONTEXTS = ("1M", "5M", "25M", "110M"), (256, 512, 1024, 2048, 4096)
+SIZE, CONTEXT = "5M", 512  # of the rows in which the other grows
+
+
+def work(size: str, context: int, n_rounds: int) -> None:
+    """One row: after a step that compiles, the medians of micro-batches and of updates make a step's time."""
+    config = kiln(size, vocab_size=VOCAB, context_length=context)
+    plan = TrainPlan(NextToken(), total_tokens=1, optimizer=AdamWPlan(rate=1e-3))
+    model = Transformer(config)
+    initialize(model, torch.Generator().manual_seed(0))
+    optimizers = Optimizers(model, plan.optimizer)
+    loss_sums = torch.compile(model.loss_sums, dynamic=False)
+    ids = torch.randint(0, VOCAB, (MICRO_TOKENS // context, context + 1))
+    documents = torch.zeros(ids.shape[0], context, dtype=torch.long)
+    tensors = (ids[:, :-1], ids[:, 1:], torch.ones(documents.shape), documents)
+    micro_seconds, update_seconds, peaks = [], [], []
+    for k in range(n_rounds + 1):
+        begun = time.perf_counter()
+        backward(model, loss_sums, [tensors], 0.0, 1 / MICRO_TOKENS)
+        between = time.perf_counter()
+        optimizers.step(k, 1000)
+        ended = time.perf_counter()
+        if k:
+            micro_seconds.append(between - begun)
+            update_seconds.append(ended - between)
+        peaks.append(matmul_peak(torch.device("cpu"), torch.float32))
+    seconds = N_MICRO * statistics.median(micro_seconds) + statistics.median(update_seconds)
+    n_tokens = N_MICRO * MICRO_TOKENS
+    flops = config.flops_per_token * n_tokens / seconds
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    gigabytes = int(status.split("VmHWM:")[1].split()[0]) / 1e6
+    print(
+        f"| {size} | {config.n_parameters / 1e6:.1f} M | {context} | {config.flops_per_token / 1e6:.0f} | "
+        f"{seconds / n_tokens * 1e6:.0f} | {flops / max(peaks):.0%} of {max(peaks) / 1e9:.0f} | "
+        f"{gigabytes:.2f} | {16e-9 * config.n_parameters:.2f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", nargs=2, metavar=("SIZE", "CONTEXT"), help="be this row")
+    arguments = parser.parse_args()
+    if arguments.work:
+        work(arguments.work[0], int(arguments.work[1]), arguments.rounds)
+        return
+    print(
+        "| model | weights | context | MFLOP a token | µs a token | of the peak, GFLOP/s | GB | of it weights and moments |"
+    )
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    rows = [(size, CONTEXT) for size in SIZES] + [(SIZE, context) for context in CONTEXTS if context != CONTEXT]
+    for size, context in rows:
+        command = [sys.executable, __file__, "--work", size, str(context), "--rounds", str(arguments.rounds)]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
