@@ -1,8 +1,8 @@
 """Which tokenizer a small model learns best with: held-out bits per byte at equal training compute.
 
-Run: `python benchmarks/tokenizer_choice.py RUN [--teraflops 15] [--size 5M]` on a finished run, whose corpus is read. For every
-rule and vocabulary a tokenizer is trained, and with it the demo's model or one of our ladder, left to right, for the same
-floating-point operations. Bits per byte do not depend on the vocabulary; tokens and losses would.
+Run: `python benchmarks/tokenizer_choice.py RUN [--teraflops 15] [--size 5M] [--seeds 0 1 2]` on a finished run, whose corpus is
+read. For every rule and vocabulary a tokenizer is trained, and with it, by each seed, the demo's model or one of our ladder,
+left to right, for the same floating-point operations. Bits per byte do not depend on the vocabulary; tokens and losses would.
 """
 
 import argparse
@@ -109,6 +109,7 @@ def main() -> None:
         "--teraflops", type=float, default=15.0, help="floating-point operations of each training, in 10^12"
     )
     parser.add_argument("--size", help="a size of our ladder; the demo's model without it")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of weights and of the order of rows")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the candidates")
     arguments = parser.parse_args()
     recipe = demo()
@@ -137,23 +138,25 @@ def main() -> None:
                 valid_every=10**6,
                 checkpoint_every=10**6,
             )
-            train(
-                plan,
-                config,
-                tokens=folder / "tokens",
-                tokenizer=tokenizer,
-                run=folder,
-                hardware=Hardware(),
-                made_from={},
-            )
-            found = read_metrics(folder / "metrics.jsonl")[-1]
             split = manifest["splits"]["heldout"]
-            print(
-                f"{rule}, {vocab_size} ids, {config.n_parameters:,} parameters: "
-                f"{found['valid_bits_per_byte']:.4f} bits a byte after {found['tokens']:,} tokens, "
-                f"{split['text_bytes'] / split['tokens']:.2f} held-out bytes a token",
-                flush=True,
-            )
+            for seed in arguments.seeds:
+                run = folder / str(seed)
+                train(
+                    dataclasses.replace(plan, seed=seed),
+                    config,
+                    tokens=folder / "tokens",
+                    tokenizer=tokenizer,
+                    run=run,
+                    hardware=Hardware(),
+                    made_from={},
+                )
+                found = read_metrics(run / "metrics.jsonl")[-1]
+                print(
+                    f"{rule}, {vocab_size} ids, {config.n_parameters:,} parameters, seed {seed}: "
+                    f"{found['valid_bits_per_byte']:.4f} bits a byte after {found['tokens']:,} tokens, "
+                    f"{split['text_bytes'] / split['tokens']:.2f} held-out bytes a token",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

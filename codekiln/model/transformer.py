@@ -127,6 +127,20 @@ class Block(nn.Module):
         return out
 
 
+class LossSums(nn.Module):
+    """Weighted sums over tokens; a module so that it is compiled as blocks are, where a model's passes are not one graph."""
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, weights: Tensor, *, has_penalty: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """logits (N, V), targets and weights (N,) to what `Transformer.loss_sums` gives."""
+        logits = logits.float()
+        nats = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        if not has_penalty:
+            return nats, torch.zeros_like(nats)
+        return nats, (logits.logsumexp(-1).square() * weights).sum()
+
+
 class Transformer(nn.Module):
     """Token ids to logits."""
 
@@ -137,6 +151,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
+        self.loss = LossSums()
         self.recomputes = False  # blocks anew in the backward pass, instead of keeping what they computed
         self.tie()
 
@@ -192,12 +207,9 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The sum over (B, T) of weighted cross-entropies in nats, and that of the squared logarithms of the softmax'
         normalizers, weighted alike, which is zero unless it is asked for."""
-        logits = self.head(self(ids, documents=documents).flatten(0, 1)).float()
-        weighted = weights.flatten()
-        nats = (F.cross_entropy(logits, targets.flatten(), reduction="none") * weighted).sum()
-        if not has_penalty:
-            return nats, torch.zeros_like(nats)
-        return nats, (logits.logsumexp(-1).square() * weighted).sum()
+        logits = self.head(self(ids, documents=documents).flatten(0, 1))
+        sums: tuple[Tensor, Tensor] = self.loss(logits, targets.flatten(), weights.flatten(), has_penalty=has_penalty)
+        return sums
 
 
 def initialize(

@@ -300,7 +300,7 @@ LossSums = Callable[..., tuple[Tensor, Tensor]]
 
 
 def _loss_sums(model: Transformer, ranks: Ranks, run: Path, hardware: Hardware) -> LossSums:
-    """`Transformer.loss_sums` as fast as it goes here: compiled, block by block where the model is spread over ranks.
+    """`Transformer.loss_sums` as fast as it goes here: compiled; where the model is spread over ranks, each block and the loss.
 
     Compiled code is kept in the run. Where no C++ compiler is found it is as it is.
     """
@@ -312,8 +312,8 @@ def _loss_sums(model: Transformer, ranks: Ranks, run: Path, hardware: Hardware) 
     if ranks.mesh is None:
         compiled: LossSums = torch.compile(loss_sums, dynamic=False)
         return compiled
-    for block in model.blocks:
-        block.compile(dynamic=False)
+    for part in (*model.blocks, model.loss):
+        part.compile(dynamic=False)
     return loss_sums
 
 
