@@ -129,6 +129,13 @@ def test_two_ranks_that_share_layers_train_as_one_process_does(
     assert_same(alone["kiln"], done(2, small_run, tmp_path / "tensor", tensor=2, recompute=True))
 
 
+@pytest.mark.slow  # blocks and the loss are compiled by each rank
+def test_two_ranks_with_compiled_parts_train_as_one_process_does(
+    alone: dict[str, Path], small_run: Path, tmp_path: Path
+) -> None:
+    assert_same(alone["kiln"], done(2, small_run, tmp_path / "compiled", compile=True), tolerance=1e-4)
+
+
 def test_two_by_two_ranks_train_as_one_process_does(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
     assert_same(alone["incoder"], done(4, small_run, tmp_path / "both", tensor=2, config="incoder", micro_rows=1))
 
