@@ -11,9 +11,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
+from processes import memory_kilobytes
 
 from codekiln.model.families import kiln
 from codekiln.model.transformer import Transformer, initialize
@@ -52,12 +52,10 @@ def work(size: str, context: int, n_rounds: int) -> None:
     seconds = N_MICRO * statistics.median(micro_seconds) + statistics.median(update_seconds)
     n_tokens = N_MICRO * MICRO_TOKENS
     flops = config.flops_per_token * n_tokens / seconds
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    gigabytes = int(status.split("VmHWM:")[1].split()[0]) / 1e6
     print(
         f"| {size} | {config.n_parameters / 1e6:.1f} M | {context} | {config.flops_per_token / 1e6:.0f} | "
         f"{seconds / n_tokens * 1e6:.0f} | {flops / max(peaks):.0%} of {max(peaks) / 1e9:.0f} | "
-        f"{gigabytes:.2f} | {16e-9 * config.n_parameters:.2f} |",
+        f"{memory_kilobytes() / 1e6:.2f} | {16e-9 * config.n_parameters:.2f} |",
         flush=True,
     )
 

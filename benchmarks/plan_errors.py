@@ -11,11 +11,11 @@ import argparse
 import gc
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from processes import memory_kilobytes, python_on
 
 from codekiln.model.families import InCoderConfig, KilnConfig, ModelConfig, kiln
 from codekiln.model.transformer import initialize
@@ -73,18 +73,12 @@ def plan_of(rows: int) -> TrainPlan:
     return TrainPlan(NextToken(), total_tokens=1, batch_rows=rows, optimizer=AdamWPlan(rate=1e-4))
 
 
-def _status(name: str) -> float:
-    """A line of this process' memory, in bytes."""
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(text.split(f"{name}:")[1].split()[0]) * 1024.0
-
-
 def work(*, recompute: bool) -> None:
     """One rank: two real steps, the second measured; the first rank tells what it added to its memory at the most."""
     torch.set_num_threads(1)
     with joined_ranks("cpu") as ranks:
         gc.collect()
-        before = _status("VmRSS")
+        before = memory_kilobytes("VmRSS")
         model = spread(SMALL, ranks, recompute=recompute)
         model.to_empty(device="cpu")
         model.tie()
@@ -100,15 +94,14 @@ def work(*, recompute: bool) -> None:
             scale_gradients(model, 1.0)
             optimizers.step(0, 1)
         if ranks.is_first:
-            print(_status("VmHWM") - before, flush=True)
+            print((memory_kilobytes() - before) * 1024.0, flush=True)
 
 
 def measured_bytes(n_ranks: int, *, recompute: bool) -> float:
     """The most that the first of real ranks added to its memory in a step."""
     # Memory that is free goes back at once, or the peak would be of what is kept and not of what is used.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"] if n_ranks > 1 else []
-    command = [sys.executable, *start, __file__, "--work", *(["--recompute"] if recompute else [])]
+    command = [*python_on(n_ranks), __file__, "--work", *(["--recompute"] if recompute else [])]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 

@@ -9,9 +9,10 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from processes import python_on
 
 from codekiln.model.families import kiln
 from codekiln.tokenizer.bpe import Tokenizer
@@ -44,9 +45,8 @@ def work(source: Path, out: Path, size: str) -> None:
 
 def tokens_per_second(n_ranks: int, source: Path, size: str) -> list[float]:
     with tempfile.TemporaryDirectory() as out:
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
         subprocess.run(
-            [sys.executable, *start, __file__, str(source), "--size", size, "--work", out],
+            [*python_on(n_ranks), __file__, str(source), "--size", size, "--work", out],
             env=os.environ | {"OMP_NUM_THREADS": str(2 // n_ranks)},
             check=True,
             stdout=subprocess.DEVNULL,

@@ -23,6 +23,7 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")
 import pyarrow as pa
 import tiktoken
 import tokenizers
+from processes import memory_kilobytes
 
 from codekiln.corpus.documents import SCHEMA, write_parts
 from codekiln.files import write_record
@@ -125,10 +126,6 @@ def shards(tokenizer: Tokenizer, texts: list[str], folder: Path) -> None:
     print(f"shards: {size / 1e6:.0f} MB of Parquet in {seconds:.1f} s, {size / 1e6 / used:.1f} MB per processor second")
 
 
-def peak_bytes() -> int:
-    return int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=12.0)
@@ -136,11 +133,11 @@ def main() -> None:
     texts = python_files()
     plan = TokenizerPlan(vocab_size=16_384, pattern=LINES, memory_bytes=1_000_000_000)
     sample = take(texts, plan.sample_bytes)
-    before, begun = peak_bytes(), time.process_time()
+    before, begun = memory_kilobytes(), time.process_time()
     lines = train_tokenizer(plan, sample)
     print(
         f"training: 16,384 ids on {plan.sample_bytes / 1e6:.0f} MB of whole lines in {time.process_time() - begun:.0f} "
-        f"processor seconds and {(peak_bytes() - before) / 1e6:.0f} MB"
+        f"processor seconds and {(memory_kilobytes() - before) * 1024 / 1e6:.0f} MB"
     )
     words = train_tokenizer(TokenizerPlan(vocab_size=16_384, memory_bytes=1_000_000_000), sample)
     codegen = codegen_tokenizer(gpt2_merges())

@@ -18,6 +18,7 @@ from typing import Any
 
 import peers
 import torch
+from processes import memory_kilobytes
 
 from codekiln.model.families import CodeGenConfig, KilnConfig, ModelConfig
 from codekiln.model.transformer import Transformer, initialize
@@ -100,8 +101,7 @@ def work(name: str, path: str) -> None:
         begun = time.perf_counter()
         step()
         seconds = time.perf_counter() - begun
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        print(seconds, int(status.split("VmHWM:")[1].split()[0]) / 1e6, flush=True)
+        print(seconds, memory_kilobytes() / 1e6, flush=True)
 
 
 def compare(peer: str, path: str, n_rounds: int) -> None:

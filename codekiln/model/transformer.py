@@ -127,7 +127,7 @@ class Block(nn.Module):
         return out
 
 
-class LossSums(nn.Module):
+class CrossEntropy(nn.Module):
     """Weighted sums over tokens; a module so that it is compiled as blocks are, where a model's passes are not one graph."""
 
     def forward(
@@ -151,7 +151,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
-        self.loss = LossSums()
+        self.loss = CrossEntropy()
         self.recomputes = False  # blocks anew in the backward pass, instead of keeping what they computed
         self.tie()
 

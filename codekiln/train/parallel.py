@@ -122,8 +122,7 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
         yield Ranks(device=torch.device(device), dtype=dtype)
         return
     size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    if size % tensor_size:
-        raise ValueError(f"{size} ranks do not divide into groups of {tensor_size} that share a layer")
+    n_data = data_ranks(size, tensor_size)
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
@@ -132,7 +131,7 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        mesh = init_device_mesh(device, (size // tensor_size, tensor_size), mesh_dim_names=("data", "tensor"))
+        mesh = init_device_mesh(device, (n_data, tensor_size), mesh_dim_names=("data", "tensor"))
         here = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
         quiet = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
         yield Ranks(dist.get_rank(), size, here, dtype, mesh, quiet)
@@ -140,6 +139,13 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
         dist.destroy_process_group()
         # Gloo's threads outlive it, and need the interpreter to let go of what they sent last: at its end they would abort.
         time.sleep(LETTING_GO)
+
+
+def data_ranks(size: int, tensor_size: int) -> int:
+    """How many of `size` ranks read different rows. Raises ValueError where they do not divide into `tensor_size`."""
+    if size % tensor_size:
+        raise ValueError(f"{size} ranks do not divide into groups of {tensor_size} that share a layer")
+    return size // tensor_size
 
 
 def shard(model: Transformer, ranks: Ranks) -> None:

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from codekiln.model.families import ModelConfig
 from codekiln.train.loop import TrainPlan, backward, plain_loss_sums
 from codekiln.train.optimizer import Optimizers
-from codekiln.train.parallel import CPU, Ranks, scale_gradients, spread, squared_gradient_norm
+from codekiln.train.parallel import CPU, Ranks, data_ranks, scale_gradients, spread, squared_gradient_norm
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,11 @@ class PlannedStep:
 
 def _rows_of_a_rank(plan: TrainPlan, n_ranks: int, tensor_ranks: int) -> int:
     """Rows of a step that a rank, or those that share a layer with it, reads."""
-    if n_ranks % tensor_ranks:
-        raise ValueError(f"{n_ranks} ranks do not divide into groups of {tensor_ranks} that share a layer")
-    rows, left = divmod(plan.batch_rows, n_ranks // tensor_ranks)
+    n_data = data_ranks(n_ranks, tensor_ranks)
+    rows, left = divmod(plan.batch_rows, n_data)
     if left or not rows:
         raise ValueError(
-            f"train.batch_rows is {plan.batch_rows}: it does not divide over {n_ranks // tensor_ranks} ranks that read rows; "
+            f"train.batch_rows is {plan.batch_rows}: it does not divide over {n_data} ranks that read rows; "
             "take a number of GPUs that divides it, or let ranks share layers"
         )
     return rows
