@@ -42,6 +42,7 @@ optimizer = MuonPlan() if asked.get("muon") else AdamWPlan(rate=3e-3, schedule=W
 plan = TrainPlan(
     NextToken(), total_tokens=64 * 8 * asked.get("steps", 12), batch_rows=8, optimizer=optimizer, valid_every=6,
     valid_rows=8, checkpoint_every=asked.get("checkpoint_every", 6), z_loss=1e-4,
+    packing="joined" if asked.get("config") == "codegen" else "apart",
 )
 hardware = Hardware(
     micro_batch_tokens=64 * asked.get("micro_rows", 2), compile=asked.get("compile", False),
@@ -110,6 +111,7 @@ def alone(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "kiln": done(1, small_run, folder / "kiln"),
         "muon": done(1, small_run, folder / "muon", muon=True, config="kiln, untied"),
         "incoder": done(1, small_run, folder / "incoder", config="incoder"),
+        "codegen": done(1, small_run, folder / "codegen", config="codegen"),
     }
 
 
@@ -123,10 +125,11 @@ def test_four_ranks_with_muon_train_as_one_process_does(
     assert_same(alone["muon"], done(4, small_run, tmp_path / "four", muon=True, config="kiln, untied"))
 
 
+@pytest.mark.parametrize("config", ["kiln", "codegen"])
 def test_two_ranks_that_share_layers_train_as_one_process_does(
-    alone: dict[str, Path], small_run: Path, tmp_path: Path
+    alone: dict[str, Path], small_run: Path, tmp_path: Path, config: str
 ) -> None:
-    assert_same(alone["kiln"], done(2, small_run, tmp_path / "tensor", tensor=2, recompute=True))
+    assert_same(alone[config], done(2, small_run, tmp_path / "tensor", config=config, tensor=2, recompute=True))
 
 
 @pytest.mark.slow  # blocks and the loss are compiled by each rank

@@ -203,7 +203,7 @@ class Transformer(nn.Module):
         return hidden
 
     def loss_sums(
-        self, ids: Tensor, targets: Tensor, weights: Tensor, documents: Tensor, *, has_penalty: bool = False
+        self, ids: Tensor, targets: Tensor, weights: Tensor, documents: Tensor | None, *, has_penalty: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The sum over (B, T) of weighted cross-entropies in nats, and that of the squared logarithms of the softmax'
         normalizers, weighted alike, which is zero unless it is asked for."""

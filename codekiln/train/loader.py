@@ -32,13 +32,14 @@ Packing = Literal["apart", "joined"]
 class Batch:
     """ids, targets and documents (B, T) int64, weights (B, T) float32; padding has weight 0 and document -1.
 
-    `n_bytes` counts the text behind the predicted targets, for bits per byte.
+    Without `documents` a token sees all before it in its row: joined rows are causal and nothing else, and on GPUs attended to
+    by the fused kernel, which takes no mask. `n_bytes` counts the text behind the predicted targets, for bits per byte.
     """
 
     ids: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
-    documents: npt.NDArray[np.int64]
+    documents: npt.NDArray[np.int64] | None
     n_bytes: int
 
 
@@ -170,7 +171,7 @@ class Loader:
                 documents[r, at : at + n] = number
                 at += n
         n_bytes = int(self._tokenizer.byte_lengths[targets[weights > 0]].sum())
-        return Batch(ids, targets, weights, documents, n_bytes)
+        return Batch(ids, targets, weights, documents if self._packing == "apart" else None, n_bytes)
 
     def _packed(self, epoch: int) -> _Epoch:
         """Units shuffled and packed into rows: each goes into the fullest open row that has room for it."""

@@ -35,6 +35,8 @@ SMOOTHED_STEPS = 20
 MIN_NORMS = 20  # that are needed to know what is usual
 MOST_LEFT_OUT = 20  # batches in a row, before training stops
 
+MicroBatch = tuple[Tensor | None, ...]  # what `Transformer.loss_sums` takes
+
 
 @dataclass(frozen=True)
 class TrainPlan:
@@ -240,14 +242,14 @@ def train(  # noqa: PLR0912, PLR0915 - one story
 
 
 def backward(
-    model: Transformer, loss_sums: "LossSums", micro_batches: Sequence[Sequence[Tensor]], z_loss: float, scale: float
+    model: Transformer, loss_sums: "LossSums", micro_batches: Sequence[MicroBatch], z_loss: float, scale: float
 ) -> Tensor:
     """Adds a step's gradients, micro-batch by micro-batch, and tells the sums of nats and of penalties: (2,) in float64.
 
     A micro-batch is what `Transformer.loss_sums` takes; over ranks its gradients are summed at once, so that none holds more
     than its share of them. Sums over rows become means by `scale`, as far as it is known.
     """
-    total = torch.zeros(2, dtype=torch.float64, device=micro_batches[0][0].device)
+    total = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
     for tensors in micro_batches:
         nats, penalty = loss_sums(*tensors, has_penalty=z_loss > 0)
         mean_loss: Tensor = (nats + z_loss * penalty) * scale
@@ -321,9 +323,11 @@ def plain_loss_sums(model: Transformer, ranks: Ranks) -> LossSums:
     """`Transformer.loss_sums` with products in the ranks' precision; of a model that is spread, its shards see to that."""
     is_cast = ranks.dtype != torch.float32 and ranks.mesh is None
 
-    def loss_sums(*tensors: Tensor, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
+    def loss_sums(
+        ids: Tensor, targets: Tensor, weights: Tensor, documents: Tensor | None, *, has_penalty: bool = False
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(ranks.device.type, ranks.dtype, enabled=is_cast):
-            return model.loss_sums(*tensors, has_penalty=has_penalty)
+            return model.loss_sums(ids, targets, weights, documents, has_penalty=has_penalty)
 
     return loss_sums
 
@@ -373,16 +377,16 @@ def _valid_bits_per_byte(loss_sums: LossSums, batches: list[Batch], ranks: Ranks
     return bits_per_byte(*ranks.summed([nats, sum(batch.n_bytes for batch in batches)]))
 
 
-def _micro_batches(batch: Batch, rows: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+def _micro_batches(batch: Batch, rows: int, device: torch.device) -> Iterator[MicroBatch]:
     whole = _tensors(batch, device)
     for start in range(0, len(batch.ids), rows):
-        yield tuple(tensor[start : start + rows] for tensor in whole)
+        yield tuple(tensor if tensor is None else tensor[start : start + rows] for tensor in whole)
 
 
-def _tensors(batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+def _tensors(batch: Batch, device: torch.device) -> MicroBatch:
     """What `Transformer.loss_sums` takes of a batch."""
     arrays = (batch.ids, batch.targets, batch.weights, batch.documents)
-    return tuple(torch.from_numpy(array).to(device) for array in arrays)
+    return tuple(array if array is None else torch.from_numpy(array).to(device) for array in arrays)
 
 
 class _Noted:

@@ -240,12 +240,12 @@ def _record(
         model.tie()
         optimizers = Optimizers(model, plan.optimizer)
         ids = torch.zeros(shape, dtype=torch.long)
-        micro = (ids, ids, torch.ones(shape), ids)
+        micro = (ids, ids, torch.ones(shape), ids if plan.packing == "apart" else None)
 
         plain = plain_loss_sums(model, ranks)
         tracker: MemTracker | None = None
 
-        def loss_sums(*tensors: Tensor, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
+        def loss_sums(*tensors: Tensor | None, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
             if tracker is not None:
                 tracker.reset_mod_stats()  # it takes a module's second forward pass for a fault
             recorder.begin(FORWARD)
