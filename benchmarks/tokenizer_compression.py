@@ -60,7 +60,7 @@ def main() -> None:
     tell("GPT-2", codegen_tokenizer(merges, with_whitespace=False))
     tell("CodeGen", codegen_tokenizer(merges))
     sizes = (16_384, 50_257) if is_large else (8_192, 16_384)
-    memory = 2_500_000_000 if is_large else 1_000_000_000
+    memory = 6_250_000_000 if is_large else 2_500_000_000
     for rule, pattern in RULES.items():
         for vocab_size in sizes:
             plan = TokenizerPlan(vocab_size=vocab_size, pattern=pattern, memory_bytes=memory)

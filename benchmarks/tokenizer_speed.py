@@ -17,9 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# Both libraries read this when they are loaded. The shards are written in a process of their own, with all cores.
+# Both libraries read this when they are loaded.
 os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
+import numpy as np
 import pyarrow as pa
 import tiktoken
 import tokenizers
@@ -80,7 +81,7 @@ def peers(name: str, tokenizer: Tokenizer, folder: Path) -> dict[str, Encode]:
     )
     return {
         "Hugging Face": lambda texts: [e.ids for e in reference.encode_batch_fast(texts, add_special_tokens=False)],
-        "tiktoken": lambda texts: [other.encode_ordinary(text) for text in texts],
+        "tiktoken": lambda texts: [other.encode_to_numpy(text, disallowed_special=()) for text in texts],
         "ours": tokenizer.encode_flat,
     }
 
@@ -99,8 +100,9 @@ def encoding(name: str, tokenizer: Tokenizer, texts: list[str], n_bytes: int, fo
             ids[library] = encode(chosen)
             rates[library].append(size / 1e6 / (time.process_time() - begun))
         for library, found in ids.items():
-            rows = found if library != "ours" else [found[0][i:j].tolist() for i, j in pairwise(found[1])]
-            differing = sum(a != b for a, b in zip(rows, ids["Hugging Face"], strict=True))
+            rows = found if library != "ours" else [found[0][i:j] for i, j in pairwise(found[1])]
+            pairs = zip(rows, ids["Hugging Face"], strict=True)
+            differing = sum(not np.array_equal(row, wanted) for row, wanted in pairs)
             if differing:
                 print(f"{name}: {library} differs from Hugging Face on {differing} of {len(chosen)} files")
     medians = {library: statistics.median(values) for library, values in rates.items()}
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=12.0)
     n_bytes = int(parser.parse_args().megabytes * 1e6)
     texts = python_files()
-    plan = TokenizerPlan(vocab_size=16_384, pattern=LINES, memory_bytes=1_000_000_000)
+    plan = TokenizerPlan(vocab_size=16_384, pattern=LINES, memory_bytes=2_500_000_000)
     sample = take(texts, plan.sample_bytes)
     before, begun = memory_kilobytes(), time.process_time()
     lines = train_tokenizer(plan, sample)
@@ -139,7 +141,7 @@ def main() -> None:
         f"training: 16,384 ids on {plan.sample_bytes / 1e6:.0f} MB of whole lines in {time.process_time() - begun:.0f} "
         f"processor seconds and {(memory_kilobytes() - before) * 1024 / 1e6:.0f} MB"
     )
-    words = train_tokenizer(TokenizerPlan(vocab_size=16_384, memory_bytes=1_000_000_000), sample)
+    words = train_tokenizer(TokenizerPlan(vocab_size=16_384, memory_bytes=2_500_000_000), sample)
     codegen = codegen_tokenizer(gpt2_merges())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -51,11 +51,6 @@ def import_model(source: Path, target: Path, *, to: Layout | None = None) -> lis
     _require_free(target, source)
     _, config = read_config(source)
     tokenizer, told = tokenizer_of(source, config)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
-            "they are not of one model"
-        )
     ids: Record = {"pad_token_id": tokenizer.pad}
     found = read_record(source / CONFIG)
     for name in ("bos_token_id", "eos_token_id"):
@@ -107,13 +102,27 @@ def _require_free(target: Path, source: Path) -> None:
 
 
 def tokenizer_of(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer of a directory. CodeGen's is made anew where only its parts are there."""
+    """The tokenizer of a directory, and what is to be told of it. CodeGen's is made anew where only its parts are there.
+
+    Raises OSError or ValueError, also where it is another model's.
+    """
+    told = []
     if (source / TOKENIZER).is_file() or not isinstance(config, CodeGenConfig):
-        return Tokenizer.load(source / TOKENIZER), []
+        tokenizer = Tokenizer.load(source / TOKENIZER)
+    else:
+        tokenizer, how = _codegen_tokenizer(source)
+        told.append(f"{TOKENIZER} was missing and is made from GPT-2's merges, {how} CodeGen's white space")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
+            "they are not of one model"
+        )
+    return tokenizer, told
+
+
+def _codegen_tokenizer(source: Path) -> tuple[Tokenizer, str]:
     merges = gpt2_merges(
         str(source) if any((source / name).is_file() for name in ("merges.txt", "vocab.bpe")) else None
     )
     has_whitespace = (source / "added_tokens.json").is_file()
-    how = "with" if has_whitespace else "without"
-    told = f"{TOKENIZER} was missing and is made from GPT-2's merges, {how} CodeGen's white space"
-    return codegen_tokenizer(merges, with_whitespace=has_whitespace), [told]
+    return codegen_tokenizer(merges, with_whitespace=has_whitespace), "with" if has_whitespace else "without"

@@ -318,6 +318,9 @@ def test_a_sample_is_even_over_languages_and_the_same_for_any_parts(
         write_record(corpus / "manifest.json", {"splits": {"train": {"parts": parts}}})
         found.append([document.name for document in even_sample(corpus, "train", 6000, seed=1)])
     assert found[0] == found[1] != [document.name for document in even_sample(corpus, "train", 6000, seed=2)]
-    languages = Counter(document.language for document in even_sample(corpus, "train", 6000, seed=1))
+    sample = list(even_sample(corpus, "train", 6000, seed=1))
+    assert sum(len(document.text.encode()) for document in sample) in range(5990, 6001)  # the last of each is cut
+    languages = Counter(document.language for document in sample)
     # 300 bytes of Go is all there is; the rest of 6,000 is shared by two.
     assert languages == {"Go": 3, "C": 29, "Python": 29}
+    assert [len(document.text) for document in even_sample(corpus, "train", 60, seed=1)] == [20, 20, 20]

@@ -115,6 +115,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused(incoder_folder: Path, codegen_
     ):
         import_model(tmp_path, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+    with pytest.raises(ValueError, match="they are not of one model"):
+        export_model(tmp_path, tmp_path / "model.gguf", "gguf")
+    assert not (tmp_path / "model.gguf").exists()
 
 
 def test_nothing_but_a_model_is_written_over(incoder_folder: Path, tmp_path: Path) -> None:

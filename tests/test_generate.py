@@ -1,5 +1,6 @@
 """Generating: batched and alone, streamed and whole, stops, contexts, sampling, and what is never drawn."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,12 @@ def test_ids_that_mean_nothing_are_never_drawn(tokenizer: Tokenizer) -> None:
     completer = Completer(model.eval(), tokenizer)
     for seed in range(5):  # an id without bytes would be an index error
         assert completer.complete([Request("x")], max_new_tokens=50, sampling=Sampling(2.0, 1.0, seed))[0].n_new_tokens
+    # Control tokens that begin a hundred ids behind the merges leave a gap, which no text has.
+    record = json.loads(json.dumps(tokenizer.record))
+    for token in record["added_tokens"]:
+        token["id"] += 100
+    apart = Tokenizer(record, origin="apart")
+    assert set(range(379, 479)) <= Completer(model, apart)._banned_tokens
     steps = generate(
         model,
         [[1]],

@@ -77,16 +77,45 @@ def test_shards_hold_every_document_in_order(small_run: Path, shards: Shards, ru
     assert any(SPELLED in document.text for document in documents)
 
 
-def test_shards_are_the_same_bytes_for_any_number_of_threads(small_run: Path, tmp_path: Path) -> None:
-    for threads in ("1", "3"):
-        program = (
-            "from pathlib import Path; from codekiln.train.prepare import prepare_shards;"
-            f"prepare_shards(Path({str(small_run / 'corpus')!r}), Path({str(small_run / 'tokenizer.json')!r}),"
-            f"Path({str(tmp_path / threads)!r}))"
-        )
-        subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"RAYON_NUM_THREADS": threads})
-    one, three = (sorted((tmp_path / t).rglob("*.*")) for t in ("1", "3"))
-    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in three]
+def test_shards_are_the_same_bytes_for_any_number_of_workers_and_after_a_kill(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many parts, with one and three threads of the encoder, one and four shards at once, and killed when the third stands."""
+    monkeypatch.setattr("codekiln.corpus.documents.PART_BYTES", 1)
+    texts = [document.text for document in read_documents(small_run / "corpus", "train")] * 3
+    rows = [dict.fromkeys(SCHEMA.names, "x") | {"text": text} for text in texts]
+    batches = (pa.RecordBatch.from_pylist(rows[k : k + 5], SCHEMA) for k in range(0, len(rows), 5))
+    parts = write_parts(tmp_path / "corpus" / "train", batches)
+    assert len(parts) > 8
+    entry = {"documents": len(rows), "text_bytes": sum(len(text.encode()) for text in texts), "parts": parts}
+    write_record(tmp_path / "corpus" / "manifest.json", {"splits": {"train": entry}})
+    program = """
+import os, signal, sys
+from pathlib import Path
+from codekiln.train import prepare
+corpus, tokenizer, folder, at_once, killed_after = sys.argv[1:]
+prepare.N_SHARDS_AT_ONCE = int(at_once)
+write = prepare._write_shard
+def write_and_die(corpus, split, k, *others):
+    write(corpus, split, k, *others)
+    if k == int(killed_after):
+        os.kill(os.getpid(), signal.SIGKILL)
+prepare._write_shard = write_and_die
+prepare.prepare_shards(Path(corpus), Path(tokenizer), Path(folder))
+"""
+
+    def prepared(name: str, *, threads: int, at_once: int, killed_after: int = -1) -> list[bytes]:
+        sources = (tmp_path / "corpus", small_run / "tokenizer.json", tmp_path / name)
+        command = [sys.executable, "-c", program, *map(str, (*sources, at_once, killed_after))]
+        done = subprocess.run(command, env=os.environ | {"RAYON_NUM_THREADS": str(threads)}, check=False)
+        assert done.returncode == (0 if killed_after < 0 else -signal.SIGKILL)
+        return [file.read_bytes() for file in sorted((tmp_path / name).rglob("*.*"))]
+
+    wanted = prepared("one", threads=1, at_once=1)
+    assert len(wanted) == 3 * len(parts) + 1
+    assert prepared("many", threads=3, at_once=4) == wanted
+    assert prepared("killed", threads=2, at_once=2, killed_after=2) != wanted
+    assert prepared("killed", threads=2, at_once=2) == wanted
 
 
 def test_whole_shards_are_kept_and_stale_ones_made_again(small_run: Path, tmp_path: Path) -> None:

@@ -54,9 +54,11 @@ class Completer:
             )
         self.model, self.tokenizer = model, tokenizer
         self.context_length = model.config.context_length
-        unused = frozenset(range(tokenizer.vocab_size, model.config.vocab_size))
         self._stop_tokens = ends(tokenizer) | (stop_tokens & tokenizer.control_ids)
-        self._banned_tokens = unused | (tokenizer.control_ids - self._stop_tokens)
+        # Rows that no text has: control tokens, and those beyond the tokenizer's ids or in a gap of them.
+        silent = {i for i, data in enumerate(tokenizer.token_bytes) if not data}
+        beyond = range(tokenizer.vocab_size, model.config.vocab_size)
+        self._banned_tokens = frozenset(silent.union(beyond)) - self._stop_tokens
 
     @classmethod
     def load(cls, folder: Path) -> "Completer":

@@ -24,7 +24,7 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             max_repository_bytes=2_000_000,  # or a few large distributions would be most of it
             heldout_share=0.03,
         ),
-        tokenizer=TokenizerPlan(vocab_size=2048, memory_bytes=600_000_000),
+        tokenizer=TokenizerPlan(vocab_size=2048, memory_bytes=1_500_000_000),
         model=KilnConfig(
             n_layers=4,
             d_model=128,

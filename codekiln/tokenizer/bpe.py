@@ -76,6 +76,7 @@ class Tokenizer:
                 "added_tokens": [
                     token | {"special": token["content"] in self.control} for token in record.get("added_tokens") or []
                 ],
+                "model": model | {"dropout": None},  # merges left out by chance, for a model's training alone
                 "post_processor": None,
                 "truncation": None,
                 "padding": None,
@@ -87,6 +88,11 @@ class Tokenizer:
             raise ValueError(f"{origin} is not a readable tokenizer ({error}): make it again") from None
         # Special tokens in text are split into plain pieces: their spelling is text like any other.
         self._reference.encode_special_tokens = True
+        found_text = self.decode(self._reference.encode("a", add_special_tokens=False).ids)
+        if found_text != "a":
+            raise ValueError(
+                f"{origin} makes {found_text!r} of 'a': text must come back as it was, so set its add_prefix_space to false"
+            )
         # A vocabulary learned from text that spelled a control token may have merges for the whole spelling.
         leaks = [t for t in self.control if not self.control_ids.isdisjoint(self._reference.encode(t).ids)]
         if short := [token for token in leaks if len(token) == 1]:

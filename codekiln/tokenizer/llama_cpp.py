@@ -2,7 +2,8 @@
 
 llama.cpp splits text by rules of its own, so a tokenizer is one of these or cannot go there: GPT-2's, Qwen2's (ours) and
 Llama 3's for bytes, Gemma 4's for whole lines. The last merges characters, not bytes: ids are equal but where a merge has half
-a character in it, and for four and more newlines that are no token, which it takes one by one (docs/models.md).
+a character in it, for four and more newlines that are no token, which it takes one by one, and in lines of over 1,024
+characters, which it does not cut (docs/models.md).
 """
 
 import json

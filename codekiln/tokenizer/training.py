@@ -40,8 +40,9 @@ PSM_CONTROL = (END_OF_TEXT, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, "<|fim_pad|>")
 # InCoder's (section 2.1 and the released vocabulary).
 INCODER_CONTROL = (END_OF_TEXT, "<pad>", *MASKS, END_OF_MASK)
 
-# What training holds for each byte of text: with whole lines as pieces nearly every piece is distinct (docs/log.md).
-BYTES_HELD_PER_BYTE = 100
+# What training holds for each byte of text at most: 90 of code, 210 where pieces are lines of random signs, nearly all
+# distinct, and merges many (tests/test_tokenizer.py).
+BYTES_HELD_PER_BYTE = 250
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TokenizerPlan:
     vocab_size: int
     pattern: str = WORDS
     control: tuple[str, ...] = FIM_CONTROL
-    memory_bytes: int = 800_000_000
+    memory_bytes: int = 2_000_000_000
     max_token_bytes: int = 32  # banners and licence boxes would make tokens of 200 bytes
     max_line_characters: int = 300  # lines over that are data, not code
     seed: int = 0
@@ -93,8 +94,11 @@ def train_tokenizer(plan: TokenizerPlan, texts: Sequence[str]) -> Tokenizer:
     with nullcontext() if is_terminal() else task("Tokenizer", len(texts)) as progress:
         backend.train_from_iterator(_training_text(plan, texts, progress), trainer, length=len(texts))
     n_learned = backend.get_vocab_size()
-    if n_learned == N_BYTES:
-        raise ValueError("the sample to train the tokenizer on is empty: the corpus needs at least one document")
+    if not any(_training_text(plan, texts, None)):
+        raise ValueError(
+            "the sample to train the tokenizer on is empty: the corpus needs at least one document with lines of at most "
+            f"{plan.max_line_characters} characters"
+        )
     if n_learned != plan.vocab_size - n_control:
         raise ValueError(
             f"the corpus has merges for {n_learned + n_control} ids and the recipe asks for {plan.vocab_size}: "
