@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -266,6 +266,10 @@ def _replaced(value: Any, changes: Record, prefix: str) -> Any:
             if not dataclasses.is_dataclass(old):
                 raise ValueError(f"--set {prefix}{name}: it has no fields of its own")
             fresh[name] = _replaced(old, change, f"{prefix}{name}.")
+        elif get_origin(hint := get_type_hints(type(value))[name]) is Literal:
+            if change not in get_args(hint):
+                raise ValueError(f"--set {prefix}{name}={change}: known are {', '.join(map(str, get_args(hint)))}")
+            fresh[name] = change
         else:
             fresh[name] = _parsed(change, old if old is not None else _example(type(value), name), prefix + name)
     return dataclasses.replace(value, **fresh)

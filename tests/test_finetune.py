@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,7 @@ def test_one_command_trains_a_model_on_a_folder_of_code(small_run: Path, tmp_pat
     command = [
         sys.executable, "-m", "codekiln", "finetune", str(small_run), "--code", str(own_code(tmp_path / "own")),
         "--out", str(out), "--no-compile", "--set", "train.epochs=6", "--set", "train.batch_rows=4",
-        "--set", "train.optimizer.rate=2e-3", "--set", "train.optimizer.schedule.warmup_steps=2",
+        "--set", "train.optimizer.rate=2e-3",
         "--set", "infilling.n_problems=4", "--set", "infilling.max_new_tokens=8",
     ]  # fmt: skip
     told = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
@@ -134,6 +136,37 @@ def test_one_command_trains_a_model_on_a_folder_of_code(small_run: Path, tmp_pat
     assert json.loads((out / "recipe.json").read_text())["train"]["objective"]["kind"] == "InfillMixture"
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0 and len(read_metrics(out / "metrics.jsonl")) == len(rows)
+
+
+def test_a_small_folder_is_learned_too(small_run: Path, tmp_path: Path) -> None:
+    """By the defaults: it has fewer rows than a batch, is read once, and changes the weights."""
+    own = own_code(tmp_path / "own")
+    for path in sorted(own.iterdir())[8:]:
+        path.unlink()
+    recipe = replaced(finetune(small_run / "model", own), ["infilling.n_problems=2"])
+    build(recipe, tmp_path / "run", EAGER)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) < 4 and rows[0]["rate_factor"] > 0
+    assert rows[-1]["tokens"] < 32 * 256
+    before, after = weights_of_run(small_run), weights_of_run(tmp_path / "run")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_sigterm_to_the_command_saves_and_ends_well(small_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    command = [
+        sys.executable, "-m", "codekiln", "finetune", str(small_run), "--code", str(own_code(tmp_path / "own")),
+        "--out", str(out), "--no-compile", "--set", "train.epochs=400", "--set", "train.batch_rows=4",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(read_metrics(out / "metrics.jsonl")) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0 and "asked to end; nothing is lost" in told
+    assert int(checkpoints(out / "checkpoints")[-1].name[5:]) == len(read_metrics(out / "metrics.jsonl"))
 
 
 def test_lora_learns_a_change_of_low_rank_and_goes_out_as_a_plain_model(small_run: Path, tmp_path: Path) -> None:
@@ -200,7 +233,6 @@ def test_a_released_codegen_is_tuned_and_completes(tmp_path: Path) -> None:
         "train.batch_rows=4",
         "train.epochs=3",
         "train.optimizer.rate=3e-3",
-        "train.optimizer.schedule.warmup_steps=2",
     ]
     recipe = replaced(recipe, settings)
     assert recipe.infilling is None

@@ -53,6 +53,8 @@ def test_operations_are_those_that_pytorch_counts() -> None:
     counted = counter.get_flop_counts()["Global"]
     ours = torch.ops.codekiln
     assert counted[ours.attend_within] + counted[ours.attend_within_backward] == attention
+    joined = planned_step(replace(PLAN, packing="joined"), SMALL, IN_FLOAT32, step.settings)
+    assert joined.flops == step.flops
     assert step.model_flops == 8 * SMALL.context_length * SMALL.flops_per_token
 
 

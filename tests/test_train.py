@@ -28,7 +28,7 @@ from codekiln.progress import sparkline
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
 from codekiln.train.loader import Batch, Loader
-from codekiln.train.loop import Hardware, TrainPlan, _fault, train
+from codekiln.train.loop import Hardware, TrainPlan, _fault, _validation_batches, train
 from codekiln.train.metrics import MetricsLog, bits_per_byte, matmul_peak, read_metrics
 from codekiln.train.objectives import InfillMixture, NextToken, Objective, Piece, split_at
 from codekiln.train.optimizer import (
@@ -41,7 +41,7 @@ from codekiln.train.optimizer import (
     WarmupStableDecay,
     orthogonalized,
 )
-from codekiln.train.parallel import ALONE
+from codekiln.train.parallel import ALONE, Ranks
 from codekiln.train.prepare import Shards, open_shards, prepare_shards
 from tests.small import SPELLED, write_tree
 
@@ -346,6 +346,11 @@ def test_checkpoints_that_a_rule_names_stay_for_good(tmp_path: Path) -> None:
         kept.save(step, checkpoint_state({"a.weight": torch.ones(2, 2)}, {}))
     kept.finish()
     assert [int(path.name[5:]) for path in checkpoints(tmp_path)] == [20, 40, 50, 55]
+    (tmp_path / "best").mkdir()
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    kept.save(60, checkpoint_state({"a.weight": torch.ones(2, 2)}, {}))
+    kept.finish()
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("step-")} == {"best", "notes.txt"}
     with pytest.raises(ValueError, match="keep_every is 70: it must be a multiple of checkpoint_every, 50"):
         TrainPlan(NextToken(), total_tokens=1, keep_every=70)
 
@@ -497,10 +502,66 @@ def test_a_compiled_run_killed_and_resumed_ends_like_one_that_ran_through(tmp_pa
     assert_same_outcome(tmp_path / "run", tmp_path / "killed")
 
 
-def test_weights_that_are_not_finite_stop_with_the_last_checkpoint_named(small_run: Path, tmp_path: Path) -> None:
-    plan = dataclasses.replace(MuonPlan(), adamw_rate=1e38, muon_rate=1e30)
-    with pytest.raises(ValueError, match=r"at step \d+, and weights are not finite: lower the learning rate and start"):
-        trained(small_run, tmp_path, optimizer=plan, checkpoint_every=1)
+@pytest.mark.parametrize(
+    ("spoiled", "told"), [(7, "^weights are not finite after step 7"), (6, "at step 7, and weights are")]
+)
+def test_weights_that_are_not_finite_stop_with_the_last_good_checkpoint(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: int, told: str
+) -> None:
+    """An update spoils them, just before a checkpoint or between two."""
+    kept = Optimizers.step
+
+    def step(self: Optimizers, number: int, n_steps: int) -> float:
+        factor = kept(self, number, n_steps)
+        if number == spoiled:
+            weight = self._optimizers[0].param_groups[0]["params"][0]
+            weight.detach()[0, 0] = np.inf
+        return factor
+
+    monkeypatch.setattr(Optimizers, "step", step)
+    with pytest.raises(ValueError, match=rf"{told}.*: lower the learning rate .* checkpoint is .*step-00000006$"):
+        trained(small_run, tmp_path, checkpoint_every=2)
+    last = checkpoints(tmp_path / "checkpoints")[-1]
+    assert last.name == "step-00000006"
+    assert all(tensor.isfinite().all() for path in last.glob("*.safetensors") for tensor in load_file(path).values())
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(small_run: Path, tmp_path: Path) -> None:
+    """A real failing write: from the third checkpoint on the process may write no file over 100,000 bytes."""
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from codekiln.model.families import KilnConfig
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.train.checkpoints import Checkpoints
+from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.train.objectives import NextToken
+save = Checkpoints.save
+def limited(self, step, state):
+    self.finish()
+    if step == 6:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    save(self, step, state)
+Checkpoints.save = limited
+source, run = map(Path, sys.argv[1:])
+plan = TrainPlan(NextToken(), total_tokens=4096, batch_rows=4, checkpoint_every=2)
+try:
+    train(plan, KilnConfig(1, 32, 2, 1, 16, 64, 384, 64), tokens=source / "tokens",
+          tokenizer=Tokenizer.load(source / "tokenizer.json"), run=run, hardware=Hardware(compile=False), made_from={})
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(small_run), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(
+        f"no room on the disk to write {tmp_path / 'checkpoints' / 'step-00000006'}: free some"
+    )
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000002", "step-00000004"]
+    rows = trained(small_run, tmp_path, checkpoint_every=2)  # goes on from there
+    straight = trained(small_run, tmp_path / "straight", checkpoint_every=2)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in straight]
 
 
 def test_shards_are_written_beside_each_other(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -643,6 +704,64 @@ def test_a_bad_batch_is_left_out_and_recorded(small_run: Path, tmp_path: Path, m
     assert "the loss is" in skipped[0]["skipped"] and skipped[0]["rate_factor"] == 0.0
     assert skipped[0]["documents"] and all(isinstance(number, int) for number in skipped[0]["documents"])
     assert np.isfinite(rows[-1]["loss"]) and rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_spike_is_left_out_and_many_bad_batches_end_the_run(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = trained(small_run, tmp_path / "spikes", spike=1.1, total_tokens=64 * 4 * 40)
+    skipped = [row for row in rows if "times the usual" in row.get("skipped", "")]
+    assert skipped and all(row["step"] >= 20 and row["rate_factor"] == 0.0 for row in skipped)
+    kept = Loader.batch
+
+    def spoiled(self: Loader, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
+        batch = kept(self, step, part)
+        if step >= 10 and self._rows == 4:
+            batch.weights[0, 0] = np.nan
+        return batch
+
+    monkeypatch.setattr(Loader, "batch", spoiled)
+    with pytest.raises(ValueError, match=r"the loss is nan .* at step 29, and 20 batches in a row were bad: lower"):
+        trained(small_run, tmp_path / "bad", total_tokens=64 * 4 * 40, checkpoint_every=5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_the_same_rows_are_validated_whatever_the_ranks(small_run: Path, size: int, rows: int) -> None:
+    plan = TrainPlan(NextToken(), total_tokens=1, valid_rows=7)
+    tokenizer = Tokenizer.load(small_run / "tokenizer.json")
+
+    def found(rows: int, size: int) -> tuple[set[tuple[int, ...]], int, set[int]]:
+        seen, n_bytes, n_batches = set(), 0, set()
+        for rank in range(size):
+            mesh: Any = {"data": Mesh(size, rank)}
+            batches = _validation_batches(plan, 32, small_run / "tokens", tokenizer, rows, Ranks(rank, size, mesh=mesh))
+            n_batches.add(len(batches))
+            for batch in batches:
+                assert batch.ids.shape == (rows, 32)
+                n_bytes += batch.n_bytes
+                seen |= {
+                    tuple(row) for row, weights in zip(batch.ids.tolist(), batch.weights, strict=True) if weights.any()
+                }
+        return seen, n_bytes, n_batches
+
+    seen, n_bytes, n_batches = found(rows, size)
+    assert len(seen) == 7 and len(n_batches) == 1
+    assert (seen, n_bytes) == found(1, 1)[:2]
+
+
+@dataclasses.dataclass
+class Mesh:
+    """As much of an axis of a device mesh as says who reads what."""
+
+    n: int
+    rank: int
+
+    def size(self) -> int:
+        return self.n
+
+    def get_local_rank(self) -> int:
+        return self.rank
 
 
 def test_a_spike_is_told_from_what_is_usual() -> None:

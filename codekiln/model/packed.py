@@ -96,7 +96,7 @@ _attend.register_autograd(_differentiate, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.codekiln.attend_within)
-def _(q: torch.Size, k: torch.Size, v: torch.Size, documents: torch.Size, **_: Any) -> int:
+def _(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
 

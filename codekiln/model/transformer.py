@@ -81,6 +81,9 @@ class Attention(nn.Module):
             y = attend_within(q, k, v, documents)
         else:
             grouped = config.n_heads != config.n_kv_heads
+            if grouped and mask is not None and not q.is_cpu:
+                # Fused kernels of GPUs take keys that heads share, or a mask, and not both.
+                k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, -1))
         return out

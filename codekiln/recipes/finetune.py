@@ -14,7 +14,7 @@ from codekiln.tokenizer.infill import END_OF_MASK, is_ours
 from codekiln.train.loop import TrainPlan
 from codekiln.train.lora import LoraPlan
 from codekiln.train.objectives import CausalMasking, FillInTheMiddle, InfillMixture, NextToken, Objective
-from codekiln.train.optimizer import AdamWPlan, WarmupCosine
+from codekiln.train.optimizer import AdamWPlan, WarmupStableDecay
 
 OWN = "LicenseRef-own"  # of code that is the user's to train on
 
@@ -22,8 +22,8 @@ OWN = "LicenseRef-own"  # of code that is the user's to train on
 def finetune(model: Path, code: Path, license: str | None = None, *, lora: bool = False) -> Recipe:
     """One pass over the code below `code`, by the objective that the model's tokenizer has control tokens for.
 
-    Rate, decay and batch of full training are those of CodeGen's authors' example for GPUs. LoRA's rate and the warm-up,
-    which is short as a folder is, are ours.
+    Rate, decay and batch of full training are those of CodeGen's authors' example for GPUs. LoRA's rate and the schedule, in
+    shares of the steps, for a folder may be short, are ours.
     """
     _, config = read_config(model)
     tokenizer, _ = tokenizer_of(model, config)
@@ -45,7 +45,7 @@ def finetune(model: Path, code: Path, license: str | None = None, *, lora: bool 
             batch_rows=32,
             valid_every=10,
             checkpoint_every=20,
-            optimizer=AdamWPlan(rate=2e-4 if lora else 1e-5, weight_decay=0.0, schedule=WarmupCosine(10, None, 0.1)),
+            optimizer=AdamWPlan(rate=2e-4 if lora else 1e-5, weight_decay=0.0, schedule=WarmupStableDecay(0.05, 0.95)),
             lora=LoraPlan() if lora else None,
         ),
         infilling=InfillingPlan() if can_infill and context > 4 * InfillingPlan().max_new_tokens else None,

@@ -30,6 +30,7 @@ WEIGHT, MOMENT = "weight:", "moment:"  # what names in a checkpoint begin with
 N_KEPT = 2
 _ONE_FILE = "shard-00001-model-00001-of-00001.safetensors"  # as the first of several ranks names its own
 _NAME = re.compile(r"step-(\d{8})")
+_OURS = re.compile(rf"{_NAME.pattern}|\.{_NAME.pattern}\.(draft|aside)")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Checkpoints:
             future = self._writer.submit(write_tensors, draft / _ONE_FILE, copied)
         else:
             writer = HuggingFaceStorageWriter(str(draft), save_distributed=True)
-            begun = async_save(state, storage_writer=writer, process_group=self._ranks.quiet_group)
+            begun = async_save(state, storage_writer=writer, process_group=self._ranks.checkpoint_group)
             assert isinstance(begun, Future)
             future = begun
         self._under_way = _UnderWay(future, stack, draft, step)
@@ -104,10 +105,9 @@ class Checkpoints:
                 record = {"step": work.step, "made_from": self._made_from, "files": files}
                 write_record(work.draft / STATE, record)
         if self._ranks.is_first:
-            for entry in (
-                set(self._folder.iterdir()) - self._kept()
-            ):  # older ones, and what a killed process left of one
-                shutil.rmtree(entry)
+            for entry in set(self._folder.iterdir()) - self._kept():
+                if _OURS.fullmatch(entry.name):  # an older one, or what a killed process left of one
+                    shutil.rmtree(entry)
         self._wait()
 
     def load(self, path: Path, weights: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
@@ -137,7 +137,7 @@ class Checkpoints:
                 moments[name] = torch.zeros_like(owner) if shape == tuple(owner.shape) else torch.zeros(shape)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is meant
-            load(wanted | moments, storage_reader=reader, process_group=self._ranks.quiet_group)
+            load(wanted | moments, storage_reader=reader, process_group=self._ranks.checkpoint_group)
         return int(state["step"]), {name.removeprefix(MOMENT): value for name, value in moments.items()}
 
     def _kept(self) -> set[Path]:
@@ -151,12 +151,12 @@ class Checkpoints:
         if self._ranks.size == 1:
             return own
         parts: list[Record] = [{} for _ in range(self._ranks.size)]
-        dist.all_gather_object(parts, own, group=self._ranks.quiet_group)
+        dist.all_gather_object(parts, own, group=self._ranks.checkpoint_group)
         return {name: entry for part in parts for name, entry in part.items()}
 
     def _wait(self) -> None:
         if self._ranks.size > 1:
-            dist.barrier(group=self._ranks.quiet_group)
+            dist.barrier(group=self._ranks.checkpoint_group)
 
 
 def checkpoint_state(weights: dict[str, Tensor], moments: dict[str, Tensor]) -> dict[str, Tensor]:

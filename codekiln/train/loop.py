@@ -9,9 +9,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_pea
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.optimizer import MuonPlan, OptimizerPlan, Optimizers
 from codekiln.train.parallel import ALONE, Ranks, local, put, put_away, scale_gradients, spread, squared_gradient_norm
-from codekiln.train.prepare import open_shards
+from codekiln.train.prepare import Shards, open_shards
 
 SMOOTHED_STEPS = 20
 MIN_NORMS = 20  # that are needed to know what is usual
@@ -43,9 +44,10 @@ class TrainPlan:
     """What is trained, on how many tokens or how many times the corpus over. A step's batch is `batch_rows` rows of
     `context_length` tokens, or of the model's context where that is None.
 
-    `z_loss` weighs the square of the logarithm of the softmax' normalizer, which keeps logits small (CodeGen's code). A batch
-    whose gradient is `spike` times the median of the last hundred, or not finite, is left out and recorded. The last two
-    checkpoints are kept, and those of steps that `keep_every` divides.
+    By epochs a step has no more rows than an epoch: the most below that which divide `batch_rows`. `z_loss` weighs the square
+    of the logarithm of the softmax' normalizer, which keeps logits small (CodeGen's code). A batch whose gradient is `spike`
+    times the median of the last hundred, or not finite, is left out and recorded. The last two checkpoints are kept, and those
+    of steps that `keep_every` divides.
     """
 
     objective: Objective
@@ -72,6 +74,8 @@ class TrainPlan:
             raise ValueError(
                 f"train.keep_every is {self.keep_every}: it must be a multiple of checkpoint_every, {self.checkpoint_every}"
             )
+        if self.seed < 0:
+            raise ValueError(f"train.seed is {self.seed}: it must not be negative")
         if self.spike <= 1 or self.z_loss < 0:
             raise ValueError(f"train.spike is {self.spike}, z_loss {self.z_loss}: above 1, and not below 0, is needed")
         if (self.total_tokens < 1) == (self.epochs < 1):
@@ -90,6 +94,15 @@ class TrainPlan:
         if wanted > config.context_length:
             raise ValueError(f"train.context_length is {wanted}: the model reads {config.context_length}")
         return wanted
+
+    def rows_of_a_rank(self, data_size: int) -> int:
+        """Rows of a step that one of `data_size` ranks reads. Raises ValueError where they do not divide."""
+        if self.batch_rows % data_size:
+            raise ValueError(
+                f"train.batch_rows is {self.batch_rows}: it does not divide over {data_size} ranks that read different rows; "
+                "set it to a multiple, or take another number of ranks"
+            )
+        return self.batch_rows // data_size
 
     def n_kept_for_good(self, config: ModelConfig) -> int:
         """Checkpoints that stay beside the last two; of a plan by epochs none is foreseen."""
@@ -116,6 +129,8 @@ class Hardware:
             raise ValueError(f"no device is called {self.device!r}: known are cpu and cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("PyTorch finds no CUDA device here: leave --device out, or install its build for CUDA")
+        if self.device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ValueError(f"{torch.cuda.get_device_name()} has no bfloat16: training on CUDA needs an A100 or newer")
 
 
 class Preempted(KeyboardInterrupt):
@@ -139,27 +154,23 @@ def train(  # noqa: PLR0912, PLR0915 - one story
 
     The weights begin as those of the model directory `start`, or as new ones; moments and steps begin anew in either case.
     Ctrl-C and SIGTERM save a checkpoint after the step under way and raise KeyboardInterrupt and Preempted. The same seed,
-    shards and hardware give the same weights to the bit, however often the run was interrupted or killed; on another number
-    of ranks the same batches are read, and sums differ by rounding.
+    shards and processors give the same weights to the bit, however often the run was interrupted or killed; on GPUs, and on
+    another number of ranks, the same batches are read, and sums differ by rounding.
     """
-    if plan.batch_rows % ranks.data_size:
-        raise ValueError(f"train.batch_rows is {plan.batch_rows}: it does not divide over {ranks.data_size} ranks")
     if plan.lora is not None and ranks.size > 1:
         raise ValueError("LoRA learns in one process: start it without torchrun")
     context = plan.row_length(config)
-    loader = Loader(
-        open_shards(tokens, "train"),
-        tokenizer,
-        plan.objective,
-        context_length=context,
-        rows=plan.batch_rows,
-        seed=plan.seed,
-        packing=plan.packing,
-    )
+    shards = open_shards(tokens, "train", ranks.part)
+    loader = _loader(plan, context, shards, tokenizer)
+    if plan.epochs and loader.rows_per_epoch < plan.batch_rows:
+        fewer = max(n for n in range(1, loader.rows_per_epoch + 1) if plan.batch_rows % n == 0)
+        plan = replace(plan, batch_rows=fewer)
+        loader = _loader(plan, context, shards, tokenizer)
+    plan.rows_of_a_rank(ranks.data_size)
     model = _model(config, ranks, hardware, plan, start)
     optimizers = Optimizers(model, plan.optimizer)
     kept = Checkpoints(run / "checkpoints", ranks, made_from, keep_every=plan.keep_every)
-    step = _resume(run, kept, model, optimizers)
+    step = _resume(run, kept, model, optimizers, ranks)
     n_tokens = plan.batch_rows * context
     # What LoRA leaves as it is has no gradient of its own, which is a third of a step.
     flops = config.training_flops(context) * (1 if plan.lora is None else 2 / 3)
@@ -170,13 +181,15 @@ def train(  # noqa: PLR0912, PLR0915 - one story
     if step >= n_steps:
         return model
     part = (ranks.data_rank, ranks.data_size)
-    micro_rows = max(1, min(plan.batch_rows // ranks.data_size, hardware.micro_batch_tokens // context))
-    valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows, part)
+    micro_rows = max(1, min(plan.rows_of_a_rank(ranks.data_size), hardware.micro_batch_tokens // context))
+    valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows, ranks)
     loss_sums = _loss_sums(model, ranks, run, hardware)
     peak = matmul_peak(ranks.device, ranks.dtype)
     log = MetricsLog(run / "metrics.jsonl", step=step, mirrors=mirrors) if ranks.is_first else None
-    norms = deque((row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row), 100)
+    past = [row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row]
+    norms = deque(ranks.told_by_first(past[-100:]), 100)
     seen_loss: list[float] = []
+    valid_bits: float | None = None  # the last one found
     n_left_out = 0  # batches, one after the other
     with (
         closing(log) if log is not None else nullcontext(),
@@ -218,7 +231,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story
             row |= {
                 "seconds": round(seconds, 4),
                 "tokens_per_second": round(n_tokens / seconds, 1),
-                "utilization": round(n_tokens / seconds * flops / (peak * _n_peaks(ranks)), 4),
+                "utilization": round(n_tokens / seconds * flops / (peak * ranks.size), 4),
             }
             if plan.z_loss > 0:
                 row["z_penalty"] = total_penalty / max(1.0, weight)
@@ -226,16 +239,21 @@ def train(  # noqa: PLR0912, PLR0915 - one story
             if step % plan.valid_every == 0 or step == n_steps:
                 # Other work on this machine hides the peak now and then; it is the best seen.
                 peak = max(peak, matmul_peak(ranks.device, ranks.dtype, seconds=0.1))
-                row["valid_bits_per_byte"] = _valid_bits_per_byte(loss_sums, valid, ranks)
+                valid_bits = row["valid_bits_per_byte"] = _valid_bits_per_byte(loss_sums, valid, ranks)
                 put_away(model)
             if log is not None and progress is not None:
                 log.write(row)
                 seen_loss += [loss] * ("skipped" not in row)
-                progress.advance(note=_note(row, seen_loss))
+                progress.advance(note=_note(row, seen_loss, valid_bits))
             is_asked_to_end = sum(signals) > 0
             if step % plan.checkpoint_every == 0 or step == n_steps or is_asked_to_end:
+                if not _is_finite(model, ranks):
+                    kept.finish()
+                    raise _stopped(run, f"weights are not finite after step {step - 1}")
                 kept.save(step, checkpoint_state(_learning(model), optimizers.state()))
-            if is_asked_to_end:
+            if step == n_steps:
+                signals = ranks.summed(noted.counts())  # what came since is not lost
+            if sum(signals):
                 kept.finish()
                 raise KeyboardInterrupt if signals[0] else Preempted
     return model
@@ -263,6 +281,18 @@ def has_cxx_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
+def _loader(plan: TrainPlan, context: int, shards: Shards, tokenizer: Tokenizer) -> Loader:
+    return Loader(
+        shards,
+        tokenizer,
+        plan.objective,
+        context_length=context,
+        rows=plan.batch_rows,
+        seed=plan.seed,
+        packing=plan.packing,
+    )
+
+
 def _model(config: ModelConfig, ranks: Ranks, hardware: Hardware, plan: TrainPlan, start: Path | None) -> Transformer:
     """A model spread over the ranks, with the weights of a directory or those that one process would draw."""
     model = spread(config, ranks, recompute=hardware.recompute)
@@ -288,9 +318,9 @@ def _learning(model: Transformer) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _resume(run: Path, kept: Checkpoints, model: Transformer, optimizers: Optimizers) -> int:
+def _resume(run: Path, kept: Checkpoints, model: Transformer, optimizers: Optimizers, ranks: Ranks) -> int:
     """The step to go on with: that of the last whole checkpoint, or 0."""
-    last = next(iter(checkpoints(run / "checkpoints")[-1:]), None)
+    last = ranks.told_by_first(_last_checkpoint(run))
     if last is None:
         return 0
     step, moments = kept.load(last, _learning(model))
@@ -332,41 +362,61 @@ def plain_loss_sums(model: Transformer, ranks: Ranks) -> LossSums:
     return loss_sums
 
 
-def _n_peaks(ranks: Ranks) -> int:
-    """How many times the peak of one rank the world has: ranks on one machine's processors share it."""
-    return ranks.size if ranks.device.type == "cuda" else 1
-
-
 def _fault(loss: float, norm: float, norms: Sequence[float], spike: float) -> str | None:
     """What is wrong with a batch, in words; None where nothing is."""
     if not math.isfinite(loss) or not math.isfinite(norm):
         return f"the loss is {loss} and the gradient's norm {norm}"
-    usual = sorted(norms)[len(norms) // 2] if len(norms) >= MIN_NORMS else math.inf
+    usual = (sorted(norms)[len(norms) // 2] if len(norms) >= MIN_NORMS else 0.0) or math.inf
     return f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual" if norm > spike * usual else None
 
 
 def _require_learning(model: Transformer, ranks: Ranks, run: Path, fault: str, step: int, n_left_out: int) -> None:
     """Raises ValueError where a weight is not finite, or too many batches in a row were bad: no other will be good."""
+    if not _is_finite(model, ranks):
+        raise _stopped(run, f"{fault} at step {step}, and weights are not finite")
+    if n_left_out >= MOST_LEFT_OUT:
+        raise _stopped(run, f"{fault} at step {step}, and {n_left_out} batches in a row were bad")
+
+
+def _is_finite(model: Transformer, ranks: Ranks) -> bool:
+    """Whether all weights are, on all ranks."""
     is_bad = any(not bool(torch.isfinite(local(weight)).all()) for weight in model.parameters())
-    why = "weights are not finite" if ranks.summed([float(is_bad)])[0] else f"{n_left_out} batches in a row were bad"
-    if "finite" in why or n_left_out >= MOST_LEFT_OUT:
-        last = next(iter(checkpoints(run / "checkpoints")[-1:]), "none")
-        raise ValueError(
-            f"{fault} at step {step}, and {why}: lower the learning rate and start from another --out; "
-            f"the last whole checkpoint is {last}"
-        )
+    return not ranks.summed([float(is_bad)])[0]
+
+
+def _stopped(run: Path, why: str) -> ValueError:
+    """The error that ends a run which learns nothing more."""
+    return ValueError(
+        f"{why}: lower the learning rate and start from another --out; "
+        f"the last whole checkpoint is {_last_checkpoint(run) or 'none'}"
+    )
+
+
+def _last_checkpoint(run: Path) -> Path | None:
+    return next(iter(checkpoints(run / "checkpoints")[-1:]), None)
 
 
 def _validation_batches(
-    plan: TrainPlan, context: int, tokens: Path, tokenizer: Tokenizer, rows: int, part: tuple[int, int]
+    plan: TrainPlan, context: int, tokens: Path, tokenizer: Tokenizer, rows: int, ranks: Ranks
 ) -> list[Batch]:
-    """The same rows at every validation, left to right, this rank's of them; none where nothing held out fills one."""
-    shards = open_shards(tokens, "heldout")
+    """The same rows at every validation, left to right, this rank's of them; none where nothing held out fills one.
+
+    The first `plan.valid_rows` of an epoch, whatever the ranks and `rows`; what fills the last batches has no weight.
+    """
+    shards = open_shards(tokens, "heldout", ranks.part)
     if not shards.n_documents or shards.lengths().max() < MIN_UNIT_TOKENS:
         return []
-    n_rows = rows * part[1]
-    loader = Loader(shards, tokenizer, NextToken(), context_length=context, rows=n_rows, seed=plan.seed)
-    return [loader.batch(i, part) for i in range(max(1, min(plan.valid_rows, loader.rows_per_epoch) // n_rows))]
+    at_once = rows * ranks.data_size
+    loader = Loader(shards, tokenizer, NextToken(), context_length=context, rows=at_once, seed=plan.seed)
+    n_rows = min(plan.valid_rows, loader.rows_per_epoch)
+    batches = []
+    for step in range(-(-n_rows // at_once)):
+        batch = loader.batch(step, (ranks.data_rank, ranks.data_size))
+        first = step * at_once + ranks.data_rank * rows
+        batch.weights[max(0, n_rows - first) :] = 0
+        n_bytes = int(tokenizer.byte_lengths[batch.targets[batch.weights > 0]].sum())
+        batches.append(replace(batch, n_bytes=n_bytes))
+    return batches
 
 
 def _valid_bits_per_byte(loss_sums: LossSums, batches: list[Batch], ranks: Ranks) -> float | None:
@@ -422,18 +472,23 @@ def _noted_signals() -> Iterator[_Noted]:
 
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """Within the block compiled code adds in a fixed order on CPUs; an embedding's gradient is else a race of threads."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    """Within the block compiled code adds in a fixed order on CPUs; an embedding's gradient is else a race of threads.
+
+    Memory is not filled before it is written, which PyTorch does then to betray what reads it.
+    """
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(before[0] or device.type == "cpu")
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]
 
 
-def _note(row: Record, losses: list[float]) -> str:
+def _note(row: Record, losses: list[float], valid: float | None) -> str:
     recent = losses[-SMOOTHED_STEPS:] or [math.nan]
-    valid = row.get("valid_bits_per_byte")
     parts = [f"loss {sum(recent) / len(recent):.3f}", sparkline(losses), f"norm {row['grad_norm']:.2f}"]
     parts += [f"{row['tokens_per_second']:,.0f} tokens/s", f"{row['utilization']:.0%} of peak"]
     parts += ["batch left out"] if "skipped" in row else []

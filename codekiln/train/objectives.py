@@ -196,6 +196,10 @@ class InfillMixture:
     left_share: float = 0.0
     shortest_unit: float = 0.25
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.left_share < 1:
+            raise ValueError(f"left_share is {self.left_share}: it must be from 0 to below 1")
+
     @property
     def n_added(self) -> int:
         return N_LAYOUT_TOKENS + 8 + 2

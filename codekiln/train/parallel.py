@@ -52,7 +52,8 @@ class Ranks:
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
     mesh: DeviceMesh | None = None
-    quiet_group: dist.ProcessGroup | None = None  # for what takes long, and for checkpoints beside training
+    quiet_group: dist.ProcessGroup | None = None  # for what takes long
+    checkpoint_group: dist.ProcessGroup | None = None  # for checkpoints, which are written beside training
 
     @property
     def is_first(self) -> bool:
@@ -79,6 +80,18 @@ class Ranks:
             sums /= self.mesh["tensor"].size()
         found: list[float] = sums.tolist()
         return found
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which part of work that ranks share is this rank's, of how many."""
+        return self.rank, self.size
+
+    def told_by_first(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        heard = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(heard, src=0, group=self.quiet_group)
+        return heard[0]
 
     def lead(self, order: str, told: Any = None) -> None:
         """Tells the ranks that `follow` what to do now, and with what."""
@@ -134,7 +147,8 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
         mesh = init_device_mesh(device, (n_data, tensor_size), mesh_dim_names=("data", "tensor"))
         here = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
         quiet = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
-        yield Ranks(dist.get_rank(), size, here, dtype, mesh, quiet)
+        beside = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield Ranks(dist.get_rank(), size, here, dtype, mesh, quiet, beside)
     finally:
         dist.destroy_process_group()
         # Gloo's threads outlive it, and need the interpreter to let go of what they sent last: at its end they would abort.

@@ -127,18 +127,6 @@ class PlannedStep:
         return self.model_flops / self.seconds / accelerator.peak
 
 
-def _rows_of_a_rank(plan: TrainPlan, n_ranks: int, tensor_ranks: int) -> int:
-    """Rows of a step that a rank, or those that share a layer with it, reads."""
-    n_data = data_ranks(n_ranks, tensor_ranks)
-    rows, left = divmod(plan.batch_rows, n_data)
-    if left or not rows:
-        raise ValueError(
-            f"train.batch_rows is {plan.batch_rows}: it does not divide over {n_data} ranks that read rows; "
-            "take a number of GPUs that divides it, or let ranks share layers"
-        )
-    return rows
-
-
 def _usable(accelerator: Accelerator) -> float:
     """Bytes that tensors can take."""
     return (accelerator.memory - RESERVED_BYTES) / (1 + FRAGMENTED_SHARE)
@@ -146,7 +134,7 @@ def _usable(accelerator: Accelerator) -> float:
 
 def planned_step(plan: TrainPlan, config: ModelConfig, accelerator: Accelerator, settings: Settings) -> PlannedStep:
     """Runs a step as the first of `n_ranks` ranks would. Raises ValueError where rows or layers do not divide over them."""
-    rows = _rows_of_a_rank(plan, settings.n_ranks, settings.tensor_ranks)
+    rows = plan.rows_of_a_rank(data_ranks(settings.n_ranks, settings.tensor_ranks))
     context = plan.row_length(config)
     micro_rows = min(settings.micro_rows, rows)
     n_micro = -(-rows // micro_rows)
@@ -185,7 +173,7 @@ def planned_steps(
     Memory grows by the same with every row, or more; how many fit is told from the first two and run to be sure. Raises
     ValueError where rows or layers do not divide over the ranks.
     """
-    rows = _rows_of_a_rank(plan, n_ranks, tensor_ranks)
+    rows = plan.rows_of_a_rank(data_ranks(n_ranks, tensor_ranks))
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
     for recompute in (False, True):
 
@@ -330,6 +318,11 @@ def _collective_seconds(
     return passes * (n_bytes * (n - 1) / n / (bandwidth * TRAFFIC_SHARE) + count * (n - 1) * HOP_SECONDS)
 
 
+# Attention of rows that are one document, which PyTorch's counter does not know.
+_SAME_OPERATIONS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.codekiln.attend_within,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: torch.ops.codekiln.attend_within_backward,
+}
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
 
 
@@ -376,8 +369,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if space not in ("aten", "codekiln") or func.is_view or name in _FREE:
             return
         phase, n_bytes = self._phase(), sum(t.nbytes for t in moved)
-        if func._overloadpacket in flop_registry:
-            flops = float(flop_registry[func._overloadpacket](*args, **kwargs, out_val=found))
+        formula = flop_registry.get(_SAME_OPERATIONS.get(func._overloadpacket, func._overloadpacket))
+        if formula is not None:
+            flops = float(formula(*args, **kwargs, out_val=found))
         else:
             phase.other_bytes += n_bytes
             return

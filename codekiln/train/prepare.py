@@ -106,15 +106,18 @@ class Shards:
         return np.asarray(self.ids[shard][first + start : first + stop], np.int64)
 
 
-def open_shards(folder: Path, split: str) -> Shards:
-    """Maps the shards of a split after checking each against its seal. Raises OSError or ValueError naming the bad one."""
+def open_shards(folder: Path, split: str, part: tuple[int, int] = (0, 1)) -> Shards:
+    """Maps the shards of a split. Raises OSError or ValueError naming the one that is not as its seal says.
+
+    Every shard is checked, or of `part[1]` parts of them the `part[0]`-th, where that many processes share the work.
+    """
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder} holds no finished token shards: run `codekiln build` first")
     manifest = read_record(folder / MANIFEST)
     ids: list[npt.NDArray[np.unsignedinteger]] = []
     ends: list[npt.NDArray[np.int64]] = []
     for k, shard in enumerate(manifest["splits"][split]["shards"]):
-        for name, sealed in shard["files"].items():
+        for name, sealed in shard["files"].items() if k % part[1] == part[0] else ():
             check_seal(folder / split / name, sealed, folder=folder)
         tokens = folder / split / f"tokens-{k:05}.bin"
         dtype = np.dtype(manifest["dtype"])
