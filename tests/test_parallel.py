@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from safetensors.torch import load_file
 
 from codekiln.train.checkpoints import checkpoints
 from codekiln.train.metrics import read_metrics
+from codekiln.train.parallel import joined_ranks
 from tests.small import write_tree
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import json, sys
+from collections.abc import Sequence
 from pathlib import Path
 from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig
 from codekiln.model.tensors import write_tensors, weights_of
@@ -69,10 +73,13 @@ def torchrun(n: int, *arguments: str, seconds: int = 120) -> subprocess.Complete
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def started(n: int, source: Path, run: Path, *, restarts: int = 0, **asked: Any) -> subprocess.Popen[str]:
-    """The program on n ranks that torchrun starts; on one, in a process alone."""
+def started(
+    n: int, source: Path, run: Path, *, restarts: int = 0, meeting: Sequence[str] = (), **asked: Any
+) -> subprocess.Popen[str]:
+    """The program on n ranks that torchrun starts, one of several nodes if they are to meet; on one, in a process alone."""
     run.mkdir(parents=True, exist_ok=True)
-    start = [*TORCHRUN, str(n), "--max-restarts", str(restarts)] if n > 1 else []
+    how = [*TORCHRUN[:2], *(meeting or TORCHRUN[2:3]), TORCHRUN[3]]
+    start = [*how, str(n), "--max-restarts", str(restarts)] if n > 1 or meeting else []
     program = run / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -185,6 +192,38 @@ def test_torchrun_starts_a_run_again_whose_rank_died(alone: dict[str, Path], sma
     os.kill(children_of(process)[-1], signal.SIGKILL)
     told, _ = process.communicate(timeout=200)
     assert process.returncode == 0, told[-4000:]
+    assert_same(alone["muon"], run)
+
+
+def test_nodes_that_could_not_start_again_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x", "GROUP_WORLD_SIZE": "2",
+                        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ValueError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"),
+        joined_ranks("cpu"),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_two_nodes_start_again_together(
+    alone: dict[str, Path], small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two agents as on two machines; a rank of one dies, which the other does not count as a restart."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    run = tmp_path / "run"
+    meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"]
+    asked: dict[str, Any] = {"restarts": 3, "checkpoint_every": 2, "muon": True, "config": "kiln, untied"}
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    nodes = [started(1, small_run, run, meeting=meeting, **asked) for _ in range(2)]
+    wait_for_checkpoint(nodes[1], run, 4)
+    os.kill(children_of(nodes[1])[-1], signal.SIGKILL)
+    for node in nodes:
+        told, _ = node.communicate(timeout=200)
+        assert node.returncode == 0, told[-4000:]
     assert_same(alone["muon"], run)
 
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -124,7 +125,7 @@ END = "end"
 def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
     """The world that torchrun made, joined for the block; a process that it did not start is alone.
 
-    Raises ValueError where the world does not divide into `tensor_size`.
+    Raises ValueError where the world does not divide into `tensor_size`, or could not start again.
     """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -138,11 +139,9 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
     n_data = data_ranks(size, tensor_size)
     if device == "cuda":
         torch.cuda.set_device(local_rank)
-    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    # torchrun's store outlives a restart and a world before this one, and with them the addresses of their ranks.
-    attempt = PrefixStore(f"{os.environ['TORCHELASTIC_RESTART_COUNT']}/{next(_worlds)}", store)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=PATIENCE)
+    store, rank = _fresh_store()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         mesh = init_device_mesh(device, (n_data, tensor_size), mesh_dim_names=("data", "tensor"))
         here = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
@@ -153,6 +152,28 @@ def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
         dist.destroy_process_group()
         # Gloo's threads outlive it, and need the interpreter to let go of what they sent last: at its end they would abort.
         time.sleep(LETTING_GO)
+
+
+def _fresh_store() -> tuple[Store, int]:
+    """A store that knows nothing of a world before this one, nor of ranks that died, and this process' rank in it."""
+    # torchrun's own store outlives a restart, and with it the addresses of the dead. How often a node was restarted tells
+    # worlds apart on one node; on several each counts for itself.
+    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if is_shared and int(os.environ["GROUP_WORLD_SIZE"]) > 1 and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0:
+        raise ValueError(
+            "ranks of several nodes that are to start again need a store of their own each time: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started, with --rdzv-backend c10d"
+        )
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if is_shared else ""
+    store, rank = _torchrun_store()
+    return PrefixStore(f"{attempt}/{next(_worlds)}", store), rank
+
+
+@cache
+def _torchrun_store() -> tuple[Store, int]:
+    """The store that torchrun names, and this process' rank in it."""
+    store, rank, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    return store, rank
 
 
 def data_ranks(size: int, tensor_size: int) -> int:
