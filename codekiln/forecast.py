@@ -85,8 +85,11 @@ def _command(name: str, row_length: int, step: PlannedStep, node_size: int, chan
     settings = step.settings
     n_gpus, micro_tokens = settings.n_ranks, settings.micro_rows * row_length
     n_nodes, per_node = max(1, n_gpus // node_size), min(n_gpus, node_size)
-    nodes = f" --nnodes {n_nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500" if n_nodes > 1 else ""
+    nodes = (
+        f" --nnodes {n_nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3" if n_nodes > 1 else ""
+    )
     start = f"torchrun{nodes} --nproc-per-node {per_node} -m codekiln" if n_gpus > 1 else "codekiln"
+    start = f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {start}" if n_nodes > 1 else start
     more = f" --tensor-ranks {settings.tensor_ranks}" if settings.tensor_ranks > 1 else ""
     more += " --recompute" if settings.recompute else ""
     more += "".join(f" --set {shlex.quote(change)}" for change in changes)

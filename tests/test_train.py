@@ -26,11 +26,20 @@ from codekiln.model.families import KilnConfig
 from codekiln.model.transformer import Transformer
 from codekiln.progress import sparkline
 from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.training import INCODER_CONTROL, PSM_CONTROL, TokenizerPlan, train_tokenizer
 from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
 from codekiln.train.loader import Batch, Loader
 from codekiln.train.loop import Hardware, TrainPlan, _fault, _validation_batches, train
 from codekiln.train.metrics import MetricsLog, bits_per_byte, matmul_peak, read_metrics
-from codekiln.train.objectives import InfillMixture, NextToken, Objective, Piece, split_at
+from codekiln.train.objectives import (
+    CausalMasking,
+    FillInTheMiddle,
+    InfillMixture,
+    NextToken,
+    Objective,
+    Piece,
+    split_at,
+)
 from codekiln.train.optimizer import (
     AdamWPlan,
     MuonPlan,
@@ -205,6 +214,51 @@ def test_a_batch_is_a_function_of_its_step(shards: Shards, run_tokenizer: Tokeni
         for field in ("ids", "targets", "weights", "documents"):
             assert np.array_equal(getattr(batch, field), getattr(forward[step], field))
     assert not np.array_equal(loader_of(shards, run_tokenizer, objective, seed=2).batch(0).ids, forward[0].ids)
+
+
+@pytest.mark.parametrize(
+    ("objective", "control"),
+    [
+        (CausalMasking("paper"), INCODER_CONTROL),
+        (CausalMasking("released"), INCODER_CONTROL),
+        (FillInTheMiddle(split="characters"), PSM_CONTROL),
+        (FillInTheMiddle(rate=1.0, split="lines"), PSM_CONTROL),
+    ],
+    ids=str,
+)
+def test_the_papers_objectives_go_through_the_loader_and_are_learned(
+    small_run: Path, tmp_path: Path, objective: Objective, control: tuple[str, ...]
+) -> None:
+    texts = [document.text for document in read_documents(small_run / "corpus", "train")]
+    tokenizer = train_tokenizer(TokenizerPlan(256 + 100 + len(control), control=control), texts)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    prepare_shards(small_run / "corpus", tmp_path / "tokenizer.json", tmp_path / "tokens")
+    shards = open_shards(tmp_path / "tokens", "train")
+    loaders = [loader_of(shards, tokenizer, objective, context_length=128) for _ in range(2)]
+    told = sorted(tokenizer.control_ids - {tokenizer.end_of_text, tokenizer.pad})
+    n_told = 0
+    for step in reversed(range(6)):
+        batch, again = (loader.batch(step) for loader in loaders)
+        assert all(
+            np.array_equal(getattr(batch, f), getattr(again, f)) for f in ("ids", "targets", "weights", "documents")
+        )
+        assert batch.ids.shape == (4, 128) and batch.weights.any(axis=1).all()
+        is_told = np.isin(batch.targets, told)
+        n_told += int(is_told.sum())
+        if isinstance(objective, CausalMasking):  # masks have no weight, what ends one has
+            assert not batch.weights[np.isin(batch.targets, told[:-1])].any()
+    assert n_told > 6
+    train(
+        TrainPlan(objective, total_tokens=16_384, batch_rows=4, checkpoint_every=100),
+        KilnConfig(1, 32, 2, 1, 16, 64, -(-tokenizer.vocab_size // 64) * 64, 128),
+        tokens=tmp_path / "tokens",
+        tokenizer=tokenizer,
+        run=tmp_path / "run",
+        hardware=Hardware(compile=False),
+        made_from={},
+    )
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_left_to_right_an_epoch_holds_each_unit_once(shards: Shards, run_tokenizer: Tokenizer) -> None:
