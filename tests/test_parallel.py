@@ -28,6 +28,7 @@ from pathlib import Path
 from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig
 from codekiln.model.tensors import write_tensors, weights_of
 from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.train.loader import Loader
 from codekiln.train.loop import Hardware, TrainPlan, train
 from codekiln.train.objectives import NextToken
 from codekiln.train.optimizer import AdamWPlan, MuonPlan, WarmupCosine
@@ -52,6 +53,17 @@ hardware = Hardware(
     micro_batch_tokens=64 * asked.get("micro_rows", 2), compile=asked.get("compile", False),
     tensor_ranks=asked.get("tensor", 1), recompute=asked.get("recompute", False),
 )
+if "spoiled" in asked:
+    kept = Loader.batch
+
+    def batch(self, step, part=(0, 1)):
+        found = kept(self, step, part)
+        here = 4 - part[0] * len(found.ids)  # the fifth row of all
+        if step == asked["spoiled"] and self._rows == 8 and 0 <= here < len(found.ids):
+            found.weights[here, 0] = float("inf")
+        return found
+
+    Loader.batch = batch
 with joined_ranks("cpu", tensor_size=hardware.tensor_ranks) as ranks:
     model = train(
         plan, configs[asked.get("config", "kiln")], tokens=source / "tokens",
@@ -137,6 +149,18 @@ def test_two_ranks_that_share_layers_train_as_one_process_does(
     alone: dict[str, Path], small_run: Path, tmp_path: Path, config: str
 ) -> None:
     assert_same(alone[config], done(2, small_run, tmp_path / "tensor", config=config, tensor=2, recompute=True))
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_bad_on_one_rank_is_left_out_by_all(small_run: Path, tmp_path: Path) -> None:
+    alone, two = (done(n, small_run, tmp_path / str(n), spoiled=5) for n in (1, 2))
+    rows, other_rows = (read_metrics(run / "metrics.jsonl") for run in (alone, two))
+    assert [row["step"] for row in rows if "skipped" in row] == [5]
+    assert rows[5]["documents"] == other_rows[5]["documents"] and "the loss is" in other_rows[5]["skipped"]
+    for run, kept in ((alone, rows), (two, other_rows)):
+        lines = [json.dumps(row) for row in kept if "skipped" not in row]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert_same(alone, two)
 
 
 @pytest.mark.slow  # blocks and the loss are compiled by each rank
