@@ -45,7 +45,12 @@ WATCH = Annotated[
 COMPILE = Annotated[
     bool | None, typer.Option(help="torch.compile; left out, where a C++ compiler is found.", show_default=False)
 ]
-NEW_TOKENS = Annotated[int, typer.Option("--max-new-tokens", help="Where an answer is cut.", min=1)]
+NEW_TOKENS = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens", help="Where an answer is cut; 64, or what the model can make.", min=1, show_default=False
+    ),
+]
 TEMPERATURE = Annotated[float, typer.Option(help="0 is greedy.")]
 TOP_P = Annotated[float, typer.Option(help="Nucleus of the probability that is drawn from.")]
 SEED = Annotated[int, typer.Option(help="The same seed draws the same tokens.", min=0, max=2**63 - 1)]
@@ -244,6 +249,10 @@ def tokenizer(
 
     if train is not None and out is None:
         raise typer.BadParameter("--train needs --out: where is it to be written?")
+    if train is None and vocab_size is not None:
+        raise typer.BadParameter("--vocab-size is for a tokenizer that is trained: name a run with --train")
+    if gpt2 is not None and not {which, against} & {"codegen", "codegen-nl"}:
+        raise typer.BadParameter("--gpt2 is for codegen and codegen-nl")
     found = {which: _tokenizer(which, gpt2) if train is None else _trained(which, train, vocab_size)}
     if against is not None:
         found[against] = _tokenizer(against, gpt2)
@@ -306,7 +315,7 @@ def complete(
     model: MODEL,
     prompt: Annotated[str | None, typer.Argument(help="The text to go on with.", show_default=False)] = None,
     file: FILE = None,
-    max_new_tokens: NEW_TOKENS = 64,
+    max_new_tokens: NEW_TOKENS = None,
     temperature: TEMPERATURE = 0.2,
     top_p: TOP_P = 0.95,
     seed: SEED = 0,
@@ -333,7 +342,7 @@ def infill(
     suffix: Annotated[str | None, typer.Argument(help="The text after it.", show_default=False)] = None,
     file: FILE = None,
     marker: Annotated[str, typer.Option(help="What stands for a hole in a file or standard input.")] = HOLE,
-    max_new_tokens: NEW_TOKENS = 64,
+    max_new_tokens: NEW_TOKENS = None,
     temperature: TEMPERATURE = 0.2,
     top_p: TOP_P = 0.95,
     seed: SEED = 0,
@@ -347,6 +356,10 @@ def infill(
 
     if prompt is not None and suffix is None:
         raise typer.BadParameter("give the text before the hole and the text after it, or --file with the marker")
+    if prompt is not None and file is not None:
+        raise typer.BadParameter("give the text as arguments or with --file, not both")
+    if not marker:
+        raise typer.BadParameter("--marker is empty: say what stands for a hole")
     parts = [prompt, suffix] if prompt is not None and suffix is not None else _text(None, file).split(marker)
     if len(parts) < 2:
         raise ValueError(f"the text has no hole: put {marker} where one is, or name your own mark with --marker")
@@ -372,8 +385,9 @@ def serve(
     server = optional("codekiln.serve.server", "serve")
     listening = server.listen(host, port)
     name = model.resolve().name
-    application = server.make_app(Completer.load(model), name)
-    typer.echo(f"{name} on http://{host}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+    application = server.make_app(Completer.load(model), name, host)
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C ends it)")
     sys.stdout.flush()
     server.serve(application, listening)
 

@@ -63,6 +63,10 @@ def test_wrong_usage_ends_with_2(small_run: Path) -> None:
     wrong = ("infil",), ("demo", "--fast"), ("infill", small_run, "only before"), ("serve",)
     for arguments in (*wrong, ("complete", small_run, "x", "--file", "y")):
         refused(codekiln(*arguments), "", status=2)
+    refused(codekiln("infill", small_run, "a", "b", "--file", "y"), "not both", status=2)
+    refused(codekiln("infill", small_run, "--file", "y", "--marker", ""), "--marker is empty", status=2)
+    refused(codekiln("tokenizer", small_run, "--vocab-size", "300", "--out", "y"), "name a run with --train", status=2)
+    refused(codekiln("tokenizer", small_run, "--gpt2", "y", "--out", "y"), "--gpt2 is for codegen", status=2)
     refused(codekiln("demo", "--license", "MIT"), "give both", status=2)
     refused(codekiln("complete", small_run, "x", "--max-new-tokens", "-3"), "greater than or equal", status=2)
 

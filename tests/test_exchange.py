@@ -161,7 +161,7 @@ def test_a_server_of_a_model_that_cannot_infill_says_so(codegen_folder: Path, tm
     from codekiln.serve.server import make_app
 
     import_model(codegen_folder, tmp_path / "model")
-    client = TestClient(make_app(Completer.load(tmp_path / "model"), "codegen"))
+    client = TestClient(make_app(Completer.load(tmp_path / "model"), "codegen", "testserver"))
     for body, told in (
         ({"prompt": "a", "suffix": "b"}, "cannot infill"),
         ({"prompt": "a", "suffix": "b", "stream": True}, "cannot infill"),

@@ -176,6 +176,12 @@ def test_the_nucleus_is_the_smallest_that_reaches_its_probability() -> None:
     assert next_tokens(logits, GREEDY, generator).tolist() == [0]
 
 
+def test_the_smallest_numbers_that_are_allowed_draw_the_most_probable() -> None:
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)) * 40
+    for sampling in (Sampling(1e-40), Sampling(1e-4), Sampling(1e-5, 1e-50), Sampling(1.0, 1e-50)):
+        assert torch.equal(next_tokens(logits, sampling, torch.Generator()), logits.argmax(dim=-1))
+
+
 def test_sampling_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature is 3"):
         Sampling(temperature=3)

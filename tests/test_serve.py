@@ -1,5 +1,6 @@
 """The server as its users meet it: the real openai client and plain HTTP against the real command."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
+from codekiln.serve.server import listen
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +100,114 @@ def test_requests_at_once_are_all_answered(url: str) -> None:
     assert len({answer["choices"][0]["text"] for answer in answers}) == 1
 
 
-def test_a_client_that_leaves_does_not_hold_the_server(url: str) -> None:
-    body = {"prompt": "def f(", "max_tokens": 100, "stream": True, "temperature": 2.0}
-    for _ in range(3):
-        with httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as response:
-            next(response.iter_lines())
-    assert httpx.post(url + "/v1/completions", json={"prompt": "x", "max_tokens": 2}, timeout=30).status_code == 200
+COUNTING = """
+import time
+from codekiln.generate.complete import Answer, Piece
+from codekiln.serve.server import listen, make_app, serve
+
+class Counting:
+    most_new_tokens, n_steps = 4096, 0
+
+    def stream(self, requests, *, max_new_tokens, **_):
+        return self.pieces(requests[0].prompt, max_new_tokens)
+
+    def pieces(self, prompt, n):
+        if prompt != "count":
+            for _ in range(n):
+                self.n_steps += 1
+                time.sleep(0 if prompt == "fast" else 0.01)
+                yield Piece(0, {"fast": "x" * 5000, "slow": "x", "silent": ""}[prompt])
+        yield Piece(0, "", Answer(str(self.n_steps), True, 1, 1))
+
+listening = listen("127.0.0.1", 0)
+print(listening.getsockname()[1], flush=True)
+serve(make_app(Counting(), "counting", "127.0.0.1"), listening)
+"""
+
+
+@pytest.fixture
+def counting() -> Iterator[str]:
+    """The real server before a model that counts its steps: "fast", "slow" or "silent" ones, as the prompt says."""
+    server = subprocess.Popen([sys.executable, "-c", COUNTING], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    yield f"http://127.0.0.1:{server.stdout.readline().strip()}/v1/completions"
+    server.send_signal(signal.SIGINT)
+    server.communicate(timeout=20)
+
+
+def counted(url: str) -> int:
+    answer = httpx.post(url, json={"prompt": "count"}, timeout=20)
+    return int(answer.json()["choices"][0]["text"])
+
+
+def test_a_client_that_does_not_read_holds_nobody_up(counting: str) -> None:
+    body = json.dumps({"prompt": "fast", "max_tokens": 4096, "stream": True}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        port = int(counting.split(":")[2].split("/", maxsplit=1)[0])
+        client.connect(("127.0.0.1", port))
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Type: application/json\r\n"
+        client.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        while counted(counting) == 0:
+            pass
+        assert counted(counting) == 4096  # its 20 MB wait for it
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("prompt", ["slow", "silent"])
+def test_a_client_that_leaves_costs_no_more_steps(counting: str, prompt: str, stream: bool) -> None:
+    body = {"prompt": prompt, "max_tokens": 4096, "stream": stream}
+    with pytest.raises(httpx.ReadTimeout), httpx.stream("POST", counting, json=body, timeout=0.3) as response:
+        for _ in response.iter_lines():
+            if prompt == "slow" and stream:
+                raise httpx.ReadTimeout("leaves at its first event")
+    n_steps = counted(counting)
+    assert 0 < n_steps < 400
+    assert counted(counting) == n_steps
+
+
+def test_only_this_machine_s_names_are_answered_to(url: str) -> None:
+    for name, status in {
+        "localhost:80": 200,
+        "127.0.0.1": 200,
+        "[::1]:8080": 200,
+        "evil.example": 421,
+        "": 421,
+    }.items():
+        assert httpx.get(url + "/health", headers={"Host": name}).status_code == status
+
+
+def test_a_body_without_end_is_refused(url: str) -> None:
+    def forever() -> Iterator[bytes]:
+        while True:
+            yield b" " * 100_000
+
+    headers = {"Content-Type": "application/json"}
+    # One byte too many is read to its end, and the answer too; who sends on finds the connection closed.
+    large = httpx.post(url + "/v1/completions", content=b" " * 20_000_001, headers=headers, timeout=60)
+    assert large.status_code == 413 and "larger than 20,000,000 bytes" in large.json()["error"]["message"]
+    with contextlib.suppress(httpx.NetworkError):
+        assert httpx.post(url + "/v1/completions", content=forever(), headers=headers, timeout=60).status_code == 413
+    plain = httpx.post(url + "/v1/completions", content=b'{"prompt": "x"}', headers={"Content-Type": "text/plain"})
+    assert plain.status_code in (400, 415)
+
+
+def test_what_clients_say_without_meaning_it_is_taken(client: openai.OpenAI) -> None:
+    usual: dict[str, Any] = {
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "best_of": 1,
+        "logit_bias": {},
+        "stop": None,
+    }
+    answer = client.completions.create(model="run", prompt="x", temperature=0, max_tokens=None, **usual)
+    pieces = list(
+        client.completions.create(
+            model="run", prompt="x", temperature=0, stream=True, stream_options={"include_usage": True}, **usual
+        )
+    )
+    assert "".join(piece.choices[0].text for piece in pieces[:-1]) == answer.choices[0].text
+    assert pieces[-1].usage == answer.usage is not None
 
 
 @pytest.mark.parametrize(
@@ -118,6 +222,10 @@ def test_a_client_that_leaves_does_not_hold_the_server(url: str) -> None:
         ({"prompt": "x", "top_p": 0}, "top_p"),
         ({"prompt": "x", "n": 4}, "n"),
         ({"prompt": "x", "beams": 4}, "beams"),
+        ({"prompt": "x", "n": True}, "n"),
+        ({"prompt": "x", "max_tokens": "5"}, "max_tokens"),
+        ({"prompt": "x", "frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"prompt": None}, "prompt"),
         ({"prompt": "x" * 1_000_001}, "prompt"),
     ],
     ids=lambda value: str(value)[:40],
@@ -125,13 +233,15 @@ def test_a_client_that_leaves_does_not_hold_the_server(url: str) -> None:
 def test_a_bad_request_is_refused_by_its_field(url: str, body: dict[str, object], field: str) -> None:
     response = httpx.post(url + "/v1/completions", json=body, timeout=60)
     assert response.status_code == 400
-    assert response.json()["error"]["param"].split(".")[0] == field
+    assert response.json()["error"]["param"] == field
+    assert response.json()["error"]["message"].startswith(f"{field}: ")
 
 
 def test_what_is_no_json_is_refused(url: str) -> None:
-    response = httpx.post(url + "/v1/completions", content=b"\xff{", headers={"Content-Type": "application/json"})
-    assert response.status_code == 400
-    assert "error" in response.json()
+    for content, told in ((b"\xff{", "There was an error"), (b'{"prompt":', "the body is no JSON: Expecting value")):
+        response = httpx.post(url + "/v1/completions", content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code == 400
+        assert told in response.json()["error"]["message"]
 
 
 def test_control_tokens_in_a_request_are_text(client: openai.OpenAI) -> None:
@@ -149,9 +259,7 @@ def test_the_page_and_its_parts_are_served_and_load_nothing_else(url: str) -> No
 
 
 def test_a_port_in_use_is_told_before_anything_is_loaded(small_run: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -166,7 +274,7 @@ def test_serving_loads_no_training_code(small_run: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from codekiln.serve.server import make_app;"
         "from codekiln.generate.complete import Completer;"
-        f"make_app(Completer.load(Path({str(small_run)!r})), 'run');"
+        f"make_app(Completer.load(Path({str(small_run)!r})), 'run', '127.0.0.1');"
         "bad = [m for m in sys.modules if m.startswith(('codekiln.train', 'codekiln.corpus', 'daft', 'pyarrow'))];"
         "print(bad); sys.exit(bool(bad))"
     )

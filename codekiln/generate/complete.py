@@ -13,6 +13,7 @@ from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, document_start, ends, infill_prompt
 
+NEW_TOKENS = 64  # where nothing else is asked for
 RIGHT_SHARE = 0.25  # of the room for context: what comes before a hole says more than what comes after
 
 
@@ -60,6 +61,11 @@ class Completer:
         beyond = range(tokenizer.vocab_size, model.config.vocab_size)
         self._banned_tokens = frozenset(silent.union(beyond)) - self._stop_tokens
 
+    @property
+    def most_new_tokens(self) -> int:
+        """Below a half of the context, so that at least as much is left for the prompt."""
+        return self.context_length // 2 - 1
+
     @classmethod
     def load(cls, folder: Path) -> "Completer":
         """From a run or a model directory. Raises OSError or ValueError."""
@@ -68,13 +74,16 @@ class Completer:
         return cls(model, tokenizer, control_ids_in(read_record(inner / CONFIG), "eos_token_id"))
 
     def stream(
-        self, requests: Sequence[Request], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str] = ()
+        self, requests: Sequence[Request], *, max_new_tokens: int | None, sampling: Sampling, stop: Sequence[str] = ()
     ) -> Iterator[Piece]:
-        """Pieces of all requests, which are decoded together. An answer ends before the first stop string in it.
+        """Pieces of all requests, which are decoded together, one a token, also where its text waits for the next one.
 
-        Raises ValueError at once for what cannot be answered, before the first piece is asked for.
+        An answer ends before the first stop string in it, and where `max_new_tokens` is None at `NEW_TOKENS`, or at as many as
+        the model can make. Raises ValueError at once for what cannot be answered, before the first piece is asked for.
         """
-        if max_new_tokens >= self.context_length // 2:
+        if max_new_tokens is None:
+            max_new_tokens = min(NEW_TOKENS, self.most_new_tokens)
+        if max_new_tokens > self.most_new_tokens:
             raise ValueError(
                 f"{max_new_tokens} new tokens: ask for fewer than half of the context of {self.context_length}"
             )
@@ -112,11 +121,9 @@ class Completer:
                 yield finish(step.row, is_finished=True)
             else:
                 fresh = texts[step.row].add(self.tokenizer.token_bytes[step.token])
+                yield Piece(step.row, fresh)
                 if texts[step.row].is_stopped:
-                    yield Piece(step.row, fresh)
                     yield finish(step.row, is_finished=True)
-                elif fresh:
-                    yield Piece(step.row, fresh)
             if not any(is_open):
                 return
         for row in range(len(prompts)):
@@ -124,7 +131,7 @@ class Completer:
                 yield finish(row, is_finished=False)
 
     def complete(
-        self, requests: Sequence[Request], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str] = ()
+        self, requests: Sequence[Request], *, max_new_tokens: int | None, sampling: Sampling, stop: Sequence[str] = ()
     ) -> list[Answer]:
         """The answers of all requests, in their order."""
         answers: dict[int, Answer] = {}
@@ -133,7 +140,7 @@ class Completer:
                 answers[piece.index] = piece.answer
         return [answers[i] for i in range(len(requests))]
 
-    def fill(self, parts: Sequence[str], *, max_new_tokens: int, sampling: Sampling) -> list[Answer]:
+    def fill(self, parts: Sequence[str], *, max_new_tokens: int | None, sampling: Sampling) -> list[Answer]:
         """The texts of the holes between `parts`, left to right; each sees the ones before it."""
         answers: list[Answer] = []
         for k in range(len(parts) - 1):

@@ -33,8 +33,9 @@ def generate(
 ) -> Iterator[Step]:
     """New tokens as they come, rows in turn, stop tokens included; a row ends with its stop token.
 
-    Prompts are of any lengths; each row's tokens are those it would have alone. Ids past the tokenizer's are to be among
-    the banned. Raises ValueError if a prompt with its continuation would not fit the model's context.
+    Prompts are of any lengths; each row's logits are those it would have alone, and so are its tokens unless they are drawn:
+    all rows draw from one generator. Ids past the tokenizer's are to be among the banned. Raises ValueError if a prompt with
+    its continuation would not fit the model's context.
     """
     config = model.config
     longest = max(len(prompt) for prompt in prompts)

@@ -22,14 +22,17 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+COLDEST = 1e-4  # below it logits overflow, and the most probable token is drawn in any case
 
 
 def next_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """Tokens (B,) drawn from logits (B, V); what must not be drawn is -inf there."""
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return logits.argmax(dim=-1)
     ordered, tokens = (logits.float() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
-    kept = ordered.masked_fill(before >= sampling.top_p, 0.0)
+    is_out = before >= sampling.top_p
+    is_out[:, 0] = False  # also where the nucleus is smaller than float32 can say
+    kept = ordered.masked_fill(is_out, 0.0)
     drawn = torch.multinomial(kept, 1, generator=generator)
     return tokens.gather(-1, drawn).squeeze(-1)

@@ -4,7 +4,7 @@ import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from codekiln.files import Record
 from codekiln.generate.complete import Answer
@@ -14,27 +14,49 @@ MAX_TEXT = 1_000_000
 MAX_PROMPTS = 16
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+One = Annotated[int, Field(ge=1, le=1)]
+Nothing = Annotated[float, Field(ge=0, le=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class CompletionRequest(BaseModel):
-    """What is asked. A field that this server cannot honour is refused by its name, not ignored."""
+class StreamOptions(BaseModel):
+    """Of a streamed answer: whether a last event tells the tokens read and written."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+
+
+class CompletionRequest(BaseModel):
+    """What is asked; null is what is not said. A field that this server cannot honour is refused by its name, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
     suffix: Text | None = None
-    model: str | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    model: Annotated[str, Field(max_length=1000)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
     stream: bool = False
-    n: Literal[1] = 1
+    n: One = 1
     echo: Literal[False] = False
+    best_of: One = 1
+    frequency_penalty: Nothing = 0.0
+    presence_penalty: Nothing = 0.0
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     logprobs: None = None
-    user: str | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, Field(max_length=1000)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _said(cls, fields: Any) -> Any:
+        return (
+            {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
+        )
 
     def prompts(self) -> list[str]:
         """One prompt or several."""
@@ -66,12 +88,12 @@ class Envelope:
 
     def whole(self, answers: list[Answer]) -> Record:
         """The response in one piece, with what was read and written."""
-        read, written = sum(a.n_prompt_tokens for a in answers), sum(a.n_new_tokens for a in answers)
-        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-        return self._shared | {
-            "choices": [_choice(i, a.text, finish_of(a)) for i, a in enumerate(answers)],
-            "usage": usage,
-        }
+        choices = [_choice(i, answer.text, finish_of(answer)) for i, answer in enumerate(answers)]
+        return self._shared | {"choices": choices, "usage": _usage(answers)}
+
+    def last_chunk(self, answers: list[Answer]) -> Record:
+        """The event behind all text of a stream: what was read and written."""
+        return self._shared | {"choices": [], "usage": _usage(answers)}
 
 
 def finish_of(answer: Answer) -> str:
@@ -82,6 +104,11 @@ def finish_of(answer: Answer) -> str:
 def error(message: str, *, param: str | None = None) -> Record:
     """An error as OpenAI's clients read it."""
     return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
+
+
+def _usage(answers: list[Answer]) -> dict[str, int]:
+    read, written = sum(a.n_prompt_tokens for a in answers), sum(a.n_new_tokens for a in answers)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:

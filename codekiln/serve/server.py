@@ -1,22 +1,27 @@
 """A model behind `/v1/completions`, and a page to try it at `/`.
 
-Requests wait for each other: one is decoded at a time. There is no authentication; it listens where it is told to.
+Requests wait for each other: one is decoded at a time, whether its client reads or not. There is no authentication; it listens
+where it is told to, and on this machine's own addresses answers to their names only, so that no page of another name can read
+it (DNS rebinding).
 """
 
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from importlib.resources import files as package_files
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from codekiln.files import Record
 from codekiln.generate import complete
@@ -25,30 +30,39 @@ from codekiln.serve.protocol import CompletionRequest, Envelope, error, finish_o
 
 # The page loads nothing from elsewhere and shows what the model writes as text, never as markup.
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'"
+    )
 }
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_BODY = 20_000_000  # bytes
+MAX_CONNECTIONS = 64
 
 
-def make_app(completer: Completer, model_name: str) -> FastAPI:
-    """The application for one model."""
-    app = FastAPI(title="codekiln", docs_url=None, redoc_url=None)
+def make_app(completer: Completer, model_name: str, host: str) -> FastAPI:
+    """The application for one model, to listen on `host`."""
+    app = FastAPI(title="codekiln", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, hosts=LOOPBACK if host in LOOPBACK else ())
     turn = asyncio.Lock()
 
     @app.exception_handler(RequestValidationError)
     async def refuse(_: Request, refusal: RequestValidationError) -> JSONResponse:
         first = refusal.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        if first["type"] == "json_invalid":
+            return JSONResponse(error(f"the body is no JSON: {first['ctx']['error']}"), status_code=400)
+        field = str(first["loc"][1]) if len(first["loc"]) > 1 else "body"
         return JSONResponse(error(f"{field}: {first['msg']}", param=field), status_code=400)
 
     @app.exception_handler(HTTPException)
     async def fail(_: Request, failure: HTTPException) -> JSONResponse:
-        return JSONResponse(error(str(failure.detail)), status_code=failure.status_code)
+        return JSONResponse(error(str(failure.detail)), status_code=failure.status_code, headers=failure.headers)
 
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, connection: Request) -> Response:
-        limit = completer.context_length // 2 - 1
-        if body.max_tokens > limit:
-            message = f"max_tokens: this model takes at most {limit}"
+        if connection.headers.get("content-type", "").split(";")[0] != "application/json":
+            return JSONResponse(error("Content-Type: it must be application/json"), status_code=415)
+        if body.max_tokens is not None and body.max_tokens > completer.most_new_tokens:
+            message = f"max_tokens: this model takes at most {completer.most_new_tokens}"
             return JSONResponse(error(message, param="max_tokens"), status_code=400)
         requests = [complete.Request(prompt, body.suffix) for prompt in body.prompts()]
         stream = partial(completer.stream, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stops())
@@ -57,15 +71,14 @@ def make_app(completer: Completer, model_name: str) -> FastAPI:
         except ValueError as refusal:
             return JSONResponse(error(str(refusal)), status_code=400)
         envelope = Envelope(model_name)
+        made = _made(pieces, turn, connection)
         if body.stream:
-            return StreamingResponse(_events(pieces, turn, envelope), media_type="text/event-stream")
-        answers: dict[int, complete.Answer] = {}
-        async with aclosing(_in_turn(pieces, turn)) as made:
-            async for piece in made:
-                if piece.answer is not None:
-                    answers[piece.index] = piece.answer
-                if await connection.is_disconnected():
-                    return Response(status_code=499)
+            has_usage = body.stream_options is not None and body.stream_options.include_usage
+            return StreamingResponse(_events(made, envelope, has_usage=has_usage), media_type="text/event-stream")
+        async with aclosing(made):
+            answers = {piece.index: piece.answer async for piece in made if piece.answer is not None}
+        if len(answers) < len(requests):
+            return Response(status_code=499)  # the client left
         return JSONResponse(envelope.whole([answers[i] for i in range(len(requests))]))
 
     @app.get("/v1/models")
@@ -93,16 +106,18 @@ def make_app(completer: Completer, model_name: str) -> FastAPI:
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
     """Answers on a socket until it is interrupted."""
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+    config = uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=5)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the port, 0 for any free one. Raises OSError in words where that is not possible."""
+    """A socket that listens on the port, 0 for any free one. Raises OSError in words where that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()
     except OSError as failure:
         listening.close()
         message = (
@@ -112,20 +127,81 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _in_turn(pieces: Iterator[complete.Piece], turn: asyncio.Lock) -> AsyncGenerator[complete.Piece, None]:
-    """The pieces, made in a thread while no other request's are; closing it ends the turn."""
-    async with turn:
-        while (piece := await run_in_threadpool(next, pieces, None)) is not None:
+class Guard:
+    """Refuses bodies over `MAX_BODY` as they come, and, where `hosts` are named, requests to any other."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = urlsplit("//" + Headers(scope=scope).get("host", "")).hostname
+        if self._hosts and asked not in self._hosts:
+            refusal = error(f"this server answers to {', '.join(self._hosts)}, not to {asked}")
+            await JSONResponse(refusal, status_code=421)(scope, receive, send)
+            return
+        n_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > MAX_BODY:
+                raise HTTPException(413, f"the body is larger than {MAX_BODY:,} bytes", {"Connection": "close"})
+            return message
+
+        await self._app(scope, counted, send)
+
+
+async def _made(
+    pieces: Iterator[complete.Piece], turn: asyncio.Lock, connection: Request
+) -> AsyncGenerator[complete.Piece, None]:
+    """The pieces, made in a thread while no other request's are and ahead of who reads them.
+
+    Nothing more is made when the client has left or this is closed.
+    """
+    waiting: asyncio.Queue[complete.Piece | None] = asyncio.Queue()
+
+    async def make() -> None:
+        try:
+            async with turn:
+                while not await connection.is_disconnected():
+                    if (piece := await run_in_threadpool(next, pieces, None)) is None:
+                        return
+                    waiting.put_nowait(piece)
+        finally:
+            waiting.put_nowait(None)
+
+    making = asyncio.create_task(make())
+    try:
+        while (piece := await waiting.get()) is not None:
             yield piece
+        await making
+    finally:
+        making.cancel()
 
 
-async def _events(pieces: Iterator[complete.Piece], turn: asyncio.Lock, envelope: Envelope) -> AsyncIterator[str]:
-    """Server-sent events, one a piece, and the end mark."""
-    async with aclosing(_in_turn(pieces, turn)) as made:
+async def _events(
+    made: AsyncGenerator[complete.Piece, None], envelope: Envelope, *, has_usage: bool
+) -> AsyncIterator[str]:
+    """Server-sent events, one a piece that has text or ends an answer, and the end mark."""
+    answers = []
+    async with aclosing(made):
         async for piece in made:
-            finish = finish_of(piece.answer) if piece.answer is not None else None
-            yield f"data: {json.dumps(envelope.chunk(piece.index, piece.text, finish))}\n\n"
+            if piece.answer is not None:
+                answers.append(piece.answer)
+                yield _event(envelope.chunk(piece.index, piece.text, finish_of(piece.answer)))
+            elif piece.text:
+                yield _event(envelope.chunk(piece.index, piece.text, None))
+    if has_usage:
+        yield _event(envelope.last_chunk(answers))
     yield "data: [DONE]\n\n"
+
+
+def _event(record: Record) -> str:
+    return f"data: {json.dumps(record)}\n\n"
 
 
 def _asset(name: str) -> str:
