@@ -140,7 +140,7 @@ def finetune(
     recompute: Annotated[bool, typer.Option(help="Compute blocks anew in the backward pass: less memory.")] = False,
     watch: WATCH = None,
 ) -> None:
-    """Train a model on a folder of your code, by the objective that it was trained with."""
+    """Train a model on a folder of your code, by the objective that its tokenizer has control tokens for."""
     optional("codekiln.corpus.build", "corpus")
     from codekiln.exchange import located
     from codekiln.recipe import replaced

@@ -11,7 +11,6 @@ from codekiln.files import Record, read_record
 from codekiln.model.families import config_of
 from codekiln.train.metrics import read_metrics, totals
 
-COMPARISON = "comparison.html"
 NOTHING = "–"
 
 
@@ -38,7 +37,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if resolved[k] in resolved[:k]:
             raise ValueError(f"{folder} is named twice: name each run once")
         if not (folder / "recipe.json").is_file():
-            raise ValueError(f"{folder} is no run (recipe.json is missing): name a folder that `codekiln build` made")
+            runs_in = sorted(str(path.parent) for path in folder.glob("*/recipe.json"))
+            instead = (
+                f"name those in it: {', '.join(runs_in)}" if runs_in else "name a folder that `codekiln build` made"
+            )
+            raise ValueError(f"{folder} is no run (recipe.json is missing): {instead}")
         rows = read_metrics(folder / "metrics.jsonl")
         if not rows:
             raise ValueError(f"{folder} has no metrics yet: wait for its first step of training, or leave it out")

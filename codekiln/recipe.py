@@ -40,7 +40,7 @@ from codekiln.train.parallel import END, Ranks, gathered, joined_ranks
 from codekiln.train.prepare import prepare_shards
 from codekiln.train.watch import mirrors_named
 
-SAMPLED_ANEW = 4  # problems of each kind that are kept in the record to be shown, in the order they were drawn
+N_SHOWN = 4  # problems of each kind that are kept in the record to be shown, in the order they were drawn
 
 
 @dataclass(frozen=True)
@@ -402,7 +402,7 @@ def _evaluate(plan: InfillingPlan, run: Path) -> Record:
 
 def _first(verdicts: list[Any], exact: bool) -> Iterator[Any]:
     """The first drawn verdicts that infilling got right, or wrong."""
-    return islice((verdict for verdict in verdicts if verdict.is_infill_exact is exact), SAMPLED_ANEW)
+    return islice((verdict for verdict in verdicts if verdict.is_infill_exact is exact), N_SHOWN)
 
 
 def _functions(recipe: Recipe, plan: InfillingPlan, run: Path) -> Record:

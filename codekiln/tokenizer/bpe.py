@@ -217,8 +217,10 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes behind ids; control tokens and ids beyond the vocabulary have none."""
-        table = self.token_bytes
-        return b"".join(table[i] for i in ids if 0 <= i < len(table))
+        table, ids = self.token_bytes, list(ids)
+        if not ids or min(ids) < 0 or max(ids) >= len(table):
+            ids = [i for i in ids if 0 <= i < len(table)]
+        return b"".join(map(table.__getitem__, ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text behind ids; bytes that are no UTF-8 become U+FFFD."""

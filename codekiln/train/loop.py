@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,10 +198,14 @@ def train(  # noqa: PLR0912, PLR0915 - one story
         _noted_signals() as noted,
         _deterministic(ranks.device),
         kept,
+        ThreadPoolExecutor(1) as reader,  # makes the next batch while this one is learned
     ):
+        coming = reader.submit(loader.batch, step, part)
         while step < n_steps:
             begun = time.perf_counter()
-            batch = loader.batch(step, part)
+            batch = coming.result()
+            if step + 1 < n_steps:
+                coming = reader.submit(loader.batch, step + 1, part)
             nats, penalty = backward(
                 model,
                 loss_sums,
@@ -221,7 +226,11 @@ def train(  # noqa: PLR0912, PLR0915 - one story
                 kept.finish()
                 _require_learning(model, ranks, run, fault, step, n_left_out)
                 optimizers.clear()
-                row |= {"skipped": fault, "documents": loader.documents(step), "rate_factor": 0.0}
+                row |= {
+                    "skipped": fault,
+                    "documents": reader.submit(loader.documents, step).result(),
+                    "rate_factor": 0.0,
+                }
             else:
                 n_left_out = 0
                 norms.append(norm)

@@ -247,7 +247,7 @@ class InfillMixture:
 def split_at(data: bytes, hole: tuple[int, int], tokenizer: Tokenizer) -> list[list[int]]:
     """Ids left of, in and right of a hole of bytes, each as its text alone is encoded, between whole characters."""
     start, stop = (_character_start(data, at) for at in hole)
-    return [tokenizer.encode(part) for part in (data[:start], data[start:stop], data[stop:])]
+    return tokenizer.encode_batch([data[:start], data[start:stop], data[stop:]])
 
 
 def _character_start(data: bytes, at: int) -> int:
