@@ -194,7 +194,7 @@ def test_the_command_prints_the_table_and_writes_the_page(small_run: Path, stopp
 
 def test_what_is_no_run_is_refused_in_a_sentence(small_run: Path, stopped: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    refused(codekiln("report", tmp_path, "--out", out), "is no run (recipe.json is missing): name a folder that")
+    refused(codekiln("report", tmp_path, "--out", out), "is no run (recipe.json is missing): name those in it: ")
     refused(codekiln("report", small_run, small_run, "--out", out), "is named twice: name each run once")
     (stopped / "metrics.jsonl").unlink()
     refused(codekiln("report", small_run, stopped, "--out", out), "stopped has no metrics yet: wait for its first step")
