@@ -1,0 +1,48 @@
+"""What batches cost: microseconds a token of the loader, by objective and packing, on one core.
+
+Run: `python benchmarks/loading.py RUN` on a finished run, whose tokens are read. Training makes a batch beside the step before.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+from codekiln.recipes.demo import demo
+from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.train.loader import Loader, Packing
+from codekiln.train.objectives import NextToken, Objective
+from codekiln.train.prepare import open_shards
+
+ROWS, CONTEXT, N_BATCHES = 16, 256, 100
+CASES: tuple[tuple[str, Objective, Packing], ...] = (
+    ("next token, joined", NextToken(), "joined"),
+    ("next token, apart", NextToken(), "apart"),
+    ("the demo's mixture", demo().train.objective, "apart"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    run = parser.parse_args().run
+    begun = time.perf_counter()
+    shards, tokenizer = open_shards(run / "tokens", "train"), Tokenizer.load(run / "tokenizer.json")
+    n_tokens = int(shards.lengths().sum())
+    print(f"{n_tokens:,} tokens checked and opened in {time.perf_counter() - begun:.2f} s")
+    for name, objective, packing in CASES:
+        begun = time.perf_counter()
+        loader = Loader(shards, tokenizer, objective, context_length=CONTEXT, rows=ROWS, seed=0, packing=packing)
+        loader.batch(0)
+        planned = time.perf_counter() - begun
+        seconds = []
+        for step in range(1, N_BATCHES):
+            begun = time.process_time()
+            loader.batch(step)
+            seconds.append(time.process_time() - begun)
+        a_token = statistics.median(seconds) / (ROWS * CONTEXT)
+        print(f"{name}: {1e6 * a_token:.2f} µs a token; an epoch planned in {planned:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
