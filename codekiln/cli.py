@@ -246,13 +246,14 @@ def tokenizer(
     Or make one: CodeGen's, or with --train ours or one by InCoder's rule.
     """
     from codekiln.tokenizer.inspect import agreement, pieces, statistics
+    from codekiln.tokenizer.whitespace import NAMES
 
     if train is not None and out is None:
         raise typer.BadParameter("--train needs --out: where is it to be written?")
     if train is None and vocab_size is not None:
         raise typer.BadParameter("--vocab-size is for a tokenizer that is trained: name a run with --train")
-    if gpt2 is not None and not {which, against} & {"codegen", "codegen-nl"}:
-        raise typer.BadParameter("--gpt2 is for codegen and codegen-nl")
+    if gpt2 is not None and which not in NAMES and against not in NAMES:
+        raise typer.BadParameter(f"--gpt2 is for {' and '.join(NAMES)}")
     found = {which: _tokenizer(which, gpt2) if train is None else _trained(which, train, vocab_size)}
     if against is not None:
         found[against] = _tokenizer(against, gpt2)
@@ -356,11 +357,10 @@ def infill(
 
     if prompt is not None and suffix is None:
         raise typer.BadParameter("give the text before the hole and the text after it, or --file with the marker")
-    if prompt is not None and file is not None:
-        raise typer.BadParameter("give the text as arguments or with --file, not both")
     if not marker:
         raise typer.BadParameter("--marker is empty: say what stands for a hole")
-    parts = [prompt, suffix] if prompt is not None and suffix is not None else _text(None, file).split(marker)
+    text = _text(prompt, file)
+    parts = text.split(marker) if suffix is None else [text, suffix]
     if len(parts) < 2:
         raise ValueError(f"the text has no hole: put {marker} where one is, or name your own mark with --marker")
     sampling = _sampling(temperature, top_p, seed)

@@ -106,12 +106,7 @@ def tokenizer_of(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str
 
     Raises OSError or ValueError, also where it is another model's.
     """
-    told = []
-    if (source / TOKENIZER).is_file() or not isinstance(config, CodeGenConfig):
-        tokenizer = Tokenizer.load(source / TOKENIZER)
-    else:
-        tokenizer, how = _codegen_tokenizer(source)
-        told.append(f"{TOKENIZER} was missing and is made from GPT-2's merges, {how} CodeGen's white space")
+    tokenizer, told = _found_tokenizer(source, config)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
@@ -120,9 +115,14 @@ def tokenizer_of(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str
     return tokenizer, told
 
 
-def _codegen_tokenizer(source: Path) -> tuple[Tokenizer, str]:
+def _found_tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
+    """`tokenizer_of`, whatever the model's size."""
+    if (source / TOKENIZER).is_file() or not isinstance(config, CodeGenConfig):
+        return Tokenizer.load(source / TOKENIZER), []
     merges = gpt2_merges(
         str(source) if any((source / name).is_file() for name in ("merges.txt", "vocab.bpe")) else None
     )
     has_whitespace = (source / "added_tokens.json").is_file()
-    return codegen_tokenizer(merges, with_whitespace=has_whitespace), "with" if has_whitespace else "without"
+    how = "with" if has_whitespace else "without"
+    told = f"{TOKENIZER} was missing and is made from GPT-2's merges, {how} CodeGen's white space"
+    return codegen_tokenizer(merges, with_whitespace=has_whitespace), [told]

@@ -170,7 +170,7 @@ class Loader:
                 weights[r, at : at + n] = layout.weights[1:]
                 documents[r, at : at + n] = number
                 at += n
-        n_bytes = int(self._tokenizer.byte_lengths[targets[weights > 0]].sum())
+        n_bytes = predicted_bytes(self._tokenizer, targets, weights)
         return Batch(ids, targets, weights, documents if self._packing == "apart" else None, n_bytes)
 
     def _packed(self, epoch: int) -> _Epoch:
@@ -237,6 +237,11 @@ class Loader:
             raise ValueError(f"the corpus does not fill a row of {T} tokens: use a larger one or a shorter context")
         units = np.frombuffer(parts, np.int64).reshape(-1, 4)
         return self._shuffled(units, np.arange(len(units)), row_of, epoch)
+
+
+def predicted_bytes(tokenizer: Tokenizer, targets: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> int:
+    """Bytes of the text behind the targets that have weight."""
+    return int(tokenizer.byte_lengths[targets[weights > 0]].sum())
 
 
 def _integers(numbers: npt.NDArray[np.int64]) -> Iterator[int]:

@@ -25,7 +25,7 @@ from codekiln.model.transformer import Transformer, initialize
 from codekiln.progress import sparkline, task
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
-from codekiln.train.loader import MIN_UNIT_TOKENS, Batch, Loader, Packing
+from codekiln.train.loader import MIN_UNIT_TOKENS, Batch, Loader, Packing, predicted_bytes
 from codekiln.train.lora import LoraPlan, adapt
 from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_peak, read_metrics
 from codekiln.train.objectives import NextToken, Objective
@@ -181,7 +181,6 @@ def train(  # noqa: PLR0912, PLR0915 - one story
         n_steps = max(1, round(plan.total_tokens / n_tokens))
     if step >= n_steps:
         return model
-    part = (ranks.data_rank, ranks.data_size)
     micro_rows = max(1, min(plan.rows_of_a_rank(ranks.data_size), hardware.micro_batch_tokens // context))
     valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows, ranks)
     loss_sums = _loss_sums(model, ranks, run, hardware)
@@ -200,12 +199,12 @@ def train(  # noqa: PLR0912, PLR0915 - one story
         kept,
         ThreadPoolExecutor(1) as reader,  # makes the next batch while this one is learned
     ):
-        coming = reader.submit(loader.batch, step, part)
+        coming = reader.submit(loader.batch, step, ranks.data_part)
         while step < n_steps:
             begun = time.perf_counter()
             batch = coming.result()
             if step + 1 < n_steps:
-                coming = reader.submit(loader.batch, step + 1, part)
+                coming = reader.submit(loader.batch, step + 1, ranks.data_part)
             nats, penalty = backward(
                 model,
                 loss_sums,
@@ -420,11 +419,10 @@ def _validation_batches(
     n_rows = min(plan.valid_rows, loader.rows_per_epoch)
     batches = []
     for step in range(-(-n_rows // at_once)):
-        batch = loader.batch(step, (ranks.data_rank, ranks.data_size))
+        batch = loader.batch(step, ranks.data_part)
         first = step * at_once + ranks.data_rank * rows
         batch.weights[max(0, n_rows - first) :] = 0
-        n_bytes = int(tokenizer.byte_lengths[batch.targets[batch.weights > 0]].sum())
-        batches.append(replace(batch, n_bytes=n_bytes))
+        batches.append(replace(batch, n_bytes=predicted_bytes(tokenizer, batch.targets, batch.weights)))
     return batches
 
 

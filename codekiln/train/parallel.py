@@ -69,6 +69,11 @@ class Ranks:
     def data_rank(self) -> int:
         return 0 if self.mesh is None else self.mesh["data"].get_local_rank()
 
+    @property
+    def data_part(self) -> tuple[int, int]:
+        """Which part of a step's rows is this rank's, of how many."""
+        return self.data_rank, self.data_size
+
     def summed(self, values: Iterable[float]) -> list[float]:
         """Sums over the ranks that read different rows, the same on every rank to the bit.
 
@@ -96,8 +101,7 @@ class Ranks:
 
     def lead(self, order: str, told: Any = None) -> None:
         """Tells the ranks that `follow` what to do now, and with what."""
-        if self.size > 1:
-            dist.broadcast_object_list([order, told], src=0, group=self.quiet_group)
+        self.told_by_first((order, told))
 
     def follow(self, work: dict[str, Callable[[Any], object]]) -> None:
         """Does what the first rank leads in, with what it tells, until it tells the end.
@@ -105,12 +109,10 @@ class Ranks:
         Raises ValueError where the first rank is gone.
         """
         while True:
-            heard: list[Any] = [None, None]
             try:
-                dist.broadcast_object_list(heard, src=0, group=self.quiet_group)
+                order, told = self.told_by_first(None)
             except RuntimeError:
                 raise ValueError(f"rank {self.rank} ends, for the first one did, which tells why") from None
-            order, told = heard
             if order == END:
                 return
             work[order](told)
