@@ -1,0 +1,107 @@
+"""Trains a tiny model for 20 steps per objective, optimizer and family, and writes the losses of every step as JSON.
+
+    python tests/programs/golden_losses.py FOLDER OUTPUT.json        one process
+    torchrun --nproc-per-node 2 tests/programs/golden_losses.py ...  two ranks
+
+`FOLDER` is for temporary data. `tests/golden/losses.json` holds what this program wrote before names changed.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from codekiln.corpus.documents import SCHEMA, write_parts
+from codekiln.files import write_record
+from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig
+from codekiln.tokenizer.training import FIM_CONTROL, INCODER_CONTROL, PSM_CONTROL, TokenizerPlan, train_tokenizer
+from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.train.metrics import read_metrics
+from codekiln.train.objectives import CausalMasking, FillInTheMiddle, InfillMixture, NextToken
+from codekiln.train.optimizer import (
+    AdamWPlan,
+    MuonPlan,
+    WarmupCosine,
+    WarmupPolynomial,
+    WarmupStableDecay,
+)
+from codekiln.train.parallel import joined_ranks
+from codekiln.train.prepare import prepare_shards
+from tests.small import write_tree
+
+N_STEPS, ROWS, CONTEXT = 20, 8, 128
+VOCAB = 640
+SHAPE = {"n_layers": 2, "d_model": 32, "n_heads": 4, "vocab_size": VOCAB, "context_length": CONTEXT}
+KILN = KilnConfig(**SHAPE, n_kv_heads=2, d_head=16, d_ff=64, tied_head=False)
+CODEGEN = CodeGenConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128, rotary_dim=4)
+INCODER = InCoderConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128)
+ADAMW = AdamWPlan(rate=3e-3, schedule=WarmupCosine(4))
+POLYNOMIAL = AdamWPlan(rate=3e-3, betas=(0.9, 0.98), weight_decay=0.01, schedule=WarmupPolynomial(4))
+MUON = MuonPlan(schedule=WarmupStableDecay(decay_share=0.5))
+
+CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
+    "next-token, packed, kiln, AdamW": (KILN, FIM_CONTROL, {"objective": NextToken(), "optimizer": ADAMW}),
+    "next-token, concatenated, codegen, AdamW, z-loss": (
+        CODEGEN, FIM_CONTROL, {"objective": NextToken(), "optimizer": ADAMW, "packing": "joined", "z_loss": 1e-4},
+    ),
+    "causal masking, released, incoder, AdamW": (
+        INCODER, INCODER_CONTROL, {"objective": CausalMasking("released"), "optimizer": POLYNOMIAL},
+    ),
+    "causal masking, paper, kiln, Muon": (
+        KILN, INCODER_CONTROL, {"objective": CausalMasking("paper"), "optimizer": MUON},
+    ),
+    "fill in the middle, kiln, AdamW": (KILN, PSM_CONTROL, {"objective": FillInTheMiddle(), "optimizer": ADAMW}),
+    "suffix-prefix-middle, kiln, Muon": (KILN, FIM_CONTROL, {"objective": InfillMixture(), "optimizer": MUON}),
+}  # fmt: skip
+
+
+def prepare(folder: Path) -> None:
+    """Token shards and a tokenizer per set of special tokens, without the corpus engine."""
+    code = write_tree(folder / "code")
+    texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
+    splits = {}
+    for split, chosen in (("train", texts[4:] * 3), ("heldout", texts[:4])):
+        rows = [dict.fromkeys(SCHEMA.names, "x") | {"text": text} for text in chosen]
+        parts = write_parts(folder / "corpus" / split, iter([pa.RecordBatch.from_pylist(rows, SCHEMA)]))
+        n_bytes = sum(len(text.encode()) for text in chosen)
+        splits[split] = {"documents": len(rows), "text_bytes": n_bytes, "parts": parts}
+    write_record(folder / "corpus" / "manifest.json", {"splits": splits})
+    for k, control in enumerate((FIM_CONTROL, INCODER_CONTROL, PSM_CONTROL)):
+        tokenizer = train_tokenizer(TokenizerPlan(vocab_size=300 + len(control), control=control), texts)
+        tokenizer.save(folder / f"{k}.json")
+        prepare_shards(folder / "corpus", folder / f"{k}.json", folder / f"tokens{k}")
+
+
+def main(folder: Path, output: Path) -> None:
+    from codekiln.tokenizer.bpe import Tokenizer
+
+    losses = {}
+    with joined_ranks("cpu") as ranks:
+        if ranks.is_first:
+            prepare(folder)
+        ranks.told_by_first(None)
+        for name, (config, control, fields) in CASES.items():
+            k = (FIM_CONTROL, INCODER_CONTROL, PSM_CONTROL).index(control)
+            plan = TrainPlan(
+                **fields, total_tokens=N_STEPS * ROWS * CONTEXT, batch_rows=ROWS, valid_every=10, valid_rows=8,
+                checkpoint_every=N_STEPS,
+            )  # fmt: skip
+            run = folder / f"run{len(losses)}"
+            train(
+                plan, config, tokens=folder / f"tokens{k}", tokenizer=Tokenizer.load(folder / f"{k}.json"), run=run,
+                hardware=Hardware(micro_batch_tokens=2 * CONTEXT, compile=False), made_from={}, ranks=ranks,
+            )  # fmt: skip
+            rows = read_metrics(run / "metrics.jsonl") if ranks.is_first else []
+            losses[name] = {
+                "loss": [float(f"{row['loss']:.7g}") for row in rows],
+                "grad_norm": [float(f"{row['grad_norm']:.7g}") for row in rows],
+                "valid": [float(f"{r['valid_bits_per_byte']:.7g}") for r in rows if r.get("valid_bits_per_byte")],
+            }
+        if ranks.is_first:
+            output.write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
