@@ -7,6 +7,7 @@ from typing import Any
 from codekiln.charts import bar_chart, training_charts, write_page
 from codekiln.corpus.documents import read_manifest
 from codekiln.files import Record, read_record, replacing
+from codekiln.folders import require_made
 from codekiln.recipe import STAGES, stage_record
 from codekiln.train.metrics import read_metrics
 
@@ -17,6 +18,7 @@ NOT_RECORDED = "/"
 def write_card(run: Path) -> Path:
     """Writes CARD.md of a finished run."""
     stages = {name: stage_record(run, name) for name in ("tokens", "train", "evaluation")}
+    require_made(run, "run")
     recipe, manifest = read_record(run / "recipe.json"), read_manifest(run / "corpus")
     lines = [f"# {recipe['name']}", ""]
     for heading, entries in _sections(recipe, manifest, stages).items():
@@ -30,6 +32,7 @@ def write_card(run: Path) -> Path:
 
 def write_report(run: Path) -> Path:
     """Writes report.html, one file that needs no network. Everything from the corpus is escaped."""
+    require_made(run, "run")
     name, manifest = read_record(run / "recipe.json")["name"], read_manifest(run / "corpus")
     lengths = stage_record(run, "tokens")["result"]["token_lengths"]
     charts = training_charts({name: read_metrics(run / "metrics.jsonl")})

@@ -57,6 +57,14 @@ def bar_chart(heights: list[int], *, x_title: str, y_title: str) -> str:
     return _drawn(go.Figure(go.Bar(x=list(range(1, len(heights) + 1)), y=heights)), x_title, y_title)
 
 
+def is_written_by_codekiln(path: Path) -> bool:
+    """Whether `path` is a page of `write_page`."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="codekiln">' in file.read(4096)
+
+
 def write_page(path: Path, template: str, **told: object) -> None:
     """Writes a page of one of the package's templates. All text in it is escaped; charts come with what draws them."""
     environment = Environment(autoescape=True, loader=FunctionLoader(_template), undefined=StrictUndefined)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codekiln.errors import CodekilnError
 from codekiln.extras import optional
 
 if TYPE_CHECKING:
@@ -25,10 +26,30 @@ if TYPE_CHECKING:
     from codekiln.train.loop import Hardware
 
 HOLE = "<HOLE>"
-MODEL = Annotated[Path, typer.Argument(help="A run or a model folder.", show_default=False)]
-OUT = Annotated[Path, typer.Option("--out", help="The run directory; what stands there is gone on with.")]
+
+
+def parse_path(text: str | Path) -> Path:
+    """A path of the command line. An empty one is refused: it would mean the current folder."""
+    if not str(text) or (isinstance(text, str) and not text.strip()):
+        raise typer.BadParameter("it is empty: name a file or a folder")
+    return Path(text)
+
+
+def parse_name(text: str) -> str:
+    """A name of the command line, which may be a path, so an empty one is refused as well."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty")
+    return text
+
+
+parse_path.__name__, parse_name.__name__ = "path", "name"  # which the help shows
+MODEL = Annotated[Path, typer.Argument(help="A run or a model folder.", show_default=False, parser=parse_path)]
+OUT = Annotated[
+    Path, typer.Option("--out", help="The run directory; what stands there is gone on with.", parser=parse_path)
+]
 CODE = Annotated[
-    Path | None, typer.Option(help="A folder of code instead of the Python installed here.", show_default=False)
+    Path | None,
+    typer.Option(help="A folder of code instead of the Python installed here.", show_default=False, parser=parse_path),
 ]
 LICENSE = Annotated[
     str | None, typer.Option(help="SPDX licence of all code in --code, if it is yours to say.", show_default=False)
@@ -55,8 +76,10 @@ TEMPERATURE = Annotated[float, typer.Option(help="0 is greedy.")]
 TOP_P = Annotated[float, typer.Option(help="Nucleus of the probability that is drawn from.")]
 SEED = Annotated[int, typer.Option(help="The same seed draws the same tokens.", min=0, max=2**63 - 1)]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+FORCE = Annotated[bool, typer.Option("--force", help="Replace an output file that Codekiln did not write.")]
 FILE = Annotated[
-    Path | None, typer.Option("--file", help="Read from this file; - is standard input.", show_default=False)
+    Path | None,
+    typer.Option("--file", help="Read from this file; - is standard input.", show_default=False, parser=parse_path),
 ]
 
 app = typer.Typer(
@@ -128,8 +151,10 @@ def plan(
 
 @app.command()
 def finetune(
-    model: Annotated[str, typer.Argument(help="A run, a model folder or a hub id.", show_default=False)],
-    code: Annotated[Path, typer.Option(help="A folder of code.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="A run, a model folder or a hub id.", show_default=False, parser=parse_name)
+    ],
+    code: Annotated[Path, typer.Option(help="A folder of code.", show_default=False, parser=parse_path)],
     out: OUT,
     lora: Annotated[bool, typer.Option(help="Learn a low-rank change instead of all weights.")] = False,
     license: LICENSE = None,
@@ -199,14 +224,18 @@ def card(run: MODEL) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Runs, at work, interrupted or finished.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Runs, at work, interrupted or finished.", show_default=False, parser=parse_path),
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.", parser=parse_path)] = Path("comparison.html"),
+    force: FORCE = False,
     as_json: JSON = False,
 ) -> None:
     """Lay runs beside each other: a page of their curves, what they came to, where their recipes differ."""
     compare = optional("codekiln.compare", "report")
     found = compare.read_runs(runs)
-    compare.write_comparison(found, out)
+    compare.write_comparison(found, out, force=force)
     comparison = compare.told(found)
     if as_json:
         typer.echo(json.dumps({"page": str(out)} | comparison))
@@ -225,19 +254,24 @@ def tokenizer(
         typer.Argument(
             help="A run, a model folder, a tokenizer.json, or codegen, codegen-nl; with --train kiln, incoder.",
             show_default=False,
+            parser=parse_name,
         ),
     ],
     inspect: Annotated[
-        Path | None, typer.Option(help="Show how this file is cut; - is standard input.", show_default=False)
+        Path | None,
+        typer.Option(help="Show how this file is cut; - is standard input.", show_default=False, parser=parse_path),
     ] = None,
     against: Annotated[str | None, typer.Option(help="Another tokenizer to compare with.", show_default=False)] = None,
-    train: Annotated[Path | None, typer.Option(help="Train it on the corpus of this run.", show_default=False)] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Train it on the corpus of this run.", show_default=False, parser=parse_path)
+    ] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Ids to train, all counted.", show_default=False)] = None,
     gpt2: Annotated[
         str | None, typer.Option(help="GPT-2's merges, for codegen: a file, folder or hub id.", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write it to this folder, for Transformers too.", show_default=False)
+        Path | None,
+        typer.Option(help="Write it to this folder, for Transformers too.", show_default=False, parser=parse_path),
     ] = None,
     as_json: JSON = False,
 ) -> None:
@@ -283,8 +317,10 @@ def tokenizer(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="A model's folder, or its id on the hub.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="A model's folder, or its id on the hub.", show_default=False, parser=parse_name)
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False, parser=parse_path)],
 ) -> None:
     """Make a model folder of a released CodeGen, InCoder, GPT-J, Llama, Qwen2 or Qwen3."""
     from codekiln.exchange import import_model, located
@@ -301,13 +337,16 @@ def export(
         str,
         typer.Option(help="hf, for Transformers; gguf, for llama.cpp; gptj, for what runs GPT-J.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write, or the GGUF file.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="The folder to write, or the GGUF file.", show_default=False, parser=parse_path)
+    ],
     type_name: Annotated[str, typer.Option("--type", help="Of a GGUF file's matrices: f32, f16 or q8_0.")] = "f16",
+    force: FORCE = False,
 ) -> None:
     """Write a model for elsewhere."""
     from codekiln.exchange import export_model, located
 
-    export_model(located(str(model)), out, to, type_name=type_name)
+    export_model(located(str(model)), out, to, type_name=type_name, force=force)
     typer.echo(f"{model} is in {out} ({to})")
 
 
@@ -396,12 +435,12 @@ def main() -> None:
     """Runs the command. Exit status 0 if it did what was asked, 2 for wrong usage, 130 for Ctrl-C, else 1."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (CodekilnError, ValueError, OSError) as error:
         _note(f"error: {_told(error)}")
         raise SystemExit(1) from None
 
 
-def _told(error: ValueError | OSError) -> str:
+def _told(error: CodekilnError | ValueError | OSError) -> str:
     """The error in words; what the system said of a file is said with the file's name."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codekiln.charts import training_charts, write_page
+from codekiln.charts import is_written_by_codekiln, training_charts, write_page
 from codekiln.files import Record, read_record
+from codekiln.folders import require_replaceable_file
 from codekiln.model.families import config_of
 from codekiln.train.metrics import read_metrics, totals
 
@@ -84,8 +85,12 @@ def recipe_table(comparison: Record) -> list[list[str]]:
     ]
 
 
-def write_comparison(runs: Sequence[Run], path: Path) -> None:
-    """Writes the page that shows the runs beside each other: one file that needs no network."""
+def write_comparison(runs: Sequence[Run], path: Path, *, force: bool = False) -> None:
+    """Writes a page that compares the runs: one file that loads nothing from the network.
+
+    Raises OutputExistsError if `path` is a file that Codekiln did not write, unless `force` is set.
+    """
+    require_replaceable_file(path, is_ours=is_written_by_codekiln(path), force=force)
     comparison = told(runs)
     write_page(
         path,

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import huggingface_hub
 
+from codekiln.errors import ConfigError
 from codekiln.files import Record, is_hub_id, read_record
+from codekiln.folders import require_replaceable, require_replaceable_file
 from codekiln.model.families import CodeGenConfig, ModelConfig
-from codekiln.model.gguf import TYPES, write_gguf
+from codekiln.model.gguf import TYPES, is_written_by_codekiln, write_gguf
 from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, convert, model_folder, read_config
 from codekiln.model.layouts import GPTJ, Layout
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
@@ -62,43 +64,38 @@ def import_model(source: Path, target: Path, *, to: Layout | None = None) -> lis
     return told
 
 
-def export_model(source: Path, target: Path, to: str, *, type_name: str = "f16") -> None:
+def export_model(source: Path, target: Path, to: str, *, type_name: str = "f16", force: bool = False) -> None:
     """Writes a model directory in another layout, or as a GGUF file whose matrices are of the type named.
 
-    Raises ValueError for a format that is not known or does not have the model's shape.
+    Raises ConfigError for a format that is not known or does not have the model's shape, and OutputExistsError for a
+    file or folder in the way that Codekiln did not write; `force` replaces such a file.
     """
     if to not in FORMATS:
         raise ValueError(f"no format is called {to!r}: known are {', '.join(FORMATS)}")
     _, config = read_config(source)
     if to == "gguf":
-        _export_gguf(source, target, config, type_name)
+        _export_gguf(source, target, config, type_name, force=force)
         return
     if to == "gptj" and not isinstance(config, CodeGenConfig):
         raise ValueError(f"{source} is of the family {config.family}: only codegen has GPT-J's shape")
     import_model(source, target, to=GPTJ if to == "gptj" else None)
 
 
-def _export_gguf(source: Path, target: Path, config: ModelConfig, type_name: str) -> None:
+def _export_gguf(source: Path, target: Path, config: ModelConfig, type_name: str, *, force: bool) -> None:
     if type_name not in TYPES:
         raise ValueError(f"no type is called {type_name!r}: known are {', '.join(TYPES)}")
-    if target.exists() and (target.is_dir() or target.suffix != ".gguf"):
-        raise ValueError(f"{target} is there and is no GGUF file: name a new file")
+    require_replaceable_file(target, is_ours=is_written_by_codekiln(target), force=force)
     tokenizer, _ = tokenizer_of(source, config)
     name = (source.parent if source.name == "model" else source).resolve().name
     write_gguf(source, target, gguf_vocabulary(tokenizer), type_name=type_name, name=name)
 
 
 def _require_free(target: Path, source: Path) -> None:
-    """Raises ValueError where writing `target` would take away something else than a model directory."""
-    target, source = target.resolve(), source.resolve()
-    if target == source or target in source.parents:
-        raise ValueError(f"{target} holds what is read: name another --out")
-    if not target.exists():
-        return
-    held = sorted(path.name for path in target.iterdir()) if target.is_dir() else [target.name]
-    is_model = CONFIG in held and "recipe.json" not in held and all((target / name).is_file() for name in held)
-    if held and not is_model:
-        raise ValueError(f"{target} holds something else ({', '.join(held[:3])}…): name a folder that is new or empty")
+    """Raises CodekilnError where writing `target` would take away something that Codekiln did not write, or `source`."""
+    resolved, read = target.resolve(), source.resolve()
+    if resolved == read or resolved in read.parents:
+        raise ConfigError(f"{target} is or contains the input folder {source}: choose another --out")
+    require_replaceable(target, "model")
 
 
 def tokenizer_of(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:

@@ -12,6 +12,9 @@ from typing import Any
 
 Record = dict[str, Any]
 
+# What temporary names end with. A name that ends so was made by this module, and is removed when it was left behind.
+_TEMP, _BACKUP = ".codekiln-temp", ".codekiln-backup"
+TEMPORARY = (_TEMP, _BACKUP)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -24,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     them, the next writer puts the old one back first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft, aside = path.with_name(f".{path.name}.draft"), path.with_name(f".{path.name}.aside")
+    draft, aside = temp_path_of(path), path.with_name(f".{path.name}{_BACKUP}")
     if aside.exists() and not path.exists():
         aside.rename(path)
     _remove(draft)
@@ -44,6 +47,18 @@ def replacing(path: Path) -> Iterator[Path]:
             ) from error
         raise
     _remove(aside)
+
+
+def temp_path_of(path: Path) -> Path:
+    """Where `replacing` lets a file or folder be written before it takes the place of `path`."""
+    return path.with_name(f".{path.name}{_TEMP}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left temporary in `folder`."""
+    for path in folder.iterdir():
+        if path.name.endswith(TEMPORARY):
+            _remove(path)
 
 
 def write_record(path: Path, record: Record) -> None:

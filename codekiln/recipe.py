@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,12 @@ import torch
 from codekiln.corpus.build import CorpusPlan, build_corpus
 from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
 from codekiln.corpus.sample import even_sample
+from codekiln.corpus.sources.tree import Tree
 from codekiln.evaluate.functions import draw_functions
 from codekiln.evaluate.infilling import InfillingPlan, draw_problems, judge, summary
 from codekiln.exchange import tokenizer_of
 from codekiln.files import Record, first_difference, read_record, require_room, sha256_of, write_record
+from codekiln.folders import claim_folder, refuse_links, require_separate
 from codekiln.generate.complete import Completer, Request
 from codekiln.generate.sampler import GREEDY
 from codekiln.model.families import ModelConfig
@@ -103,6 +106,7 @@ STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
 
 def build_chain(chain: Chain, out: Path, hardware: Hardware, *, watch: Sequence[str] = ()) -> list[Path]:
     """Builds every recipe of a chain into a run below `out`, and tells these in order. What is interrupted resumes."""
+    claim_folder(out, "staged run")
     runs: list[Path] = []
     for k, recipe in enumerate(chain.recipes):
         run = out / f"{k + 1}-{recipe.name}"
@@ -131,6 +135,11 @@ def build(
         room = recipe.needed_bytes + recipe.model.n_parameters * (
             BYTES_PER_PARAMETER + BYTES_PER_CHECKPOINT * recipe.train.n_kept_for_good(recipe.model)
         )
+        for source in recipe.corpus.sources:
+            if isinstance(source, Tree):
+                require_separate(run, source.folder)
+        claim_folder(run, "run")
+        refuse_links(run, ignored=frozenset({"wandb"}))  # W&B links its newest files itself
         with _locked(run):
             _refuse_other_recipe(run, wanted)
             if not (run / "recipe.json").exists():
@@ -311,8 +320,7 @@ def _refuse_other_recipe(run: Path, wanted: Record) -> None:
 @contextlib.contextmanager
 def _locked(run: Path) -> Iterator[None]:
     """One process at a time works in a run. The lock goes with the process, however it ends."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
+    with os.fdopen(os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

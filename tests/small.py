@@ -1,7 +1,11 @@
 """What tests build on: a folder of twenty small files, and a recipe that learns them in seconds."""
 
 import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from codekiln.corpus.build import CorpusPlan
 from codekiln.corpus.sources.tree import Tree
@@ -58,3 +62,26 @@ def with_train(recipe: Recipe, **changes: object) -> Recipe:
     """The recipe with another train plan."""
     train = dataclasses.replace(recipe.train, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(recipe, train=train)
+
+
+def assert_greedy(
+    logits_of: Callable[[Tensor], Tensor],
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    *,
+    tolerance: float,
+    forbidden: Iterable[int] = (),
+) -> None:
+    """Each of `tokens` after `prompt` has the greatest logit by `logits_of` (1, T) -> (1, T, V), up to `tolerance`.
+
+    Over random weights the best two logits are often nearly equal, and processors and libraries round differently, so
+    two greedy decoders may differ without a fault in either.
+    """
+    ids = [*prompt, *tokens]
+    with torch.inference_mode():
+        logits = logits_of(torch.tensor([ids]))[0].float()
+    logits = logits.clone()  # outside of inference mode, where it may be changed
+    logits[:, list(forbidden)] = -torch.inf
+    for at, token in enumerate(tokens, start=len(prompt)):
+        best = logits[at - 1].max()
+        assert logits[at - 1, token] >= best - tolerance, f"token {at - len(prompt)}: {token} is not the most likely"

@@ -8,7 +8,9 @@ import codekiln
 
 PACKAGE = Path(codekiln.__file__).parent
 FLOORS = (
+    {"errors"},
     {"files", "progress", "extras"},
+    {"folders"},
     {"corpus", "tokenizer", "model"},
     {"train", "generate", "exchange"},
     {"evaluate", "serve"},

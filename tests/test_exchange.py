@@ -10,14 +10,16 @@ import tokenizers
 import torch
 import transformers
 
+from codekiln.errors import CodekilnError
 from codekiln.exchange import export_model, import_model, located
 from codekiln.generate.complete import Completer, Request
+from codekiln.generate.engine import generate
 from codekiln.generate.sampler import GREEDY
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.tokenizer.infill import document_start, ends, infill_prompt
 from codekiln.tokenizer.training import INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
 from codekiln.tokenizer.whitespace import WHITESPACE, codegen_tokenizer, gpt2_merges
-from tests.small import write_tree
+from tests.small import assert_greedy, write_tree
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,15 @@ def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def greedy_tokens(completer: Completer, ids: list[int], n: int) -> list[int]:
+    """What the engine writes after a prompt."""
+    steps = generate(
+        completer.model, [ids], max_new_tokens=n, stop_tokens=completer._stop_tokens,
+        banned_tokens=completer._banned_tokens, sampling=GREEDY,
+    )  # fmt: skip
+    return [step.token for step in steps]
+
+
 def test_a_released_codegen_completes_as_in_transformers(codegen_folder: Path, tmp_path: Path) -> None:
     told = import_model(codegen_folder, tmp_path / "model")
     assert any("bos_token_id 1, which is no control token: it is 50256 now" in line for line in told)
@@ -67,10 +78,9 @@ def test_a_released_codegen_completes_as_in_transformers(codegen_folder: Path, t
     ids = ours.prompt_ids(Request(prompt), 20)
     assert ids == tokenizer.encode(prompt) == codegen_tokenizer(gpt2_merges()).encode(prompt)
     # What the tokenizer does not have is never sampled, so theirs must be kept from it too.
-    unused = [[i] for i in range(50_295, 51_200)]
-    made = theirs.generate(
-        torch.tensor([ids]), do_sample=False, max_new_tokens=20, bad_words_ids=unused, pad_token_id=50_256
-    )[0, len(ids) :]
+    unused = range(50_295, 51_200)
+    made = greedy_tokens(ours, ids, 20)
+    assert_greedy(lambda batch: theirs(batch).logits, ids, made, tolerance=1e-3, forbidden=unused)
     answer = ours.complete([Request(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
     assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
     with pytest.raises(ValueError, match="cannot infill: its tokenizer has no control tokens for holes"):
@@ -87,12 +97,11 @@ def test_an_incoder_infills_with_its_own_layout(incoder_folder: Path, tmp_path: 
     assert ids == tokenizer.encode(spelled, add_special_tokens=False)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     ends = [ours.tokenizer.control_id("<|endofmask|>"), ours.tokenizer.end_of_text]
-    banned = [[i] for i in sorted(ours.tokenizer.control_ids - set(ends))]
-    made = theirs.generate(
-        torch.tensor([ids]), do_sample=False, max_new_tokens=16, eos_token_id=ends, bad_words_ids=banned, pad_token_id=1
-    )[0, len(ids) :]
+    made = greedy_tokens(ours, ids, 16)
+    banned = ours.tokenizer.control_ids - set(ends)
+    assert_greedy(lambda batch: theirs(batch).logits, ids, made, tolerance=1e-3, forbidden=banned)
     answer = ours.complete([Request(before, after)], max_new_tokens=16, sampling=GREEDY)[0]
-    assert answer.text == ours.tokenizer.decode(made.tolist())
+    assert answer.text == ours.tokenizer.decode(made)
 
 
 def test_a_codegen_goes_out_as_gptj_and_comes_back(codegen_folder: Path, tmp_path: Path) -> None:
@@ -128,7 +137,7 @@ def test_nothing_but_a_model_is_written_over(incoder_folder: Path, tmp_path: Pat
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     source = tmp_path / "run" / "model"
     for target in (tmp_path / "run", source, tmp_path / "notes.txt", tmp_path):
-        with pytest.raises(ValueError, match=r"holds (what is read|something else)"):
+        with pytest.raises(CodekilnError, match=r"contains the input folder|is not a folder|was not made by"):
             export_model(source, target, "hf")
     assert (tmp_path / "run" / "recipe.json").is_file() and (tmp_path / "notes.txt").is_file()
     export_model(source, tmp_path / "new", "hf")

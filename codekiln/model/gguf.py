@@ -31,6 +31,7 @@ _FILE_TYPES = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
+_WRITTEN_BY = "codekiln.format"
 _MODEL_NAMES = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
 _BLOCK_NAMES = {
     "attention_norm": "attn_norm",
@@ -57,6 +58,7 @@ def write_gguf(source: Path, target: Path, vocabulary: Record, *, type_name: str
     architecture = graph_of(config)
     with replacing(target) as draft:
         writer = gguf.GGUFWriter(draft, architecture)
+        writer.add_uint32(_WRITTEN_BY, 1)  # first, so that it is found near the beginning of the file
         _write_fields(writer, config, name)
         writer.add_file_type(_FILE_TYPES[type_name])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -80,6 +82,15 @@ def write_gguf(source: Path, target: Path, vocabulary: Record, *, type_name: str
                 writer.write_tensor_data(gguf.quantize(tensor.float().numpy(), kinds[tensor_name]))
                 progress.advance()
         writer.close()
+
+
+def is_written_by_codekiln(path: Path) -> bool:
+    """Whether `path` is a GGUF file of `write_gguf`."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096)
+    return start.startswith(b"GGUF") and _WRITTEN_BY.encode() in start
 
 
 def graph_of(config: ModelConfig) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codekiln.files import Record, read_record, replacing
+from codekiln.files import Record, read_record
+from codekiln.folders import atomic_folder
 from codekiln.model.families import ModelConfig
 from codekiln.model.layouts import CODEGEN_GROUPS, Layout, home_layout, join_fused, layout_of, split_fused
 from codekiln.model.tensors import misfits, open_tensors, weights_of, write_tensors
@@ -48,8 +49,7 @@ def save_model(
     """
     named = weights if weights is not None else weights_of(model).items()
     ids = dict(zip(("bos_token_id", "eos_token_id"), ends, strict=True))
-    with replacing(folder) as draft:
-        draft.mkdir()
+    with atomic_folder(folder, "model") as draft:
         (draft / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
         on_cpu = ((name, weight.cpu()) for name, weight in named)
         _write_model(draft, home_layout(model.config), model.config, on_cpu, configs, ids)
@@ -143,8 +143,7 @@ def convert(
     """
     layout, config = read_config(source)
     to = to if to is not None else home_layout(config)
-    with replacing(target) as draft:
-        draft.mkdir()
+    with atomic_folder(target, "model") as draft:
         weights = StoredWeights(source, layout, config).read()
         _write_model(draft, to, config, weights, {TOKENIZER: tokenizer} | configs, ids)
 

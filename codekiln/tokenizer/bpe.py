@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tokenizers
 
 from codekiln.files import Record, write_record
+from codekiln.folders import atomic_folder
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 # How others spell what ends a document, and what begins one where that is another token (Llama 3 and 2, DeepSeek).
@@ -273,10 +274,10 @@ def hugging_face_configs(tokenizer: Tokenizer, context_length: int | None) -> di
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """A folder that Transformers' AutoTokenizer loads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder / FILE)
-    for name, record in hugging_face_configs(tokenizer, None).items():
-        write_record(folder / name, record)
+    with atomic_folder(folder, "tokenizer") as temp_path:
+        tokenizer.save(temp_path / FILE)
+        for name, record in hugging_face_configs(tokenizer, None).items():
+            write_record(temp_path / name, record)
 
 
 @cache

@@ -4,7 +4,6 @@ Written by any number of ranks, each its own file, while training goes on; read 
 """
 
 import re
-import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,7 +20,17 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from codekiln.files import Record, check_seal, first_difference, read_record, replacing, seal, write_record
+from codekiln.files import (
+    Record,
+    check_seal,
+    first_difference,
+    read_record,
+    remove_leftovers,
+    seal,
+    temp_path_of,
+    write_record,
+)
+from codekiln.folders import atomic_folder, remove_folder
 from codekiln.model.tensors import misfits, write_tensors
 from codekiln.train.parallel import Ranks
 
@@ -30,7 +39,6 @@ WEIGHT, MOMENT = "weight:", "moment:"  # what names in a checkpoint begin with
 N_KEPT = 2
 _ONE_FILE = "shard-00001-model-00001-of-00001.safetensors"  # as the first of several ranks names its own
 _NAME = re.compile(r"step-(\d{8})")
-_OURS = re.compile(rf"{_NAME.pattern}|\.{_NAME.pattern}\.(draft|aside)")
 
 
 @dataclass(frozen=True)
@@ -72,9 +80,9 @@ class Checkpoints:
         self.finish()
         path = self._folder / f"step-{step:08}"
         stack = ExitStack()
-        draft = path.with_name(f".{path.name}.draft")
+        draft = temp_path_of(path)
         if self._ranks.is_first:
-            stack.enter_context(replacing(path)).mkdir()
+            stack.enter_context(atomic_folder(path, "checkpoint"))
         self._wait()
         future: Future[Any]
         if self._ranks.size == 1:
@@ -106,8 +114,9 @@ class Checkpoints:
                 write_record(work.draft / STATE, record)
         if self._ranks.is_first:
             for entry in set(self._folder.iterdir()) - self._kept():
-                if _OURS.fullmatch(entry.name):  # an older one, or what a killed process left of one
-                    shutil.rmtree(entry)
+                if _NAME.fullmatch(entry.name):
+                    remove_folder(entry, "checkpoint")
+            remove_leftovers(self._folder)
         self._wait()
 
     def load(self, path: Path, weights: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from codekiln.model.transformer import Transformer, initialize
 from codekiln.progress import sparkline, task
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
+from codekiln.train.compile_cache import use_private_compile_cache
 from codekiln.train.loader import MIN_UNIT_TOKENS, Batch, Loader, Packing, predicted_bytes
 from codekiln.train.lora import LoraPlan, adapt
 from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_peak, read_metrics
@@ -183,7 +184,7 @@ def train(  # noqa: PLR0912, PLR0915 - one story
         return model
     micro_rows = max(1, min(plan.rows_of_a_rank(ranks.data_size), hardware.micro_batch_tokens // context))
     valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows, ranks)
-    loss_sums = _loss_sums(model, ranks, run, hardware)
+    loss_sums = _loss_sums(model, ranks, hardware)
     peak = matmul_peak(ranks.device, ranks.dtype)
     log = MetricsLog(run / "metrics.jsonl", step=step, mirrors=mirrors) if ranks.is_first else None
     past = [row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row]
@@ -339,16 +340,16 @@ def _resume(run: Path, kept: Checkpoints, model: Transformer, optimizers: Optimi
 LossSums = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _loss_sums(model: Transformer, ranks: Ranks, run: Path, hardware: Hardware) -> LossSums:
+def _loss_sums(model: Transformer, ranks: Ranks, hardware: Hardware) -> LossSums:
     """`Transformer.loss_sums` as fast as it goes here: compiled; where the model is spread over ranks, each block and the loss.
 
-    Compiled code is kept in the run. Where no C++ compiler is found it is as it is.
+    Compiled code is kept in the user's cache. Where no C++ compiler is found it is as it is.
     """
     loss_sums = plain_loss_sums(model, ranks)
     wanted = hardware.compile if hardware.compile is not None else has_cxx_compiler()
     if not wanted:
         return loss_sums
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((run / "compiled").absolute())
+    use_private_compile_cache()
     if ranks.mesh is None:
         compiled: LossSums = torch.compile(loss_sums, dynamic=False)
         return compiled

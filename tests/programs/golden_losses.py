@@ -33,7 +33,7 @@ from tests.small import write_tree
 
 N_STEPS, ROWS, CONTEXT = 20, 8, 128
 VOCAB = 640
-SHAPE = {"n_layers": 2, "d_model": 32, "n_heads": 4, "vocab_size": VOCAB, "context_length": CONTEXT}
+SHAPE: dict[str, Any] = {"n_layers": 2, "d_model": 32, "n_heads": 4, "vocab_size": VOCAB, "context_length": CONTEXT}
 KILN = KilnConfig(**SHAPE, n_kv_heads=2, d_head=16, d_ff=64, tied_head=False)
 CODEGEN = CodeGenConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128, rotary_dim=4)
 INCODER = InCoderConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128)
@@ -77,7 +77,7 @@ def prepare(folder: Path) -> None:
 def main(folder: Path, output: Path) -> None:
     from codekiln.tokenizer.bpe import Tokenizer
 
-    losses = {}
+    losses: dict[str, dict[str, list[float]]] = {}
     with joined_ranks("cpu") as ranks:
         if ranks.is_first:
             prepare(folder)

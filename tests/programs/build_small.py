@@ -1,0 +1,10 @@
+"""Builds the small recipe on a folder of code, with torch.compile: build_small.py CODE RUN."""
+
+import sys
+from pathlib import Path
+
+from codekiln.recipe import build
+from codekiln.train.loop import Hardware
+from tests.small import small_recipe
+
+build(small_recipe(Path(sys.argv[1]), total_tokens=2048), Path(sys.argv[2]), Hardware(compile=True), until="train")
