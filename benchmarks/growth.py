@@ -15,12 +15,12 @@ import time
 import torch
 from processes import memory_kilobytes
 
-from codekiln.model.families import kiln
-from codekiln.model.transformer import Transformer, initialize
-from codekiln.train.loop import TrainPlan, backward
-from codekiln.train.metrics import matmul_peak
+from codekiln.model.configs import kiln
+from codekiln.model.transformer import Transformer, init_weights
+from codekiln.train.loop import TrainConfig, forward_backward
+from codekiln.train.metrics import measure_peak_flops
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWPlan, Optimizers
+from codekiln.train.optimizer import AdamWConfig, OptimizerGroup
 
 VOCAB, MICRO_TOKENS, N_MICRO = 8192, 4096, 4
 SIZES, CONTEXTS = ("1M", "5M", "25M", "110M"), (256, 512, 1024, 2048, 4096)
@@ -30,10 +30,10 @@ SIZE, CONTEXT = "5M", 512  # of the rows in which the other grows
 def work(size: str, context: int, n_rounds: int) -> None:
     """One row: after a step that compiles, the medians of micro-batches and of updates make a step's time."""
     config = kiln(size, vocab_size=VOCAB, context_length=context)
-    plan = TrainPlan(NextToken(), total_tokens=1, optimizer=AdamWPlan(rate=1e-3))
+    plan = TrainConfig(NextToken(), total_tokens=1, optimizer=AdamWConfig(lr=1e-3))
     model = Transformer(config)
-    initialize(model, torch.Generator().manual_seed(0))
-    optimizers = Optimizers(model, plan.optimizer)
+    init_weights(model, torch.Generator().manual_seed(0))
+    optimizers = OptimizerGroup(model, plan.optimizer)
     loss_sums = torch.compile(model.loss_sums, dynamic=False)
     ids = torch.randint(0, VOCAB, (MICRO_TOKENS // context, context + 1))
     documents = torch.zeros(ids.shape[0], context, dtype=torch.long)
@@ -41,14 +41,14 @@ def work(size: str, context: int, n_rounds: int) -> None:
     micro_seconds, update_seconds, peaks = [], [], []
     for k in range(n_rounds + 1):
         begun = time.perf_counter()
-        backward(model, loss_sums, [tensors], 0.0, 1 / MICRO_TOKENS)
+        forward_backward(model, loss_sums, [tensors], 0.0, 1 / MICRO_TOKENS)
         between = time.perf_counter()
         optimizers.step(k, 1000)
         ended = time.perf_counter()
         if k:
             micro_seconds.append(between - begun)
             update_seconds.append(ended - between)
-        peaks.append(matmul_peak(torch.device("cpu"), torch.float32))
+        peaks.append(measure_peak_flops(torch.device("cpu"), torch.float32))
     seconds = N_MICRO * statistics.median(micro_seconds) + statistics.median(update_seconds)
     n_tokens = N_MICRO * MICRO_TOKENS
     flops = config.flops_per_token * n_tokens / seconds

@@ -19,53 +19,62 @@ import numpy as np
 import torch
 
 from codekiln.corpus.documents import read_documents
-from codekiln.corpus.sample import even_sample
-from codekiln.evaluate.infilling import InfillingPlan, Problem, draw_problems, fill, mean_interval, ratio_interval
-from codekiln.evaluate.reranking import RerankingPlan, reranked
-from codekiln.files import Record, read_record, write_record
+from codekiln.corpus.sample import balanced_sample
+from codekiln.evaluate.infilling import (
+    InfillingConfig,
+    Problem,
+    answer_problems,
+    mean_interval,
+    ratio_interval,
+    sample_problems,
+)
+from codekiln.evaluate.reranking import RerankingConfig, rerank
+from codekiln.files import JsonObject, read_json, write_json
 from codekiln.generate.complete import Completer
-from codekiln.model.families import ModelConfig
+from codekiln.model.configs import ModelConfig
 from codekiln.recipes.demo import demo
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import INCODER_CONTROL, TokenizerPlan, train_tokenizer
-from codekiln.train.loop import Hardware, train
+from codekiln.tokenizer.training import INCODER_SPECIAL_TOKENS, TokenizerConfig, train_tokenizer
+from codekiln.train.loop import RuntimeConfig, train
 from codekiln.train.metrics import read_metrics
 from codekiln.train.objectives import CausalMasking, NextToken, Objective
 from codekiln.train.prepare import prepare_shards
 
 OBJECTIVES: dict[str, Objective] = {"causal masking": CausalMasking("released"), "left to right": NextToken()}
 N_MERGED = 2048  # ids that are no control tokens
-PLAN = InfillingPlan(n_problems=500, batch_rows=80)
+PLAN = InfillingConfig(n_problems=500, batch_size=80)
 
 
 def prepared(run: Path, out: Path) -> Tokenizer:
     """One tokenizer for both objectives, and the corpus' tokens."""
     path = out / "tokenizer.json"
     if not (out / "tokens" / "manifest.json").is_file():
-        sample = [document.text for document in even_sample(run / "corpus", "train", 6_000_000, 0)]
-        plan = TokenizerPlan(vocab_size=N_MERGED + len(INCODER_CONTROL), control=INCODER_CONTROL)
+        sample = [document.text for document in balanced_sample(run / "corpus", "train", 6_000_000, 0)]
+        plan = TokenizerConfig(vocab_size=N_MERGED + len(INCODER_SPECIAL_TOKENS), special_tokens=INCODER_SPECIAL_TOKENS)
         train_tokenizer(plan, sample).save(path)
         prepare_shards(run / "corpus", path, out / "tokens")
     return Tokenizer.load(path)
 
 
-def measured(completer: Completer, problems: dict[str, list[Problem]], *, can_infill: bool) -> Record:
+def measured(completer: Completer, problems: dict[str, list[Problem]], *, can_infill: bool) -> JsonObject:
     """By kind of hole and way of filling it: which problems were hit, and their bits."""
-    found: Record = {}
+    found: JsonObject = {}
     for kind, of_kind in problems.items():
-        best = reranked(completer, of_kind, PLAN, RerankingPlan(), title=f"Rerank, {kind}")
+        best = rerank(completer, of_kind, PLAN, RerankingConfig(), title=f"Rerank, {kind}")
         found[f"{kind}, reranked"] = {
-            "exact": [text == p.truth for text, p in zip(best, of_kind, strict=True)],
+            "exact": [text == p.reference for text, p in zip(best, of_kind, strict=True)],
             "bits": None,
         }
         for way, with_suffix in (("left to right", False), ("infilled", True))[: 1 + can_infill]:
             filled = [
                 pair
-                for start in range(0, len(of_kind), PLAN.batch_rows)
-                for pair in fill(completer, of_kind[start : start + PLAN.batch_rows], PLAN, with_suffix=with_suffix)
+                for start in range(0, len(of_kind), PLAN.batch_size)
+                for pair in answer_problems(
+                    completer, of_kind[start : start + PLAN.batch_size], PLAN, with_suffix=with_suffix
+                )
             ]
             found[f"{kind}, {way}"] = {
-                "exact": [text == p.truth for (text, _), p in zip(filled, of_kind, strict=True)],
+                "exact": [text == p.reference for (text, _), p in zip(filled, of_kind, strict=True)],
                 "bits": [bits for _, bits in filled],
             }
     return found
@@ -73,7 +82,7 @@ def measured(completer: Completer, problems: dict[str, list[Problem]], *, can_in
 
 def trained(
     run: Path, out: Path, name: str, seed: int, config: ModelConfig, tokenizer: Tokenizer, n_tokens: int
-) -> Record:
+) -> JsonObject:
     """The record of one model: trained, or read where it stands."""
     folder = out / f"{name.replace(' ', '-')}-{seed}"
     path = folder / "measured.json"
@@ -82,37 +91,37 @@ def trained(
             demo().train,
             objective=OBJECTIVES[name],
             total_tokens=n_tokens,
-            valid_rows=256,
-            valid_every=100,
-            checkpoint_every=100,
+            eval_sequences=256,
+            eval_every=100,
+            save_every=100,
             seed=seed,
         )
         model = train(
-            plan, config, tokens=out / "tokens", tokenizer=tokenizer, run=folder, hardware=Hardware(), made_from={}
+            plan, config, tokens=out / "tokens", tokenizer=tokenizer, run=folder, runtime=RuntimeConfig(), inputs={}
         )
-        problems = draw_problems(read_documents(run / "corpus", "heldout"), PLAN)
-        write_record(
+        problems = sample_problems(read_documents(run / "corpus", "heldout"), PLAN)
+        write_json(
             path,
             {
                 "tokens": n_tokens,
-                "valid": read_metrics(folder / "metrics.jsonl")[-1]["valid_bits_per_byte"],
-                "bytes": {kind: [len(p.truth.encode()) for p in of_kind] for kind, of_kind in problems.items()},
+                "valid": read_metrics(folder / "metrics.jsonl")[-1]["validation_bits_per_byte"],
+                "bytes": {kind: [len(p.reference.encode()) for p in of_kind] for kind, of_kind in problems.items()},
                 "found": measured(Completer(model, tokenizer), problems, can_infill=name == "causal masking"),
             },
         )
-    record = read_record(path)
+    record = read_json(path)
     if record["tokens"] != n_tokens:
         raise SystemExit(f"{folder} holds a model of {record['tokens']} tokens: name another --out")
     return record
 
 
-def told(seeds: list[float], interval: Record, *, unit: Callable[[float], str]) -> str:
+def told(seeds: list[float], interval: JsonObject, *, unit: Callable[[float], str]) -> str:
     """A mean with its interval over problems, and its range over seeds."""
     low, high = unit(interval["low"]), unit(interval["high"])
     return f"{unit(interval['value'])} [{low}, {high}] | {unit(min(seeds))} to {unit(max(seeds))}"
 
 
-def table(records: dict[str, list[Record]]) -> None:
+def table(records: dict[str, list[JsonObject]]) -> None:
     """All of it as Markdown."""
     first = next(iter(records.values()))[0]
     print("| trained by | hole, filled | exact, 95 % interval | of seeds | bits a byte, 95 % interval | of seeds |")
@@ -170,7 +179,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     tokenizer = prepared(arguments.run, arguments.out)
     config = dataclasses.replace(demo().model, vocab_size=-(-tokenizer.vocab_size // 64) * 64)
-    records: dict[str, list[Record]] = {name: [] for name in OBJECTIVES}
+    records: dict[str, list[JsonObject]] = {name: [] for name in OBJECTIVES}
     for seed in range(arguments.seeds):
         for name in OBJECTIVES:
             records[name].append(trained(arguments.run, arguments.out, name, seed, config, tokenizer, arguments.tokens))

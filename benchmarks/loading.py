@@ -10,15 +10,15 @@ from pathlib import Path
 
 from codekiln.recipes.demo import demo
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.loader import Loader, Packing
+from codekiln.train.loader import BatchLoader, Packing
 from codekiln.train.objectives import NextToken, Objective
-from codekiln.train.prepare import open_shards
+from codekiln.train.prepare import open_token_shards
 
 ROWS, CONTEXT, N_BATCHES = 16, 256, 100
 CASES: tuple[tuple[str, Objective, Packing], ...] = (
-    ("next token, joined", NextToken(), "joined"),
-    ("next token, apart", NextToken(), "apart"),
-    ("the demo's mixture", demo().train.objective, "apart"),
+    ("next token, joined", NextToken(), "concat"),
+    ("next token, apart", NextToken(), "packed"),
+    ("the demo's mixture", demo().train.objective, "packed"),
 )
 
 
@@ -27,12 +27,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
     begun = time.perf_counter()
-    shards, tokenizer = open_shards(run / "tokens", "train"), Tokenizer.load(run / "tokenizer.json")
+    shards, tokenizer = open_token_shards(run / "tokens", "train"), Tokenizer.load(run / "tokenizer.json")
     n_tokens = int(shards.lengths().sum())
     print(f"{n_tokens:,} tokens checked and opened in {time.perf_counter() - begun:.2f} s")
     for name, objective, packing in CASES:
         begun = time.perf_counter()
-        loader = Loader(shards, tokenizer, objective, context_length=CONTEXT, rows=ROWS, seed=0, packing=packing)
+        loader = BatchLoader(shards, tokenizer, objective, context_length=CONTEXT, rows=ROWS, seed=0, packing=packing)
         loader.batch(0)
         planned = time.perf_counter() - begun
         seconds = []

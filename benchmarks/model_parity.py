@@ -13,12 +13,12 @@ import transformers
 import xllamacpp
 
 import codekiln
-from codekiln.exchange import export_model
+from codekiln.convert.models import export_model
 from codekiln.generate.engine import generate
-from codekiln.generate.sampler import GREEDY
+from codekiln.generate.sampling import GREEDY
 from codekiln.model.cache import empty_cache
 from codekiln.model.huggingface import load_model
-from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.training import TokenizerConfig, train_tokenizer
 
 GREEDY_TOKENS = 64
 CONTEXT = 128
@@ -60,9 +60,9 @@ def row(config: transformers.PretrainedConfig) -> list[str]:
         theirs.save_pretrained(folder)
         ours = load_model(Path(folder)).requires_grad_(True)
     ids = torch.randint(1, 500, (4, 40))
-    logits, expected = ours.head(ours(ids)), theirs(ids).logits
-    logits.logsumexp(-1).sum().backward()
-    expected.logsumexp(-1).sum().backward()
+    logits, expected = ours.lm_head(ours(ids)), theirs(ids).logits
+    logits.logsumexp(-1).sum().forward_backward()
+    expected.logsumexp(-1).sum().forward_backward()
     found, wanted = ours.embedding.weight.grad, theirs.get_input_embeddings().weight.grad
     assert found is not None
 
@@ -75,9 +75,9 @@ def row(config: transformers.PretrainedConfig) -> list[str]:
         padded = torch.cat([torch.zeros(4, 7, dtype=torch.long), ids], dim=1)
         documents = (torch.arange(47) >= 7).long().expand(4, -1)
         positions = (torch.arange(47) - 7).clamp(min=0).expand(4, -1)
-        left = ours(padded, positions=positions, documents=documents)[:, 7:]
+        left = ours(padded, positions=positions, document_ids=documents)[:, 7:]
         half = ours.bfloat16()
-        half_error = (half.head(half(ids)).float() - expected).abs().mean()
+        half_error = (half.lm_head(half(ids)).float() - expected).abs().mean()
         their_error = (theirs.bfloat16()(ids).logits.float() - expected).abs().mean()
         ours.float()
         theirs.float()
@@ -100,7 +100,9 @@ def greedy(config: transformers.PretrainedConfig) -> str:
     prompts = [torch.randint(1, 500, (n,)).tolist() for n in (3, 17, 40)]
     rows: list[list[int]] = [[] for _ in prompts]
     none = frozenset[int]()
-    steps = generate(ours, prompts, max_new_tokens=GREEDY_TOKENS, stop_tokens=none, banned_tokens=none, sampling=GREEDY)
+    steps = generate(
+        ours, prompts, max_new_tokens=GREEDY_TOKENS, stop_token_ids=none, forbidden_token_ids=none, sampling=GREEDY
+    )
     for step in steps:
         rows[step.row].append(step.token)
     n_equal = 0
@@ -123,7 +125,7 @@ def in_llama_cpp(config: transformers.PretrainedConfig, type_name: str) -> str:
     texts = [path.read_text(encoding="utf-8") for path in sorted(Path(codekiln.__file__).parent.rglob("*.py"))]
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        train_tokenizer(TokenizerPlan(vocab_size=500), texts).save(Path(folder) / "tokenizer.json")
+        train_tokenizer(TokenizerConfig(vocab_size=500), texts).save(Path(folder) / "tokenizer.json")
         export_model(Path(folder), Path(folder) / "model.gguf", "gguf", type_name=type_name)
         ours = load_model(Path(folder))
         params = xllamacpp.CommonParams()
@@ -144,7 +146,7 @@ def in_llama_cpp(config: transformers.PretrainedConfig, type_name: str) -> str:
         answer = httpx.post(f"{server.listening_address}/completion", json=body, timeout=60).json()
         entries = answer["completion_probabilities"][0]["top_logprobs"]
         with torch.inference_mode():
-            wanted = torch.log_softmax(ours.head(ours(torch.tensor([ids])))[0, -1], -1)
+            wanted = torch.log_softmax(ours.lm_head(ours(torch.tensor([ids])))[0, -1], -1)
     return f"{max(abs(float(wanted[entry['id']]) - entry['logprob']) for entry in entries):.1e}"
 
 

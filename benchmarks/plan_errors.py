@@ -4,7 +4,7 @@ Run: `python benchmarks/plan_errors.py`, about ten minutes. Ranks of one, two an
 model of 25 M parameters; the most memory that each added is compared with the planned one. The published rows are
 llm-foundry's (FSDP, bfloat16, context 2,048, uncompiled; scripts/train/benchmarking/README.md) and torchtitan's (Llama 3.1
 8B, context 8,192, compiled; benchmarks/llama3_h100_202412_torchtitan.md); the shares that matrix products reach
-(`Accelerator.product_share`) were set by the first, the second were not looked at for it.
+(`Accelerator.matmul_efficiency`) were set by the first, the second were not looked at for it.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from processes import memory_kilobytes, python_on
 
-from codekiln.model.families import InCoderConfig, KilnConfig, ModelConfig, kiln
-from codekiln.model.transformer import initialize
-from codekiln.train.loop import TrainPlan, backward
+from codekiln.model.configs import InCoderConfig, KilnConfig, ModelConfig, kiln
+from codekiln.model.transformer import init_weights
+from codekiln.planning.estimate import ACCELERATORS, Accelerator, ParallelSettings, estimate_step
+from codekiln.train.loop import TrainConfig, forward_backward
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWPlan, Optimizers
-from codekiln.train.parallel import joined_ranks, put, scale_gradients, spread, squared_gradient_norm
-from codekiln.train.plan import ACCELERATORS, Accelerator, Settings, planned_step
+from codekiln.train.optimizer import AdamWConfig, OptimizerGroup
+from codekiln.train.parallel import build_sharded_model, copy_full_, init_distributed, scale_grads, total_grad_norm
 
 SMALL = kiln("25M", vocab_size=8192, context_length=512)
 SMALL_ROWS, SMALL_MICRO_ROWS = 16, 2
@@ -40,7 +40,7 @@ class Published:
     rows: int
     micro_rows: int
     tokens_per_second: float
-    recompute: bool = False
+    activation_checkpointing: bool = False
     compile: bool = False
 
 
@@ -50,7 +50,7 @@ def _gpt(layers: int, d_model: int, heads: int) -> InCoderConfig:
 
 
 _1B, _3B, _7B, _13B = _gpt(24, 2048, 16), _gpt(32, 2560, 20), _gpt(32, 4096, 32), _gpt(40, 5120, 40)
-LLAMA_8B = KilnConfig(32, 4096, 32, 8, 128, 14_336, 128_256, 8192, tied_head=False, qk_norm=False)
+LLAMA_8B = KilnConfig(32, 4096, 32, 8, 128, 14_336, 128_256, 8192, tie_embeddings=False, qk_norm=False)
 ROWS = (
     Published(_1B, "a100", 8, 448, 14, 20513),
     Published(_3B, "a100", 8, 160, 10, 10811),
@@ -63,45 +63,45 @@ ROWS = (
     Published(_13B, "h100", 8, 16, 2, 4792),
     Published(_13B, "h100", 64, 128, 2, 4800),
     # Theirs computes every other layer anew, ours all.
-    Published(LLAMA_8B, "h100", 8, 16, 2, 5762, recompute=True),
-    Published(LLAMA_8B, "h100", 8, 16, 2, 6667, recompute=True, compile=True),
-    Published(LLAMA_8B, "h100", 128, 256, 2, 6514, recompute=True, compile=True),
+    Published(LLAMA_8B, "h100", 8, 16, 2, 5762, activation_checkpointing=True),
+    Published(LLAMA_8B, "h100", 8, 16, 2, 6667, activation_checkpointing=True, compile=True),
+    Published(LLAMA_8B, "h100", 128, 256, 2, 6514, activation_checkpointing=True, compile=True),
 )
 
 
-def plan_of(rows: int) -> TrainPlan:
-    return TrainPlan(NextToken(), total_tokens=1, batch_rows=rows, optimizer=AdamWPlan(rate=1e-4))
+def plan_of(rows: int) -> TrainConfig:
+    return TrainConfig(NextToken(), total_tokens=1, global_batch_size=rows, optimizer=AdamWConfig(lr=1e-4))
 
 
-def work(*, recompute: bool) -> None:
+def work(*, activation_checkpointing: bool) -> None:
     """One rank: two real steps, the second measured; the first rank tells what it added to its memory at the most."""
     torch.set_num_threads(1)
-    with joined_ranks("cpu") as ranks:
+    with init_distributed("cpu") as world:
         gc.collect()
         before = memory_kilobytes("VmRSS")
-        model = spread(SMALL, ranks, recompute=recompute)
+        model = build_sharded_model(SMALL, world, activation_checkpointing=activation_checkpointing)
         model.to_empty(device="cpu")
-        model.tie()
-        initialize(model, torch.Generator().manual_seed(0), put)
-        optimizers = Optimizers(model, plan_of(SMALL_ROWS).optimizer)
+        model.tie_weights()
+        init_weights(model, torch.Generator().manual_seed(0), copy_full_)
+        optimizers = OptimizerGroup(model, plan_of(SMALL_ROWS).optimizer)
         ids = torch.randint(0, SMALL.vocab_size, (SMALL_MICRO_ROWS, SMALL.context_length))
         micro = (ids, ids, torch.ones(ids.shape), torch.zeros_like(ids))
-        n_micro = SMALL_ROWS // ranks.data_size // SMALL_MICRO_ROWS
+        n_micro = SMALL_ROWS // world.dp_size // SMALL_MICRO_ROWS
         for _ in range(2):
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-            backward(model, model.loss_sums, [micro] * n_micro, 0.0, 1.0)
-            float(squared_gradient_norm(model, ranks))
-            scale_gradients(model, 1.0)
+            forward_backward(model, model.loss_sums, [micro] * n_micro, 0.0, 1.0)
+            float(total_grad_norm(model, world))
+            scale_grads(model, 1.0)
             optimizers.step(0, 1)
-        if ranks.is_first:
+        if world.is_main:
             print((memory_kilobytes() - before) * 1024.0, flush=True)
 
 
-def measured_bytes(n_ranks: int, *, recompute: bool) -> float:
+def measured_bytes(n_ranks: int, *, activation_checkpointing: bool) -> float:
     """The most that the first of real ranks added to its memory in a step."""
     # Memory that is free goes back at once, or the peak would be of what is kept and not of what is used.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [*python_on(n_ranks), __file__, "--work", *(["--recompute"] if recompute else [])]
+    command = [*python_on(n_ranks), __file__, "--work", *(["--recompute"] if activation_checkpointing else [])]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
@@ -112,15 +112,15 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true")
     arguments = parser.parse_args()
     if arguments.work:
-        work(recompute=arguments.recompute)
+        work(activation_checkpointing=arguments.activation_checkpointing)
         return
     print("| ranks | recompute | planned GB | measured GB | error |\n|---|---|---|---|---|")
     for n_ranks in (1, 2, 4):
-        for recompute in (False, True):
-            settings = Settings(n_ranks, SMALL_MICRO_ROWS, 1, recompute, compile=False)
-            planned = planned_step(plan_of(SMALL_ROWS), SMALL, HERE, settings).peak_bytes
-            real = measured_bytes(n_ranks, recompute=recompute)
-            told = "yes" if recompute else "no"
+        for activation_checkpointing in (False, True):
+            settings = ParallelSettings(n_ranks, SMALL_MICRO_ROWS, 1, activation_checkpointing, compile=False)
+            planned = estimate_step(plan_of(SMALL_ROWS), SMALL, HERE, settings).peak_bytes
+            real = measured_bytes(n_ranks, activation_checkpointing=activation_checkpointing)
+            told = "yes" if activation_checkpointing else "no"
             print(
                 f"| {n_ranks} | {told} | {planned / 1e9:.3f} | {real / 1e9:.3f} | {planned / real - 1:+.0%} |",
                 flush=True,
@@ -128,10 +128,10 @@ def main() -> None:
     print("\n| published | ranks | recompute, compiled | tokens/s a device | planned | error | planned GB |")
     print("|---|---|---|---|---|---|---|")
     for row in ROWS:
-        settings = Settings(row.n_ranks, row.micro_rows, 1, row.recompute, row.compile)
-        step = planned_step(plan_of(row.rows), row.config, ACCELERATORS[row.accelerator], settings)
+        settings = ParallelSettings(row.n_ranks, row.micro_rows, 1, row.activation_checkpointing, row.compile)
+        step = estimate_step(plan_of(row.rows), row.config, ACCELERATORS[row.accelerator], settings)
         rate = step.tokens_per_second / row.n_ranks
-        how = f"{'yes' if row.recompute else 'no'}, {'yes' if row.compile else 'no'}"
+        how = f"{'yes' if row.activation_checkpointing else 'no'}, {'yes' if row.compile else 'no'}"
         print(
             f"| {row.config.n_parameters / 1e9:.1f}B {row.accelerator} | {row.n_ranks} | {how} | "
             f"{row.tokens_per_second:,.0f} | {rate:,.0f} | {rate / row.tokens_per_second - 1:+.0%} | "

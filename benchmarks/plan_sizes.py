@@ -3,8 +3,8 @@
 Run: `python benchmarks/plan_sizes.py`, about fifteen minutes on one core; a row is what `codekiln plan` calls best.
 """
 
-from codekiln.forecast import forecast
-from codekiln.recipes import named
+from codekiln.planning.summary import estimate_recipe
+from codekiln.recipes import get_recipe
 
 ROWS = (
     ("codegen-350M", "h100", 8, 1),
@@ -26,9 +26,9 @@ def main() -> None:
         "gathered and scattered GB | tokens/s | MFU | days | $ |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
-    for name, accelerator, n_gpus, tensor_ranks in ROWS:
-        found = forecast(named(name), accelerator, n_gpus, tensor_ranks)
-        start = f"| {name} | {n_gpus} {accelerator} | {tensor_ranks} |"
+    for name, accelerator, n_gpus, tensor_parallel in ROWS:
+        found = estimate_recipe(get_recipe(name), accelerator, n_gpus, tensor_parallel)
+        start = f"| {name} | {n_gpus} {accelerator} | {tensor_parallel} |"
         best = found["best"]
         if best is None:
             print(f"{start} nothing fits |" + " |" * 10, flush=True)
@@ -36,11 +36,11 @@ def main() -> None:
         entry = found["settings"][best["settings"]]
         traffic = sum(part["bytes"] for part in entry["collectives"]) / 1e9
         cells = [
-            f"{entry['micro_rows']}, {'yes' if entry['recompute'] else 'no'}",
+            f"{entry['micro_rows']}, {'yes' if entry['activation_checkpointing'] else 'no'}",
             *(f"{n_bytes / 1e9:.1f}" for n_bytes in entry["bytes"].values()),
             f"{traffic:.1f}",
             f"{entry['tokens_per_second']:,.0f}",
-            f"{entry['utilization']:.0%}",
+            f"{entry['matmul_efficiency']:.0%}",
             f"{sum(stage['days'] for stage in best['stages']):,.1f}",
             f"{sum(stage['dollars'] for stage in best['stages']):,.0f}",
         ]

@@ -11,5 +11,5 @@ def memory_kilobytes(line: str = "VmHWM") -> int:
 
 def python_on(n_ranks: int) -> list[str]:
     """What starts a program on as many ranks of this machine; on one, in a process alone."""
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
-    return [sys.executable, *(ranks if n_ranks > 1 else [])]
+    world = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
+    return [sys.executable, *(world if n_ranks > 1 else [])]

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from processes import python_on
 
-from codekiln.model.families import kiln
+from codekiln.model.configs import kiln
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.train.loop import RuntimeConfig, TrainConfig, train
 from codekiln.train.metrics import read_metrics
 from codekiln.train.objectives import NextToken
-from codekiln.train.parallel import joined_ranks
+from codekiln.train.parallel import init_distributed
 
 CONTEXT, BATCH_ROWS, N_STEPS = 512, 32, 8
 
@@ -29,17 +29,17 @@ def work(source: Path, out: Path, size: str) -> None:
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     config = kiln(size, vocab_size=tokenizer.vocab_size, context_length=CONTEXT)
     n_tokens = N_STEPS * BATCH_ROWS * CONTEXT
-    plan = TrainPlan(NextToken(), total_tokens=n_tokens, batch_rows=BATCH_ROWS, checkpoint_every=N_STEPS)
-    with joined_ranks("cpu") as ranks:
+    plan = TrainConfig(NextToken(), total_tokens=n_tokens, global_batch_size=BATCH_ROWS, save_every=N_STEPS)
+    with init_distributed("cpu") as world:
         train(
             plan,
             config,
             tokens=source / "tokens",
             tokenizer=tokenizer,
             run=out,
-            hardware=Hardware(),
-            made_from={},
-            ranks=ranks,
+            runtime=RuntimeConfig(),
+            inputs={},
+            world=world,
         )
 
 
@@ -52,7 +52,7 @@ def tokens_per_second(n_ranks: int, source: Path, size: str) -> list[float]:
             stdout=subprocess.DEVNULL,
         )
         rows = read_metrics(Path(out) / "metrics.jsonl")[1:]
-        return [row["tokens_per_second"] for row in rows if "valid_bits_per_byte" not in row]
+        return [row["tokens_per_second"] for row in rows if "validation_bits_per_byte" not in row]
 
 
 def main() -> None:

@@ -29,16 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codekiln.corpus.documents import read_documents
-from codekiln.corpus.sample import even_sample
-from codekiln.model.families import ModelConfig, kiln
+from codekiln.corpus.sample import balanced_sample
+from codekiln.model.configs import ModelConfig, kiln
 from codekiln.recipes.demo import demo
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import TokenizerPlan, train_tokenizer
-from codekiln.tokenizer.whitespace import named_tokenizer
-from codekiln.train.loop import Hardware, train
+from codekiln.tokenizer.codegen import load_pretrained
+from codekiln.tokenizer.training import TokenizerConfig, train_tokenizer
+from codekiln.train.loop import RuntimeConfig, train
 from codekiln.train.metrics import bits_per_byte, read_metrics
 from codekiln.train.objectives import NextToken
-from codekiln.train.prepare import open_shards, prepare_shards
+from codekiln.train.prepare import open_token_shards, prepare_shards
 
 CONTEXT, ROWS = 256, 16
 N_TEXTS, TEXT_CHARACTERS = 150, 4000
@@ -54,14 +54,14 @@ def shape(size: str) -> ModelConfig:
     if size == "1M":
         return demo().model
     config = kiln(size, vocab_size=demo().model.vocab_size, context_length=CONTEXT)
-    return dataclasses.replace(config, tied_head=True)
+    return dataclasses.replace(config, tie_embeddings=True)
 
 
 def held_out_bits(logits_of: Callable[[Tensor], Tensor], tokenizer: Tokenizer, texts: Sequence[str]) -> float:
     """Bits a byte of the texts, each told from its beginning in windows that do not overlap."""
     windows = []
     for text in texts:
-        ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
+        ids = [tokenizer.eos_id, *tokenizer.encode(text)]
         windows += [ids[at : at + CONTEXT + 1] for at in range(0, len(ids) - 1, CONTEXT)]
     nats = 0.0
     with torch.no_grad():
@@ -120,14 +120,10 @@ def train_peer(
     vocab_size = -(-tokenizer.vocab_size // 64) * 64
     torch.manual_seed(0)
     model, both = peer(name, config, vocab_size, nanogpt)
-    shards = open_shards(folder / "tokens", "train")
+    shards = open_token_shards(folder / "tokens", "train")
     order = np.random.default_rng(0).permutation(shards.n_documents)
     stream = np.concatenate(
-        [
-            part
-            for i in order.tolist()
-            for part in ([tokenizer.end_of_text], shards.slice(i, 0, int(shards.lengths()[i])))
-        ]
+        [part for i in order.tolist() for part in ([tokenizer.eos_id], shards.slice(i, 0, int(shards.lengths()[i])))]
     ).astype(np.int64)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
@@ -144,7 +140,7 @@ def train_peer(
         factor = share / 0.02 if share < 0.02 else 0.1 + 0.45 * (1 + math.cos(math.pi * (share - 0.02) / 0.98))
         for group in optimizer.param_groups:
             group["lr"] = rate * max(factor, 0.01)
-        both(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())[1].backward()
+        both(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())[1].forward_backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -159,7 +155,12 @@ def train_ours(config: ModelConfig, folder: Path, texts: Sequence[str], seconds:
     """By our trainer, on as many tokens as the seconds are enough for at the speed of twenty steps before."""
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     plan = dataclasses.replace(
-        demo().train, objective=NextToken(), batch_rows=ROWS, valid_every=10**6, valid_rows=1, checkpoint_every=10**6
+        demo().train,
+        objective=NextToken(),
+        global_batch_size=ROWS,
+        eval_every=10**6,
+        eval_sequences=1,
+        save_every=10**6,
     )
     speed = 1.0
     for n_tokens in (20 * ROWS * CONTEXT, None):
@@ -170,12 +171,12 @@ def train_ours(config: ModelConfig, folder: Path, texts: Sequence[str], seconds:
                 tokens=folder / "tokens",
                 tokenizer=tokenizer,
                 run=Path(run),
-                hardware=Hardware(),
-                made_from={},
+                runtime=RuntimeConfig(),
+                inputs={},
             )
             rows = read_metrics(Path(run) / "metrics.jsonl")
         speed = ROWS * CONTEXT / statistics.median(row["seconds"] for row in rows[1:])
-    bits = held_out_bits(lambda ids: model.head(model(ids)), tokenizer, texts)
+    bits = held_out_bits(lambda ids: model.lm_head(model(ids)), tokenizer, texts)
     used = sum(row["seconds"] for row in rows[1:])
     return {"bits": bits, "tokens": rows[-1]["tokens"], "seconds": used, "parameters": config.n_parameters}
 
@@ -205,10 +206,12 @@ def main() -> None:
         for name, folder in folders.items():
             folder.mkdir()
             if name == "ours":
-                sample = [document.text for document in even_sample(arguments.run / "corpus", "train", 6_000_000, 0)]
-                train_tokenizer(TokenizerPlan(demo().model.vocab_size), sample).save(folder / "tokenizer.json")
+                sample = [
+                    document.text for document in balanced_sample(arguments.run / "corpus", "train", 6_000_000, 0)
+                ]
+                train_tokenizer(TokenizerConfig(demo().model.vocab_size), sample).save(folder / "tokenizer.json")
             else:
-                named_tokenizer(name).save(folder / "tokenizer.json")
+                load_pretrained(name).save(folder / "tokenizer.json")
             prepare_shards(arguments.run / "corpus", folder / "tokenizer.json", folder / "tokens")
 
         def result(name: str, tokenizer: str, seconds: float, rate: float) -> float:

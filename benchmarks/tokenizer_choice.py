@@ -15,12 +15,18 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models, trainers
 
-from codekiln.corpus.sample import even_sample
-from codekiln.model.families import kiln
+from codekiln.corpus.sample import balanced_sample
+from codekiln.model.configs import kiln
 from codekiln.recipes.demo import demo
-from codekiln.tokenizer.bpe import Tokenizer, byte_alphabet
-from codekiln.tokenizer.training import FIM_CONTROL, LINES, WORDS, TokenizerPlan, train_tokenizer
-from codekiln.train.loop import Hardware, train
+from codekiln.tokenizer.bpe import Tokenizer, bytes_to_unicode
+from codekiln.tokenizer.training import (
+    LINE_SPLIT_PATTERN,
+    SPM_SPECIAL_TOKENS,
+    WORD_SPLIT_PATTERN,
+    TokenizerConfig,
+    train_tokenizer,
+)
+from codekiln.train.loop import RuntimeConfig, train
 from codekiln.train.metrics import read_metrics
 from codekiln.train.objectives import NextToken
 from codekiln.train.prepare import prepare_shards
@@ -33,18 +39,18 @@ INDENT = r"\n{1,64}|(?<=\n)[ \t]{1,64}|[^\n]{1,1024}"
 # The same as lines, but a digit is always a token.
 DIGITS = r"\n{1,64}|\p{N}|[^\n\p{N}]{1,1024}"
 # Qwen's, but numbers in threes, as cl100k has them.
-THREES = WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+THREES = WORD_SPLIT_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 # Qwen's, but two and more spaces before a word are a piece of their own, as in CodeGen, and the word has none.
-RUNS = WORDS.replace(r"|\s+(?!\S)|", r"|[ \t]{2,}|\s+(?!\S)|")
+RUNS = WORD_SPLIT_PATTERN.replace(r"|\s+(?!\S)|", r"|[ \t]{2,}|\s+(?!\S)|")
 # Runs of words and spaces, and runs of other signs: tokens cross spaces, and names keep apart from what stands around them.
 SPACED = r"\n{1,64}|[\w ]{1,1024}|[^\w\n]{1,1024}"
 CANDIDATES = (
-    ("lines", LINES, 1024),
-    ("lines", LINES, 2048),
-    ("lines", LINES, 4096),
-    ("Qwen's", WORDS, 1024),
-    ("Qwen's", WORDS, 2048),
-    ("Qwen's", WORDS, 4096),
+    ("lines", LINE_SPLIT_PATTERN, 1024),
+    ("lines", LINE_SPLIT_PATTERN, 2048),
+    ("lines", LINE_SPLIT_PATTERN, 4096),
+    ("Qwen's", WORD_SPLIT_PATTERN, 1024),
+    ("Qwen's", WORD_SPLIT_PATTERN, 2048),
+    ("Qwen's", WORD_SPLIT_PATTERN, 4096),
     ("GPT-2's", GPT2, 2048),
     ("words and spaces", SPACED, 2048),
     ("lines, indentation apart", INDENT, 2048),
@@ -53,7 +59,7 @@ CANDIDATES = (
     ("words of code, then lines", None, 2048),
     ("Qwen's, numbers in threes", THREES, 2048),
     ("Qwen's, white space apart", RUNS, 2048),
-    ("Qwen's", WORDS, 8192),
+    ("Qwen's", WORD_SPLIT_PATTERN, 8192),
 )
 FIRST_PHASE = 0.9  # of the merges, where there are two phases
 
@@ -63,8 +69,8 @@ def two_phases(vocab_size: int, texts: list[str]) -> Tokenizer:
 
     The second phase is a BPE over private characters, one for each token of the first.
     """
-    n_first = int(FIRST_PHASE * (vocab_size - len(FIM_CONTROL)))
-    first = train_tokenizer(TokenizerPlan(vocab_size=n_first + len(FIM_CONTROL), pattern=CODE), texts)
+    n_first = int(FIRST_PHASE * (vocab_size - len(SPM_SPECIAL_TOKENS)))
+    first = train_tokenizer(TokenizerConfig(vocab_size=n_first + len(SPM_SPECIAL_TOKENS), pattern=CODE), texts)
     private = [chr(0xF0000 + i) for i in range(n_first)]
 
     def lines() -> Iterator[str]:
@@ -80,7 +86,10 @@ def two_phases(vocab_size: int, texts: list[str]) -> Tokenizer:
 
     backend = tokenizers.Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(FIM_CONTROL), initial_alphabet=private, max_token_length=6, show_progress=False
+        vocab_size=vocab_size - len(SPM_SPECIAL_TOKENS),
+        initial_alphabet=private,
+        max_token_length=6,
+        show_progress=False,
     )
     backend.train_from_iterator(lines(), trainer)
     spelled = {i: token for token, i in first.record["model"]["vocab"].items()}
@@ -97,8 +106,8 @@ def two_phases(vocab_size: int, texts: list[str]) -> Tokenizer:
     model["merges"] += [list(merge) for merge in merges]
     model["vocab"] = vocab
     record["added_tokens"] = [token | {"id": len(vocab) + k} for k, token in enumerate(record["added_tokens"])]
-    record["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": LINES}
-    assert set(byte_alphabet().values()) <= set(vocab)
+    record["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": LINE_SPLIT_PATTERN}
+    assert set(bytes_to_unicode().values()) <= set(vocab)
     return Tokenizer(record, origin="two phases")
 
 
@@ -113,7 +122,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the candidates")
     arguments = parser.parse_args()
     recipe = demo()
-    sample = [document.text for document in even_sample(arguments.run / "corpus", "train", 6_000_000, 0)]
+    sample = [document.text for document in balanced_sample(arguments.run / "corpus", "train", 6_000_000, 0)]
     for k, (rule, pattern, vocab_size) in enumerate(CANDIDATES):
         if arguments.only and k not in arguments.only:
             continue
@@ -122,21 +131,21 @@ def main() -> None:
             if pattern is None:
                 tokenizer = two_phases(vocab_size, sample)
             else:
-                tokenizer = train_tokenizer(TokenizerPlan(vocab_size=vocab_size, pattern=pattern), sample)
+                tokenizer = train_tokenizer(TokenizerConfig(vocab_size=vocab_size, pattern=pattern), sample)
             tokenizer.save(folder / "tokenizer.json")
             manifest = prepare_shards(arguments.run / "corpus", folder / "tokenizer.json", folder / "tokens")
             rows = -(-tokenizer.vocab_size // 64) * 64
             config = dataclasses.replace(recipe.model, vocab_size=rows)
             if arguments.size:
                 config = kiln(arguments.size, vocab_size=rows, context_length=recipe.model.context_length)
-                config = dataclasses.replace(config, tied_head=True)
+                config = dataclasses.replace(config, tie_embeddings=True)
             plan = dataclasses.replace(
                 recipe.train,
                 objective=NextToken(),
                 total_tokens=int(arguments.teraflops * 1e12 / config.flops_per_token),
-                valid_rows=256,
-                valid_every=10**6,
-                checkpoint_every=10**6,
+                eval_sequences=256,
+                eval_every=10**6,
+                save_every=10**6,
             )
             split = manifest["splits"]["heldout"]
             for seed in arguments.seeds:
@@ -147,13 +156,13 @@ def main() -> None:
                     tokens=folder / "tokens",
                     tokenizer=tokenizer,
                     run=run,
-                    hardware=Hardware(),
-                    made_from={},
+                    runtime=RuntimeConfig(),
+                    inputs={},
                 )
                 found = read_metrics(run / "metrics.jsonl")[-1]
                 print(
                     f"{rule}, {vocab_size} ids, {config.n_parameters:,} parameters, seed {seed}: "
-                    f"{found['valid_bits_per_byte']:.4f} bits a byte after {found['tokens']:,} tokens, "
+                    f"{found['validation_bits_per_byte']:.4f} bits a byte after {found['tokens']:,} tokens, "
                     f"{split['text_bytes'] / split['tokens']:.2f} held-out bytes a token",
                     flush=True,
                 )

@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import LINES, WORDS, TokenizerPlan, train_tokenizer
-from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.training import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig, train_tokenizer
 
 RULES = {
-    "whole lines (InCoder's rule)": LINES,
+    "whole lines (InCoder's rule)": LINE_SPLIT_PATTERN,
     "GPT-2's": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k's": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "Qwen's": WORDS,
+    "Qwen's": WORD_SPLIT_PATTERN,
 }
 
 
@@ -30,28 +30,28 @@ def packages() -> tuple[list[str], list[str]]:
         by_package.setdefault(path.relative_to(root).parts[0], []).append(path)
     names = sorted(by_package)
     random.Random(0).shuffle(names)
-    heldout: list[str] = []
+    validation: list[str] = []
     train: list[str] = []
     for name in names:
-        side = heldout if sum(map(len, heldout)) < 1_000_000 and len(by_package[name]) < 400 else train
+        side = validation if sum(map(len, validation)) < 1_000_000 and len(by_package[name]) < 400 else train
         side += [path.read_bytes().decode("utf-8", errors="replace") for path in by_package[name]]
     random.Random(1).shuffle(train)
-    return train, heldout
+    return train, validation
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--large", action="store_true")
     is_large = parser.parse_args().large
-    train, heldout = packages()
-    text = "".join(heldout)
+    train, validation = packages()
+    text = "".join(validation)
     size = len(text.encode())
     print(f"held out: {size / 1e6:.2f} MB")
-    merges = gpt2_merges()
-    n_gpt2 = count(codegen_tokenizer(merges, with_whitespace=False), heldout)
+    merges = load_gpt2_merges()
+    n_gpt2 = count(codegen_tokenizer(merges, with_whitespace=False), validation)
 
     def tell(name: str, tokenizer: Tokenizer, seconds: float | None = None) -> None:
-        n = count(tokenizer, heldout)
+        n = count(tokenizer, validation)
         trained = f", trained in {seconds:.0f} processor seconds" if seconds is not None else ""
         print(
             f"{name}, {tokenizer.vocab_size:,} ids: {n / size:.4f} tokens a byte, {n / n_gpt2 - 1:+.1%} against GPT-2{trained}"
@@ -63,7 +63,7 @@ def main() -> None:
     memory = 6_250_000_000 if is_large else 2_500_000_000
     for rule, pattern in RULES.items():
         for vocab_size in sizes:
-            plan = TokenizerPlan(vocab_size=vocab_size, pattern=pattern, memory_bytes=memory)
+            plan = TokenizerConfig(vocab_size=vocab_size, pattern=pattern, memory_bytes=memory)
             sample, held = [], 0
             for document in train:
                 if held >= plan.sample_bytes:

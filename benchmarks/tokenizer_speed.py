@@ -27,10 +27,10 @@ import tokenizers
 from processes import memory_kilobytes
 
 from codekiln.corpus.documents import SCHEMA, write_parts
-from codekiln.files import write_record
+from codekiln.files import write_json
 from codekiln.tokenizer.bpe import END_OF_TEXT, Tokenizer, save_tokenizer
-from codekiln.tokenizer.training import LINES, WORDS, TokenizerPlan, train_tokenizer
-from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.training import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig, train_tokenizer
 from codekiln.train.prepare import prepare_shards
 
 ROUNDS = 3
@@ -40,8 +40,8 @@ _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++"
 PATTERNS = {
     "GPT-2": rf"{_WORDS}|\s{{1,4096}}(?!\S)|\s",
     "CodeGen": rf" {{2,31}}|\t{{2,9}}|{_WORDS}|(?:{_SPACE}(?!\S)){{1,4096}}|{_SPACE}",
-    "words": WORDS,
-    "lines": LINES,
+    "words": WORD_SPLIT_PATTERN,
+    "lines": LINE_SPLIT_PATTERN,
 }
 Encode = Callable[[list[str]], Any]
 
@@ -75,9 +75,9 @@ def peers(name: str, tokenizer: Tokenizer, folder: Path) -> dict[str, Encode]:
     save_tokenizer(folder / name, tokenizer)
     reference = tokenizers.Tokenizer.from_file(str(folder / name / "tokenizer.json"))
     reference.encode_special_tokens = True
-    ranks = {token: i for i, token in enumerate(tokenizer.token_bytes) if token}
+    world = {token: i for i, token in enumerate(tokenizer.token_bytes) if token}
     other = tiktoken.Encoding(
-        name, pat_str=PATTERNS[name], mergeable_ranks=ranks, special_tokens={END_OF_TEXT: tokenizer.end_of_text}
+        name, pat_str=PATTERNS[name], mergeable_ranks=world, special_tokens={END_OF_TEXT: tokenizer.eos_id}
     )
     return {
         "Hugging Face": lambda texts: [e.ids for e in reference.encode_batch_fast(texts, add_special_tokens=False)],
@@ -121,7 +121,7 @@ def shards(tokenizer: Tokenizer, texts: list[str], folder: Path) -> None:
     parts = write_parts(folder / "corpus" / "train", batches)
     size = sum(len(text.encode()) for text in texts)
     entry = {"documents": len(rows), "text_bytes": size, "parts": parts}
-    write_record(folder / "corpus" / "manifest.json", {"splits": {"train": entry}})
+    write_json(folder / "corpus" / "manifest.json", {"splits": {"train": entry}})
     begun, used = time.perf_counter(), time.process_time()
     prepare_shards(folder / "corpus", folder / "CodeGen" / "tokenizer.json", folder / "tokens")
     seconds, used = time.perf_counter() - begun, time.process_time() - used
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=12.0)
     n_bytes = int(parser.parse_args().megabytes * 1e6)
     texts = python_files()
-    plan = TokenizerPlan(vocab_size=16_384, pattern=LINES, memory_bytes=2_500_000_000)
+    plan = TokenizerConfig(vocab_size=16_384, pattern=LINE_SPLIT_PATTERN, memory_bytes=2_500_000_000)
     sample = take(texts, plan.sample_bytes)
     before, begun = memory_kilobytes(), time.process_time()
     lines = train_tokenizer(plan, sample)
@@ -141,11 +141,11 @@ def main() -> None:
         f"training: 16,384 ids on {plan.sample_bytes / 1e6:.0f} MB of whole lines in {time.process_time() - begun:.0f} "
         f"processor seconds and {(memory_kilobytes() - before) * 1024 / 1e6:.0f} MB"
     )
-    words = train_tokenizer(TokenizerPlan(vocab_size=16_384, memory_bytes=2_500_000_000), sample)
-    codegen = codegen_tokenizer(gpt2_merges())
+    words = train_tokenizer(TokenizerConfig(vocab_size=16_384, memory_bytes=2_500_000_000), sample)
+    codegen = codegen_tokenizer(load_gpt2_merges())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        encoding("GPT-2", codegen_tokenizer(gpt2_merges(), with_whitespace=False), texts, n_bytes, folder)
+        encoding("GPT-2", codegen_tokenizer(load_gpt2_merges(), with_whitespace=False), texts, n_bytes, folder)
         encoding("CodeGen", codegen, texts, n_bytes, folder)
         encoding("words", words, texts, n_bytes, folder)
         encoding("lines", lines, texts, n_bytes, folder)

@@ -20,9 +20,9 @@ import peers
 import torch
 from processes import memory_kilobytes
 
-from codekiln.model.families import CodeGenConfig, KilnConfig, ModelConfig
-from codekiln.model.transformer import Transformer, initialize
-from codekiln.train.metrics import matmul_peak
+from codekiln.model.configs import CodeGenConfig, KilnConfig, ModelConfig
+from codekiln.model.transformer import Transformer, init_weights
+from codekiln.train.metrics import measure_peak_flops
 
 ROWS, CONTEXT, VOCAB = 32, 512, 8192
 MICRO_ROWS = 4
@@ -34,7 +34,7 @@ PEERS = ("Transformers' CodeGen, eager", "Transformers' CodeGen, compiled", "nan
 
 def ours(config: ModelConfig) -> Callable[[], None]:
     model = Transformer(config)
-    initialize(model, torch.Generator().manual_seed(0))
+    init_weights(model, torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     loss_sums = torch.compile(model.loss_sums, dynamic=False)
     ids = torch.randint(0, VOCAB, (ROWS, CONTEXT + 1))
@@ -131,7 +131,7 @@ def compare(peer: str, path: str, n_rounds: int) -> None:
     peaks = []
     for k in range(n_rounds):
         for name in list(processes) if k % 2 == 0 else reversed(processes):
-            peaks.append(matmul_peak(torch.device("cpu"), torch.float32))
+            peaks.append(measure_peak_flops(torch.device("cpu"), torch.float32))
             seen[name].append(turn(name))
     for process in processes.values():
         process.communicate()

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from codekiln.model.families import ModelConfig
-from codekiln.model.transformer import Transformer, initialize
+from codekiln.model.configs import ModelConfig
+from codekiln.model.transformer import Transformer, init_weights
 from codekiln.recipes.demo import demo
-from codekiln.train.metrics import matmul_peak
+from codekiln.train.metrics import measure_peak_flops
 
 STEPS = 6
 
@@ -25,10 +25,10 @@ STEPS = 6
 def ours(config: ModelConfig, *, compiled: bool) -> Callable[[Tensor], None]:
     """A training step of ours with packed documents, as `codekiln build` runs it."""
     model = Transformer(config)
-    initialize(model, torch.Generator().manual_seed(0))
+    init_weights(model, torch.Generator().manual_seed(0))
 
     def loss_sum(ids: Tensor, documents: Tensor) -> Tensor:
-        logits = model.head(model(ids, documents=documents))
+        logits = model.lm_head(model(ids, document_ids=documents))
         return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
 
     function = torch.compile(loss_sum, dynamic=False) if compiled else loss_sum
@@ -83,7 +83,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in steps}
     peaks: list[float] = []
     for turn in range(arguments.rounds):
-        peaks.append(matmul_peak(torch.device("cpu"), torch.float32))
+        peaks.append(measure_peak_flops(torch.device("cpu"), torch.float32))
         for name in list(steps) if turn % 2 == 0 else list(reversed(steps)):
             begun = time.perf_counter()
             for _ in range(STEPS):
@@ -96,8 +96,8 @@ def main() -> None:
     )
     for name, seen in rates.items():
         rate = statistics.median(seen)
-        utilization = rate * config.flops_per_token / peak
-        print(f"{name:22} {rate:8,.0f} tokens/s  {utilization:4.0%} of the peak  {rate / slowest:.2f}x Transformers")
+        mfu = rate * config.flops_per_token / peak
+        print(f"{name:22} {rate:8,.0f} tokens/s  {mfu:4.0%} of the peak  {rate / slowest:.2f}x Transformers")
 
 
 if __name__ == "__main__":

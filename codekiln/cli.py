@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codekiln.errors import CodekilnError
-from codekiln.extras import optional
+from codekiln.extras import import_optional
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from codekiln.files import Record
-    from codekiln.generate.sampler import Sampling
-    from codekiln.recipe import Chain, Recipe
+    from codekiln.files import JsonObject
+    from codekiln.generate.sampling import SamplingParams
+    from codekiln.recipe import Recipe, StagedRecipe
     from codekiln.tokenizer.bpe import Tokenizer
-    from codekiln.train.loop import Hardware
+    from codekiln.train.loop import RuntimeConfig
+
 
 HOLE = "<HOLE>"
 
@@ -59,7 +60,7 @@ SET = Annotated[
 ]
 DEVICE = Annotated[str, typer.Option(help="cpu or cuda.")]
 MICRO = Annotated[int, typer.Option(help="Tokens that go through the model at once.", min=1)]
-WATCH = Annotated[
+LOGGER = Annotated[
     list[str] | None,
     typer.Option("--watch", help="Tell metrics to tensorboard or wandb too.", show_default=False),
 ]
@@ -77,7 +78,7 @@ TOP_P = Annotated[float, typer.Option(help="Nucleus of the probability that is d
 SEED = Annotated[int, typer.Option(help="The same seed draws the same tokens.", min=0, max=2**63 - 1)]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 FORCE = Annotated[bool, typer.Option("--force", help="Replace an output file that Codekiln did not write.")]
-FILE = Annotated[
+TOKENIZER_FILE = Annotated[
     Path | None,
     typer.Option("--file", help="Read from this file; - is standard input.", show_default=False, parser=parse_path),
 ]
@@ -96,10 +97,10 @@ def demo(
     device: DEVICE = "cpu",
     micro_batch_tokens: MICRO = 2048,
     compile: COMPILE = None,
-    watch: WATCH = None,
+    loggers: LOGGER = None,
 ) -> None:
     """Make a small model of the Python code on this machine, and show what it can do."""
-    build("demo", out, None, code, license, settings, device, micro_batch_tokens, compile, watch=watch)
+    build("demo", out, None, code, license, settings, device, micro_batch_tokens, compile, loggers=loggers)
     if _is_first_rank():
         _show(out)
 
@@ -115,15 +116,19 @@ def build(
     device: DEVICE = "cpu",
     micro_batch_tokens: MICRO = 2048,
     compile: COMPILE = None,
-    tensor_ranks: Annotated[int, typer.Option(help="Ranks that share a layer, of those torchrun starts.", min=1)] = 1,
-    recompute: Annotated[bool, typer.Option(help="Compute blocks anew in the backward pass: less memory.")] = False,
-    watch: WATCH = None,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="Ranks that share a layer, of those torchrun starts.", min=1)
+    ] = 1,
+    activation_checkpointing: Annotated[
+        bool, typer.Option(help="Compute blocks anew in the backward pass: less memory.")
+    ] = False,
+    loggers: LOGGER = None,
 ) -> None:
     """Build a recipe, all stages; started again it goes on where it was. On many ranks: torchrun -m codekiln build …"""
-    from codekiln.train.loop import Hardware
+    from codekiln.train.loop import RuntimeConfig
 
-    hardware = Hardware(device, micro_batch_tokens, compile, tensor_ranks, recompute)
-    _build(_recipe(recipe, code, license, settings), out, hardware, until, watch)
+    runtime = RuntimeConfig(device, micro_batch_tokens, compile, tensor_parallel, activation_checkpointing)
+    _build(_recipe(recipe, code, license, settings), out, runtime, until, loggers)
 
 
 @app.command()
@@ -131,14 +136,14 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe's name.", show_default=False)],
     gpus: Annotated[int, typer.Option(help="How many.", min=1)] = 8,
     accelerator: Annotated[str, typer.Option(help="h100, a100, v100 or tpu-v4-like.")] = "h100",
-    tensor_ranks: Annotated[int, typer.Option(help="Ranks that share a layer.", min=1)] = 1,
+    tensor_parallel: Annotated[int, typer.Option(help="Ranks that share a layer.", min=1)] = 1,
     settings: SET = None,
     as_json: JSON = False,
 ) -> None:
     """Say what training a recipe takes on many accelerators: memory, traffic, days, cost. None of them is needed."""
-    from codekiln.forecast import forecast, lines, table
+    from codekiln.planning.summary import estimate_recipe, format_summary, format_table
 
-    found = forecast(_recipe(recipe, None, None, settings), accelerator, gpus, tensor_ranks, settings or [])
+    found = estimate_recipe(_recipe(recipe, None, None, settings), accelerator, gpus, tensor_parallel, settings or [])
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -146,7 +151,7 @@ def plan(
         f"{found['recipe']}: {found['parameters']:,} parameters, {found['tokens_per_step']:,} tokens a step, "
         f"{found['gpus']} x {found['accelerator']}; GB a rank:\n"
     )
-    typer.echo("\n".join([*table(found), "", *lines(found)]))
+    typer.echo("\n".join([*format_table(found), "", *format_summary(found)]))
 
 
 @app.command()
@@ -162,40 +167,42 @@ def finetune(
     device: DEVICE = "cpu",
     micro_batch_tokens: MICRO = 2048,
     compile: COMPILE = None,
-    recompute: Annotated[bool, typer.Option(help="Compute blocks anew in the backward pass: less memory.")] = False,
-    watch: WATCH = None,
+    activation_checkpointing: Annotated[
+        bool, typer.Option(help="Compute blocks anew in the backward pass: less memory.")
+    ] = False,
+    loggers: LOGGER = None,
 ) -> None:
     """Train a model on a folder of your code, by the objective that its tokenizer has control tokens for."""
-    optional("codekiln.corpus.build", "corpus")
-    from codekiln.exchange import located
-    from codekiln.recipe import replaced
+    import_optional("codekiln.corpus.pipeline", "corpus")
+    from codekiln.convert.models import resolve_model
+    from codekiln.recipe import apply_overrides
     from codekiln.recipes.finetune import finetune as finetune_recipe
-    from codekiln.train.loop import Hardware
+    from codekiln.train.loop import RuntimeConfig
 
-    recipe = finetune_recipe(located(model), code, license, lora=lora)
-    hardware = Hardware(device, micro_batch_tokens, compile, recompute=recompute)
-    _build(replaced(recipe, settings or []), out, hardware, None, watch)
+    recipe = finetune_recipe(resolve_model(model), code, license, lora=lora)
+    runtime = RuntimeConfig(device, micro_batch_tokens, compile, activation_checkpointing=activation_checkpointing)
+    _build(apply_overrides(recipe, settings or []), out, runtime, None, loggers)
     if _is_first_rank():
         typer.echo(f"the model is in {out}: try `codekiln complete {out} 'def '`")
 
 
 def _build(
-    wanted: "Recipe | Chain", out: Path, hardware: "Hardware", until: str | None, watch: list[str] | None
+    wanted: "Recipe | StagedRecipe", out: Path, runtime: "RuntimeConfig", until: str | None, loggers: list[str] | None
 ) -> None:
     """Builds a recipe or a chain, and writes the card of each run."""
-    from codekiln.recipe import Chain, build_chain
+    from codekiln.recipe import StagedRecipe, build_stages
     from codekiln.recipe import build as build_recipe
     from codekiln.train.loop import Preempted, has_cxx_compiler
 
-    if hardware.compile is None and hardware.device == "cpu" and not has_cxx_compiler():
+    if runtime.compile is None and runtime.device == "cpu" and not has_cxx_compiler():
         _note("no C++ compiler is found here: training runs uncompiled, at about two thirds of the speed")
     try:
-        if isinstance(wanted, Chain):
+        if isinstance(wanted, StagedRecipe):
             if until is not None:
                 raise typer.BadParameter(f"--until is for a single recipe: {wanted.name} has {len(wanted.recipes)}")
-            runs = build_chain(wanted, out, hardware, watch=watch or [])
+            runs = build_stages(wanted, out, runtime, loggers=loggers or [])
         else:
-            build_recipe(wanted, out, hardware, until=until, watch=watch or [])
+            build_recipe(wanted, out, runtime, until=until, loggers=loggers or [])
             runs = [out]
     except KeyboardInterrupt as stopped:
         is_asked = isinstance(stopped, Preempted)
@@ -233,10 +240,10 @@ def report(
     as_json: JSON = False,
 ) -> None:
     """Lay runs beside each other: a page of their curves, what they came to, where their recipes differ."""
-    compare = optional("codekiln.compare", "report")
+    compare = import_optional("codekiln.report.compare", "report")
     found = compare.read_runs(runs)
     compare.write_comparison(found, out, force=force)
-    comparison = compare.told(found)
+    comparison = compare.stats(found)
     if as_json:
         typer.echo(json.dumps({"page": str(out)} | comparison))
         return
@@ -279,15 +286,15 @@ def tokenizer(
 
     Or make one: CodeGen's, or with --train ours or one by InCoder's rule.
     """
-    from codekiln.tokenizer.inspect import agreement, pieces, statistics
-    from codekiln.tokenizer.whitespace import NAMES
+    from codekiln.tokenizer.codegen import PRETRAINED
+    from codekiln.tokenizer.inspect import boundary_agreement, statistics, token_texts
 
     if train is not None and out is None:
         raise typer.BadParameter("--train needs --out: where is it to be written?")
     if train is None and vocab_size is not None:
         raise typer.BadParameter("--vocab-size is for a tokenizer that is trained: name a run with --train")
-    if gpt2 is not None and which not in NAMES and against not in NAMES:
-        raise typer.BadParameter(f"--gpt2 is for {' and '.join(NAMES)}")
+    if gpt2 is not None and which not in PRETRAINED and against not in PRETRAINED:
+        raise typer.BadParameter(f"--gpt2 is for {' and '.join(PRETRAINED)}")
     found = {which: _tokenizer(which, gpt2) if train is None else _trained(which, train, vocab_size)}
     if against is not None:
         found[against] = _tokenizer(against, gpt2)
@@ -301,17 +308,17 @@ def tokenizer(
             raise typer.BadParameter("say what to do: --inspect FILE, or --out FOLDER")
         return
     data = sys.stdin.buffer.read() if str(inspect) == "-" else inspect.read_bytes()
-    told = {name: statistics(each, data) for name, each in found.items()}
+    stats = {name: statistics(each, data) for name, each in found.items()}
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(stats))
         return
-    cut = {name: pieces(each, data) for name, each in found.items()}
+    cut = {name: token_texts(each, data) for name, each in found.items()}
     for name in found:
         _show_pieces(f"{name}: {inspect}", cut[name])
-    _show_statistics(told)
+    _show_statistics(stats)
     if against is not None:
         typer.echo(
-            f"{agreement(found[which], found[against], data):.0%} of the cuts of {which} are cuts of {against} too"
+            f"{boundary_agreement(found[which], found[against], data):.0%} of the cuts of {which} are cuts of {against} too"
         )
 
 
@@ -323,9 +330,9 @@ def import_(
     out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False, parser=parse_path)],
 ) -> None:
     """Make a model folder of a released CodeGen, InCoder, GPT-J, Llama, Qwen2 or Qwen3."""
-    from codekiln.exchange import import_model, located
+    from codekiln.convert.models import import_model, resolve_model
 
-    for corrected in import_model(located(source), out):
+    for corrected in import_model(resolve_model(source), out):
         _note(corrected)
     typer.echo(f"{source} is in {out}: try `codekiln complete {out} 'def '`")
 
@@ -344,9 +351,9 @@ def export(
     force: FORCE = False,
 ) -> None:
     """Write a model for elsewhere."""
-    from codekiln.exchange import export_model, located
+    from codekiln.convert.models import export_model, resolve_model
 
-    export_model(located(str(model)), out, to, type_name=type_name, force=force)
+    export_model(resolve_model(str(model)), out, to, type_name=type_name, force=force)
     typer.echo(f"{model} is in {out} ({to})")
 
 
@@ -354,7 +361,7 @@ def export(
 def complete(
     model: MODEL,
     prompt: Annotated[str | None, typer.Argument(help="The text to go on with.", show_default=False)] = None,
-    file: FILE = None,
+    file: TOKENIZER_FILE = None,
     max_new_tokens: NEW_TOKENS = None,
     temperature: TEMPERATURE = 0.2,
     top_p: TOP_P = 0.95,
@@ -362,17 +369,17 @@ def complete(
     as_json: JSON = False,
 ) -> None:
     """Go on with a text from an argument, a file or standard input."""
-    from codekiln.generate.complete import Completer, Request
+    from codekiln.generate.complete import Completer, InfillRequest
 
     text = _text(prompt, file)
     sampling = _sampling(temperature, top_p, seed)
-    answer = None
-    for piece in Completer.load(model).stream([Request(text)], max_new_tokens=max_new_tokens, sampling=sampling):
+    completion = None
+    for chunk in Completer.load(model).stream([InfillRequest(text)], max_new_tokens=max_new_tokens, sampling=sampling):
         if not as_json:
-            typer.echo(piece.text, nl=False)
-        answer = piece.answer or answer
-    assert answer is not None
-    typer.echo(json.dumps({"text": answer.text, "is_finished": answer.is_finished}) if as_json else "")
+            typer.echo(chunk.text, nl=False)
+        completion = chunk.completion or completion
+    assert completion is not None
+    typer.echo(json.dumps({"text": completion.text, "is_finished": completion.is_finished}) if as_json else "")
 
 
 @app.command()
@@ -380,7 +387,7 @@ def infill(
     model: MODEL,
     prompt: Annotated[str | None, typer.Argument(help="The text before the hole.", show_default=False)] = None,
     suffix: Annotated[str | None, typer.Argument(help="The text after it.", show_default=False)] = None,
-    file: FILE = None,
+    file: TOKENIZER_FILE = None,
     marker: Annotated[str, typer.Option(help="What stands for a hole in a file or standard input.")] = HOLE,
     max_new_tokens: NEW_TOKENS = None,
     temperature: TEMPERATURE = 0.2,
@@ -403,10 +410,10 @@ def infill(
     if len(parts) < 2:
         raise ValueError(f"the text has no hole: put {marker} where one is, or name your own mark with --marker")
     sampling = _sampling(temperature, top_p, seed)
-    answers = Completer.load(model).fill(parts, max_new_tokens=max_new_tokens, sampling=sampling)
-    whole = parts[0] + "".join(answer.text + part for answer, part in zip(answers, parts[1:], strict=True))
+    completions = Completer.load(model).infill(parts, max_new_tokens=max_new_tokens, sampling=sampling)
+    whole = parts[0] + "".join(completion.text + part for completion, part in zip(completions, parts[1:], strict=True))
     if as_json:
-        holes = [{"text": answer.text, "is_finished": answer.is_finished} for answer in answers]
+        holes = [{"text": completion.text, "is_finished": completion.is_finished} for completion in completions]
         typer.echo(json.dumps({"text": whole, "holes": holes}))
     else:
         typer.echo(whole, nl=not whole.endswith("\n"))
@@ -421,7 +428,7 @@ def serve(
     """Serve /v1/completions (prompt, suffix, stream) and a page to try it."""
     from codekiln.generate.complete import Completer
 
-    server = optional("codekiln.serve.server", "serve")
+    server = import_optional("codekiln.serve.server", "serve")
     listening = server.listen(host, port)
     name = model.resolve().name
     application = server.make_app(Completer.load(model), name, host)
@@ -447,31 +454,31 @@ def _told(error: CodekilnError | ValueError | OSError) -> str:
     return str(error)
 
 
-def _recipe(name: str, code: Path | None, license: str | None, settings: list[str] | None) -> "Recipe | Chain":
-    optional("codekiln.corpus.build", "corpus")
-    from codekiln.recipe import Chain, replaced, replaced_in_all
-    from codekiln.recipes import named
+def _recipe(name: str, code: Path | None, license: str | None, settings: list[str] | None) -> "Recipe | StagedRecipe":
+    import_optional("codekiln.corpus.pipeline", "corpus")
+    from codekiln.recipe import StagedRecipe, _apply_to_all, apply_overrides
+    from codekiln.recipes import get_recipe
 
     if license is not None and code is None:
         raise typer.BadParameter("--license says under which licence the code in --code is: give both")
-    recipe = named(name, code=code, license=license)
-    if isinstance(recipe, Chain):
-        return replaced_in_all(recipe, settings or [])
-    return replaced(recipe, settings or [])
+    recipe = get_recipe(name, code=code, license=license)
+    if isinstance(recipe, StagedRecipe):
+        return _apply_to_all(recipe, settings or [])
+    return apply_overrides(recipe, settings or [])
 
 
 def _tokenizer(name: str, gpt2: str | None) -> "Tokenizer":
-    from codekiln.tokenizer.bpe import FILE, Tokenizer
-    from codekiln.tokenizer.whitespace import NAMES, named_tokenizer
+    from codekiln.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
+    from codekiln.tokenizer.codegen import PRETRAINED, load_pretrained
 
-    if name in NAMES:
-        return named_tokenizer(name, gpt2)
+    if name in PRETRAINED:
+        return load_pretrained(name, gpt2)
     path = Path(name)
-    return Tokenizer.load(path / FILE if path.is_dir() else path)
+    return Tokenizer.load(path / TOKENIZER_FILE if path.is_dir() else path)
 
 
 def _trained(name: str, run: Path, vocab_size: int | None) -> "Tokenizer":
-    from codekiln.corpus.sample import even_sample
+    from codekiln.corpus.sample import balanced_sample
     from codekiln.recipes.tokenizers import TOKENIZERS
     from codekiln.tokenizer.training import train_tokenizer
 
@@ -479,7 +486,7 @@ def _trained(name: str, run: Path, vocab_size: int | None) -> "Tokenizer":
         raise ValueError(f"no tokenizer to train is called {name!r}: known are {', '.join(TOKENIZERS)}")
     plan = TOKENIZERS[name]
     plan = plan if vocab_size is None else dataclasses.replace(plan, vocab_size=vocab_size)
-    sample = even_sample(run / "corpus", "train", plan.sample_bytes, plan.seed)
+    sample = balanced_sample(run / "corpus", "train", plan.sample_bytes, plan.seed)
     return train_tokenizer(plan, [document.text for document in sample])
 
 
@@ -491,11 +498,11 @@ def _show_pieces(title: str, cut: list[str]) -> None:
     console = Console(highlight=False, markup=False)
     console.rule(title, style="dim")
     text = Text(overflow="fold")
-    for k, piece in enumerate(cut):
-        text.append(piece, style=f"black on {_GROUNDS[k % len(_GROUNDS)]}")
+    for k, chunk in enumerate(cut):
+        text.append(chunk, style=f"black on {_GROUNDS[k % len(_GROUNDS)]}")
         if console.color_system is None:
             text.append("│")
-        if piece.endswith("⏎"):
+        if chunk.endswith("⏎"):
             text.append("\n")
     console.print(text, soft_wrap=True)
 
@@ -503,22 +510,23 @@ def _show_pieces(title: str, cut: list[str]) -> None:
 _GROUNDS = ("cyan", "green", "yellow", "magenta", "bright_blue")  # which every terminal has
 
 
-def _show_statistics(told: dict[str, "Record"]) -> None:
+def _show_statistics(stats: dict[str, "JsonObject"]) -> None:
     """A column for each tokenizer."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", *told)
+    format_table = Table("", *stats)
     for name in ("vocab_size", "bytes", "lines", "tokens"):
-        table.add_row(name.replace("_", " "), *(f"{entry[name]:,}" for entry in told.values()))
+        format_table.add_row(name.replace("_", " "), *(f"{entry[name]:,}" for entry in stats.values()))
     for name in ("tokens_per_byte", "bytes_per_token", "tokens_per_line"):
-        table.add_row(name.replace("_", " "), *(f"{entry[name]:.3f}" for entry in told.values()))
+        format_table.add_row(name.replace("_", " "), *(f"{entry[name]:.3f}" for entry in stats.values()))
     longest = [
-        "\n".join(f"{e['piece'].replace(' ', '·')} × {e['times']}" for e in entry["longest"]) for entry in told.values()
+        "\n".join(f"{e['chunk'].replace(' ', '·')} × {e['times']}" for e in entry["longest"])
+        for entry in stats.values()
     ]
-    table.add_row("longest pieces", *map(Text, longest))
-    Console(highlight=False).print(table)
+    format_table.add_row("longest pieces", *map(Text, longest))
+    Console(highlight=False).print(format_table)
 
 
 def _show_table(rows: list[list[str]]) -> None:
@@ -527,15 +535,15 @@ def _show_table(rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*rows[0], box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.columns[0].no_wrap = True
+    format_table = Table(*rows[0], box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    format_table.columns[0].no_wrap = True
     for row in rows[1:]:
-        table.add_row(*(Text(cell if len(cell) <= 40 else cell[:39] + "…", overflow="fold") for cell in row))
-    Console(highlight=False, markup=False).print(table)
+        format_table.add_row(*(Text(cell if len(cell) <= 40 else cell[:39] + "…", overflow="fold") for cell in row))
+    Console(highlight=False, markup=False).print(format_table)
 
 
 def _card(run: Path) -> list[Path]:
-    card_module = optional("codekiln.card", "report")
+    card_module = import_optional("codekiln.report.card", "report")
     return [card_module.write_card(run), card_module.write_report(run)]
 
 
@@ -543,21 +551,21 @@ def _show(run: Path) -> None:
     """What the demo ends with: samples good and bad, results, and what to try next."""
     from rich.console import Console
 
-    from codekiln.card import results_of
-    from codekiln.recipe import stage_record
+    from codekiln.recipe import read_stage_record
+    from codekiln.report.card import summarize_results
 
     console = Console(highlight=False, markup=False)
-    for kind, entry in stage_record(run, "evaluation")["result"].items():
+    for kind, entry in read_stage_record(run, "evaluation")["result"].items():
         samples = entry.get("samples", [])
         for is_right in (True, False):
             for sample in [s for s in samples if (s["infill"] == s["truth"]) is is_right][:1]:
                 judged = "as it was" if is_right else f"it was: {sample['truth'].strip()}"
                 _sample(console, f"{kind} hole in {sample['name']}", sample["prompt"], sample["infill"], judged)
-    for function in stage_record(run, "functions")["result"]["functions"][:1]:
+    for function in read_stage_record(run, "functions")["result"]["functions"][:1]:
         judged = f"it was:\n{function['body'].rstrip()}"
         _sample(console, f"body of {function['name']}", function["before"], function["completion"], judged)
     console.rule(style="dim")
-    for name, result in results_of(run).items():
+    for name, result in summarize_results(run).items():
         console.print(f"{name}: {result}", soft_wrap=True)
     console.print(f"\nHow it was made: {run / 'report.html'} and {run / 'CARD.md'}\nTry next:", soft_wrap=True)
     console.print(f"  codekiln infill {run} $'def mean(values):\\n    return ' $' / len(values)\\n'", soft_wrap=True)
@@ -587,10 +595,10 @@ def _text(argument: str | None, file: Path | None) -> str:
         raise ValueError(f"{file or 'standard input'} is not UTF-8 (byte {error.start}): convert it first") from None
 
 
-def _sampling(temperature: float, top_p: float, seed: int) -> "Sampling":
-    from codekiln.generate.sampler import Sampling
+def _sampling(temperature: float, top_p: float, seed: int) -> "SamplingParams":
+    from codekiln.generate.sampling import SamplingParams
 
-    return Sampling(temperature, top_p, seed)
+    return SamplingParams(temperature, top_p, seed)
 
 
 def _note(message: str) -> None:

@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 
-def optional(module: str, extra: str) -> ModuleType:
+def import_optional(module: str, extra: str) -> ModuleType:
     """A module that needs one of the extras. Raises ValueError naming the extra if it is not installed."""
     try:
         return importlib.import_module(module)

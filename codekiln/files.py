@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+JsonObject = dict[str, Any]
 
 # What temporary names end with. A name that ends so was made by this module, and is removed when it was left behind.
 _TEMP, _BACKUP = ".codekiln-temp", ".codekiln-backup"
@@ -19,7 +19,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file or folder at; it takes `path`'s place when the block ends without an error.
 
     Whatever interrupts the block, `path` is the old state or the new one. What a killed process left is removed by the
@@ -27,30 +27,30 @@ def replacing(path: Path) -> Iterator[Path]:
     them, the next writer puts the old one back first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft, aside = temp_path_of(path), path.with_name(f".{path.name}{_BACKUP}")
-    if aside.exists() and not path.exists():
-        aside.rename(path)
-    _remove(draft)
-    _remove(aside)
+    temp_path, backup_path = temp_path_of(path), path.with_name(f".{path.name}{_BACKUP}")
+    if backup_path.exists() and not path.exists():
+        backup_path.rename(path)
+    _remove(temp_path)
+    _remove(backup_path)
     try:
-        yield draft
-        _flush(*draft.rglob("*"), draft)
-        if draft.is_dir() and path.exists():
-            path.rename(aside)
-        draft.replace(path)
-        _flush(path.parent)
+        yield temp_path
+        _fsync(*temp_path.rglob("*"), temp_path)
+        if temp_path.is_dir() and path.exists():
+            path.rename(backup_path)
+        temp_path.replace(path)
+        _fsync(path.parent)
     except BaseException as error:
-        _remove(draft)
+        _remove(temp_path)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise OSError(
                 error.errno, f"no room on the disk to write {path}: free some space, then run again"
             ) from error
         raise
-    _remove(aside)
+    _remove(backup_path)
 
 
 def temp_path_of(path: Path) -> Path:
-    """Where `replacing` lets a file or folder be written before it takes the place of `path`."""
+    """Where `atomic_write` lets a file or folder be written before it takes the place of `path`."""
     return path.with_name(f".{path.name}{_TEMP}")
 
 
@@ -61,13 +61,13 @@ def remove_leftovers(folder: Path) -> None:
             _remove(path)
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_json(path: Path, record: JsonObject) -> None:
     """Writes plain JSON, whole or not at all."""
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as temp_path:
+        temp_path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_record(path: Path) -> Record:
+def read_json(path: Path) -> JsonObject:
     """The JSON object in `path`. Raises OSError where it is missing and ValueError where it is not a JSON object."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -100,12 +100,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(path: Path) -> Record:
-    """What `check_seal` needs to know the file again."""
+def checksum(path: Path) -> JsonObject:
+    """What `verify_checksum` needs to know the file again."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def check_seal(path: Path, sealed: Record, *, folder: Path) -> None:
+def verify_checksum(path: Path, recorded: JsonObject, *, folder: Path) -> None:
     """Raises OSError where the file is missing and ValueError where it is not the sealed one, byte for byte.
 
     `folder` is what to remove to have it made again.
@@ -114,22 +114,22 @@ def check_seal(path: Path, sealed: Record, *, folder: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {remedy}")
     found = path.stat().st_size
-    if found != sealed["bytes"]:
-        raise ValueError(f"{path} is corrupt, {found} bytes where {sealed['bytes']} were written: {remedy}")
-    if sha256_of(path) != sealed["sha256"]:
+    if found != recorded["bytes"]:
+        raise ValueError(f"{path} is corrupt, {found} bytes where {recorded['bytes']} were written: {remedy}")
+    if sha256_of(path) != recorded["sha256"]:
         raise ValueError(f"{path} is corrupt, its SHA-256 is not the one recorded when it was written: {remedy}")
 
 
-def require_room(folder: Path, needed_bytes: int) -> None:
-    """Raises OSError if the disk of `folder` has less than `needed_bytes` free."""
+def require_free_space(folder: Path, min_free_bytes: int) -> None:
+    """Raises OSError if the disk of `folder` has less than `min_free_bytes` free."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
-    if free < needed_bytes:
+    if free < min_free_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"{existing} has {free / 1e6:.0f} MB free and this run needs about {needed_bytes / 1e6:.0f} MB: "
+            f"{existing} has {free / 1e6:.0f} MB free and this run needs about {min_free_bytes / 1e6:.0f} MB: "
             "free some space or name another folder with --out",
         )
 
@@ -139,7 +139,7 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/"))
 
 
-def _flush(*paths: Path) -> None:
+def _fsync(*paths: Path) -> None:
     """Waits until the files are on the disk, and of the folders what they list."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from codekiln.errors import ConfigError, OutputExistsError
-from codekiln.files import TEMPORARY, Record, replacing, write_record
+from codekiln.files import TEMPORARY, JsonObject, atomic_write, write_json
 
 MARK = ".codekiln.json"
 FORMAT = 1
@@ -36,7 +36,7 @@ def claim_folder(folder: Path, kind: FolderKind) -> None:
             "Choose a new or empty folder; nothing was changed"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder / MARK, {"format": FORMAT, "kind": kind})
+    write_json(folder / MARK, {"format": FORMAT, "kind": kind})
 
 
 def require_made(folder: Path, kind: FolderKind) -> None:
@@ -54,7 +54,7 @@ def atomic_folder(folder: Path, kind: FolderKind) -> Iterator[Path]:
     Raises OutputExistsError before the block if `folder` holds anything that Codekiln did not write as `kind`.
     """
     require_replaceable(folder, kind)
-    with replacing(folder) as temp_path:
+    with atomic_write(folder) as temp_path:
         temp_path.mkdir()
         yield temp_path
         files = sorted(_files(temp_path))
@@ -157,7 +157,7 @@ def require_replaceable_file(path: Path, *, is_ours: bool, force: bool) -> None:
         )
 
 
-def _read_mark(folder: Path) -> Record | None:
+def _read_mark(folder: Path) -> JsonObject | None:
     """The mark of a folder. Raises OutputExistsError if it has one that cannot be read: then nothing is certain."""
     path = folder / MARK
     if path.is_symlink() or not path.is_file():

@@ -13,12 +13,12 @@ SPARKS = "▁▂▃▄▅▆▇█"
 PLAIN_LINE_SECONDS = 10.0
 
 
-class Task:
+class ProgressTask:
     """One piece of long work; `advance` may be called from any thread."""
 
     def __init__(self, title: str, total: int, done: int, bar: Progress | None) -> None:
         self.title, self.total, self.done, self._bar = title, total, done, bar
-        self._begun = self._said = time.monotonic()
+        self._begun = self._printed = time.monotonic()
         self._done_before, self._note = done, ""
         self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
@@ -28,11 +28,11 @@ class Task:
         if self._bar is not None and self._id is not None:
             self._note = note or self._note
             self._bar.update(self._id, completed=self.done, note=self._note)
-        elif (now := time.monotonic()) - self._said >= PLAIN_LINE_SECONDS:
-            self._said = now
+        elif (now := time.monotonic()) - self._printed >= PLAIN_LINE_SECONDS:
+            self._printed = now
             rate = (self.done - self._done_before) / (now - self._begun)
-            left = f"{_clock((self.total - self.done) / rate)} left" if rate > 0 else ""
-            _say(f"{self.title}: {self.done:,}/{self.total:,}  {left}  {note}".rstrip())
+            left = f"{_format_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
+            _print_line(f"{self.title}: {self.done:,}/{self.total:,}  {left}  {note}".rstrip())
 
 
 def is_terminal() -> bool:
@@ -41,17 +41,17 @@ def is_terminal() -> bool:
 
 
 @contextlib.contextmanager
-def task(title: str, total: int, *, done: int = 0) -> Iterator[Task]:
+def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressTask]:
     """A bar for `total` units of work, `done` of them from before, with an estimate of what is left."""
     if not is_terminal():
-        _say(f"{title}: {done:,}/{total:,}" if done else f"{title} …")
-        yield Task(title, total, done, None)
+        _print_line(f"{title}: {done:,}/{total:,}" if done else f"{title} …")
+        yield ProgressTask(title, total, done, None)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), Remaining(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
     ) as bar:
-        yield Task(title, total, done, bar)
+        yield ProgressTask(title, total, done, bar)
 
 
 def sparkline(values: list[float], width: int = 24) -> str:
@@ -66,11 +66,11 @@ def sparkline(values: list[float], width: int = 24) -> str:
     return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02}"
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

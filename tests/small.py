@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codekiln.corpus.build import CorpusPlan
-from codekiln.corpus.sources.tree import Tree
-from codekiln.evaluate.infilling import InfillingPlan
-from codekiln.model.families import KilnConfig
+from codekiln.corpus.pipeline import CorpusConfig
+from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.evaluate.infilling import InfillingConfig
+from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
-from codekiln.tokenizer.training import TokenizerPlan
-from codekiln.train.loop import TrainPlan
-from codekiln.train.objectives import InfillMixture
+from codekiln.tokenizer.training import TokenizerConfig
+from codekiln.train.loop import TrainConfig
+from codekiln.train.objectives import SpmInfill
 
 VERBS = ("open", "close", "start", "stop", "read", "write", "load", "store", "push", "pull")
 NOUNS = ("door", "window")
@@ -44,17 +44,17 @@ def small_recipe(code: Path, *, total_tokens: int = 20_000) -> Recipe:
     """A recipe of a 60,000-parameter model on the code in a folder."""
     return Recipe(
         name="small",
-        corpus=CorpusPlan((Tree(code, "MIT"),), heldout_share=0.2),
-        tokenizer=TokenizerPlan(vocab_size=384),
+        corpus=CorpusConfig((LocalRepositories(code, "MIT"),), validation_fraction=0.2),
+        tokenizer=TokenizerConfig(vocab_size=384),
         model=KilnConfig(
             n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, d_head=16, d_ff=128, vocab_size=384, context_length=256
         ),
-        train=TrainPlan(
-            InfillMixture(), total_tokens=total_tokens, batch_rows=4, valid_every=5, valid_rows=4, checkpoint_every=4
+        train=TrainConfig(
+            SpmInfill(), total_tokens=total_tokens, global_batch_size=4, eval_every=5, eval_sequences=4, save_every=4
         ),
-        infilling=InfillingPlan(n_problems=8, context_characters=300, max_new_tokens=24, max_span_characters=20),
-        n_functions=2,
-        needed_bytes=1_000_000,
+        infilling=InfillingConfig(n_problems=8, context_characters=300, max_new_tokens=24, max_span_characters=20),
+        n_report_samples=2,
+        min_free_bytes=1_000_000,
     )
 
 

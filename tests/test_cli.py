@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from codekiln.generate.complete import Completer, Request
-from codekiln.generate.sampler import GREEDY, Sampling
+from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.sampling import GREEDY, SamplingParams
 from tests.small import write_tree
 
 
@@ -36,7 +36,7 @@ def refused(done: "subprocess.CompletedProcess[str]", told: str, status: int = 1
 
 def test_infill_reads_arguments_a_file_and_standard_input_alike(small_run: Path, tmp_path: Path) -> None:
     before, after = "def open_door(name, count=3):\n", "\n    return steps\n"
-    answer = Completer.load(small_run).fill([before, after], max_new_tokens=20, sampling=GREEDY)[0]
+    answer = Completer.load(small_run).infill([before, after], max_new_tokens=20, sampling=GREEDY)[0]
     expected = before + answer.text + after
     options = ("--temperature", 0, "--max-new-tokens", 20)
     assert codekiln("infill", small_run, before, after, *options).stdout == expected
@@ -51,8 +51,8 @@ def test_infill_reads_arguments_a_file_and_standard_input_alike(small_run: Path,
 
 
 def test_complete_prints_what_the_engine_says(small_run: Path) -> None:
-    sampling = Sampling(0.7, 0.9, 5)
-    expected = Completer.load(small_run).complete([Request("def f(")], max_new_tokens=16, sampling=sampling)[0]
+    sampling = SamplingParams(0.7, 0.9, 5)
+    expected = Completer.load(small_run).complete([InfillRequest("def f(")], max_new_tokens=16, sampling=sampling)[0]
     options = ("--temperature", 0.7, "--top-p", 0.9, "--seed", 5, "--max-new-tokens", 16)
     assert codekiln("complete", small_run, "def f(", *options).stdout == expected.text + "\n"
     assert codekiln("complete", small_run / "model", *options, stdin=b"def f(").stdout == expected.text + "\n"
@@ -131,8 +131,8 @@ def test_the_demo_on_a_folder_ends_with_what_to_try_next(tmp_path: Path) -> None
     settings = (
         "tokenizer.vocab_size=384", "model.vocab_size=384", "model.context_length=128", "model.d_model=32",
         "model.n_layers=1", "train.total_tokens=4096", "infilling.max_new_tokens=12",
-        "train.valid_rows=8", "infilling.n_problems=4",
-        "infilling.context_characters=200", "corpus.heldout_share=0.2",
+        "train.eval_sequences=8", "infilling.n_problems=4",
+        "infilling.context_characters=200", "corpus.validation_fraction=0.2",
     )  # fmt: skip
     options = [word for setting in settings for word in ("--set", setting)]
     done = codekiln("demo", "--out", run, "--code", code, "--license", "MIT", "--no-compile", *options)

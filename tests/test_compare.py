@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from codekiln.charts import training_charts
-from codekiln.compare import read_runs, told, totals_table, write_comparison
-from codekiln.files import Record, read_record, write_record
-from codekiln.recipe import stage_record
+from codekiln.files import JsonObject, read_json, write_json
+from codekiln.recipe import read_stage_record
+from codekiln.report.charts import training_charts
+from codekiln.report.compare import compare_runs, read_runs, totals_table, write_comparison
 from codekiln.train.metrics import read_metrics
 from tests.test_cli import codekiln, refused
 
@@ -26,11 +26,11 @@ def stopped(small_run: Path, tmp_path: Path) -> Path:
     run.mkdir()
     lines = (small_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:7]) + lines[7][:20], encoding="utf-8")
-    recipe = read_record(small_run / "recipe.json")
+    recipe = read_json(small_run / "recipe.json")
     recipe["train"]["seed"] = 1
     recipe["corpus"]["sources"][0]["license"] = "Apache-2.0"
     del recipe["model"]["rope_base"]
-    write_record(run / "recipe.json", recipe)
+    write_json(run / "recipe.json", recipe)
     return run
 
 
@@ -63,39 +63,39 @@ def traces(chart: str) -> list[dict[str, Any]]:
     return found
 
 
-def row(step: int, **fields: float | None) -> Record:
-    timed = {"seconds": 0.5, "tokens_per_second": 200.0, "utilization": 0.1}
-    return (
-        {"step": step, "tokens": 100 * (step + 1), "loss": 1.0, "grad_norm": 1.0, "rate_factor": 1.0} | timed | fields
-    )
+def row(step: int, **fields: float | None) -> JsonObject:
+    timed = {"seconds": 0.5, "tokens_per_second": 200.0, "matmul_efficiency": 0.1}
+    return {"step": step, "tokens": 100 * (step + 1), "loss": 1.0, "grad_norm": 1.0, "lr_scale": 1.0} | timed | fields
 
 
 def test_a_finished_run_comes_to_what_its_stage_recorded(small_run: Path) -> None:
-    found = told(read_runs([small_run]))["runs"]["run"]
-    assert found == {key: stage_record(small_run, "train")["result"][key] for key in found}
+    found = compare_runs(read_runs([small_run]))["runs"]["run"]
+    assert found == {key: read_stage_record(small_run, "train")["result"][key] for key in found}
 
 
 def test_a_killed_run_needs_only_its_recipe_and_metrics(small_run: Path, stopped: Path) -> None:
-    found = told(read_runs([small_run, stopped]))["runs"]["stopped"]
+    found = compare_runs(read_runs([small_run, stopped]))["runs"]["stopped"]
     rows = read_metrics(small_run / "metrics.jsonl")[:7]
     assert (found["steps"], found["tokens"]) == (7, rows[-1]["tokens"])
-    assert found["valid_bits_per_byte"] == rows[4]["valid_bits_per_byte"], "of step 5, the last validation before"
+    assert found["validation_bits_per_byte"] == rows[4]["validation_bits_per_byte"], (
+        "of step 5, the last validation before"
+    )
 
 
 def test_the_fields_that_differ_are_told_by_their_paths(small_run: Path, stopped: Path) -> None:
-    assert told(read_runs([small_run, stopped]))["recipe"] == {
+    assert compare_runs(read_runs([small_run, stopped]))["recipe"] == {
         "corpus.sources[0].license": {"run": "MIT", "stopped": "Apache-2.0"},
         "model.rope_base": {"run": 10_000.0},
         "train.seed": {"run": 0, "stopped": 1},
     }
-    assert told(read_runs([small_run]))["recipe"] == {}
+    assert compare_runs(read_runs([small_run]))["recipe"] == {}
 
 
 def test_the_page_has_both_runs_and_loads_nothing(small_run: Path, stopped: Path, tmp_path: Path) -> None:
     runs = read_runs([small_run, stopped])
     write_comparison(runs, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
-    assert page.rows[:3] == totals_table(told(runs))
+    assert page.rows[:3] == totals_table(compare_runs(runs))
     assert ["train.seed", "0", "1"] in page.rows and ["model.rope_base", "10000.0", "–"] in page.rows
     assert page.loaded == []
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -109,10 +109,10 @@ def test_validation_is_drawn_along_tokens_and_along_time(small_run: Path, stoppe
     runs = read_runs([small_run, stopped])
     charts = training_charts({run.name: run.rows for run in runs})
     for k, run in enumerate(runs):
-        validated = [r for r in run.rows if "valid_bits_per_byte" in r]
+        validated = [r for r in run.rows if "validation_bits_per_byte" in r]
         by_tokens, by_time = traces(charts["Validation"])[k], traces(charts["Validation by time"])[k]
         assert by_tokens["name"] == by_time["name"] == run.name
-        assert by_tokens["y"] == by_time["y"] == [r["valid_bits_per_byte"] for r in validated]
+        assert by_tokens["y"] == by_time["y"] == [r["validation_bits_per_byte"] for r in validated]
         assert by_tokens["x"] == [r["tokens"] for r in validated]
         seconds = [sum(r["seconds"] for r in run.rows[: r["step"] + 1]) for r in validated]
         assert by_time["x"] == pytest.approx(seconds)
@@ -149,10 +149,10 @@ def test_a_long_run_is_thinned_and_no_spike_is_lost() -> None:
 
 def test_what_was_not_measured_is_not_drawn(small_run: Path, tmp_path: Path) -> None:
     shutil.copy(small_run / "recipe.json", tmp_path)
-    rows = [row(0, valid_bits_per_byte=None), row(1)]
+    rows = [row(0, validation_bits_per_byte=None), row(1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     runs = read_runs([tmp_path])
-    assert totals_table(told(runs))[1][-1] == "–"
+    assert totals_table(compare_runs(runs))[1][-1] == "–"
     assert set(training_charts({"a": runs[0].rows})) == {
         "Loss",
         "Speed",
@@ -165,8 +165,8 @@ def test_what_was_not_measured_is_not_drawn(small_run: Path, tmp_path: Path) -> 
 def test_names_and_recipes_are_text_on_the_page(small_run: Path, stopped: Path, tmp_path: Path) -> None:
     hostile = tmp_path / "<img src=x onerror=alert(1)>"
     shutil.copytree(stopped, hostile)
-    recipe = read_record(hostile / "recipe.json")
-    write_record(hostile / "recipe.json", recipe | {"name": "</script><script>alert(1)</script>"})
+    recipe = read_json(hostile / "recipe.json")
+    write_json(hostile / "recipe.json", recipe | {"name": "</script><script>alert(1)</script>"})
     write_comparison(read_runs([small_run, hostile]), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page and "<script>alert(1)" not in page
@@ -183,13 +183,13 @@ def test_the_command_prints_the_table_and_writes_the_page(small_run: Path, stopp
     out = tmp_path / "pages" / "both.html"
     done = codekiln("report", small_run, stopped, "--out", out)
     assert done.returncode == 0, done.stderr
-    for cell in (cell for line in totals_table(told(read_runs([small_run, stopped]))) for cell in line):
+    for cell in (cell for line in totals_table(compare_runs(read_runs([small_run, stopped]))) for cell in line):
         assert cell in done.stdout
     assert "train.seed" in done.stdout and str(out) in done.stdout.replace("\n", "")
     assert out.is_file()
 
     as_json = json.loads(codekiln("report", small_run, stopped, "--out", out, "--json").stdout)
-    assert as_json == {"page": str(out)} | told(read_runs([small_run, stopped]))
+    assert as_json == {"page": str(out)} | compare_runs(read_runs([small_run, stopped]))
 
 
 def test_what_is_no_run_is_refused_in_a_sentence(small_run: Path, stopped: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(small_run: Path, stopped: Path,
     refused(codekiln("report", small_run, small_run, "--out", out), "is named twice: name each run once")
     (stopped / "metrics.jsonl").unlink()
     refused(codekiln("report", small_run, stopped, "--out", out), "stopped has no metrics yet: wait for its first step")
-    write_record(stopped / "recipe.json", {"model": {"kind": "MothConfig", "n_wings": 4}})
+    write_json(stopped / "recipe.json", {"model": {"kind": "MothConfig", "n_wings": 4}})
     shutil.copy(small_run / "metrics.jsonl", stopped)
     refused(
         codekiln("report", stopped, "--out", out), "no family here is a MothConfig of n_wings (known are KilnConfig"

@@ -13,29 +13,35 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from codekiln.exchange import import_model
-from codekiln.generate.complete import Completer, Request
-from codekiln.generate.sampler import GREEDY
+from codekiln.convert.models import import_model
+from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.sampling import GREEDY
 from codekiln.model.huggingface import load_model
-from codekiln.recipe import Chain, Recipe, build, build_chain, replaced, replaced_in_all, stage_record
-from codekiln.recipes import named
+from codekiln.recipe import Recipe, StagedRecipe, _apply_to_all, apply_overrides, build, build_stages, read_stage_record
+from codekiln.recipes import get_recipe
 from codekiln.recipes.codegen import codegen
 from codekiln.recipes.finetune import finetune, objective_for
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import INCODER_CONTROL, LINES, PSM_CONTROL, TokenizerPlan, train_tokenizer
-from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
-from codekiln.train.checkpoints import checkpoints
-from codekiln.train.loop import Hardware
-from codekiln.train.lora import LoraPlan, adapt, merged
+from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.training import (
+    INCODER_SPECIAL_TOKENS,
+    LINE_SPLIT_PATTERN,
+    PSM_SPECIAL_TOKENS,
+    TokenizerConfig,
+    train_tokenizer,
+)
+from codekiln.train.checkpoint import list_checkpoints
+from codekiln.train.loop import RuntimeConfig
+from codekiln.train.lora import LoraConfig, inject_lora, iter_merged_weights
 from codekiln.train.metrics import read_metrics
-from codekiln.train.objectives import CausalMasking, FillInTheMiddle, InfillMixture, NextToken
+from codekiln.train.objectives import CausalMasking, FillInTheMiddle, NextToken, SpmInfill
 from tests.small import write_tree
 
-EAGER = Hardware(compile=False)
+EAGER = RuntimeConfig(compile=False)
 TINY = [
     "model.n_layers=1", "model.d_model=32", "model.n_heads=4", "model.n_kv_heads=4", "model.d_head=8", "model.d_ff=64",
-    "model.rotary_dim=4", "model.context_length=64", "train.batch_rows=4", "needed_bytes=1000000", "corpus.heldout_share=0.2",
-    "train.valid_rows=4",
+    "model.rotary_dim=4", "model.context_length=64", "train.global_batch_size=4", "min_free_bytes=1000000", "corpus.validation_fraction=0.2",
+    "train.eval_sequences=4",
 ]  # fmt: skip
 
 
@@ -48,30 +54,30 @@ def test_codegen_s_stages_go_on_with_weights_and_nothing_else(tmp_path: Path) ->
     for n in range(6):
         words = "\n".join(f"Of word{n * k % 17} we say in prose that it is {k}." for k in range(60))
         (code / f"repository{n % 4}" / f"NOTES{n}.md").write_text(f"# Notes {n}\n\n{words}\n", encoding="utf-8")
-    chain = replaced_in_all(codegen("350M", code, "MIT"), TINY)
+    chain = _apply_to_all(codegen("350M", code, "MIT"), TINY)
     steps = {"nl": 6, "multi": 1, "mono": 1}
     recipes = [
         dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, total_tokens=256 * steps[recipe.name]))
         for recipe in chain.recipes
     ]
-    runs = build_chain(dataclasses.replace(chain, recipes=tuple(recipes)), tmp_path / "out", EAGER)
+    runs = build_stages(dataclasses.replace(chain, recipes=tuple(recipes)), tmp_path / "out", EAGER)
     assert [run.name for run in runs] == ["1-nl", "2-multi", "3-mono"]
     # The first step of every stage has the rate 0, so a stage of one step hands on what it was given.
     nl, multi, mono = (weights_of_run(run) for run in runs)
     assert all(torch.equal(nl[name], multi[name]) and torch.equal(nl[name], mono[name]) for name in nl)
     assert [len(read_metrics(run / "metrics.jsonl")) for run in runs] == [6, 1, 1]
-    assert all(read_metrics(run / "metrics.jsonl")[0]["rate_factor"] == 0.0 for run in runs)
+    assert all(read_metrics(run / "metrics.jsonl")[0]["lr_scale"] == 0.0 for run in runs)
     fresh = weights_of_run(runs[0])["transformer.wte.weight"]
     assert not torch.equal(fresh, torch.zeros_like(fresh))
     # Each stage reads its own languages, and white space has tokens from the second on.
     sizes = [Tokenizer.load(run / "tokenizer.json").vocab_size for run in runs]
     assert sizes == [50_257, 50_295, 50_295]
-    documents = [stage_record(run, "corpus")["result"] for run in runs]
+    documents = [read_stage_record(run, "corpus")["result"] for run in runs]
     total = [sum(split["documents"] for split in result.values()) for result in documents]
     assert total == [6, 20, 20]
     transformers.AutoModelForCausalLM.from_pretrained(runs[2] / "model")
     # Started again, all that is done is kept.
-    assert build_chain(dataclasses.replace(chain, recipes=tuple(recipes)), tmp_path / "out", EAGER) == runs
+    assert build_stages(dataclasses.replace(chain, recipes=tuple(recipes)), tmp_path / "out", EAGER) == runs
 
 
 @pytest.mark.parametrize(
@@ -83,12 +89,12 @@ def test_codegen_s_stages_go_on_with_weights_and_nothing_else(tmp_path: Path) ->
     ],
 )
 def test_the_published_numbers_of_codegen(size: str, tokens: tuple[float, ...], rates: tuple[float, ...]) -> None:
-    chain = named(f"codegen-{size}")
-    assert isinstance(chain, Chain)
+    chain = get_recipe(f"codegen-{size}")
+    assert isinstance(chain, StagedRecipe)
     for recipe, wanted, rate in zip(chain.recipes, tokens, rates, strict=True):
         assert recipe.train.total_tokens == pytest.approx(wanted, rel=2e-3)
         optimizer = recipe.train.optimizer
-        n_steps = round(recipe.train.total_tokens / 2048 / recipe.train.batch_rows)
+        n_steps = round(recipe.train.total_tokens / 2048 / recipe.train.global_batch_size)
         assert getattr(optimizer, "rate", None) == rate and optimizer.betas == (0.9, 0.999) and optimizer.eps == 1e-8
         assert (optimizer.weight_decay, optimizer.max_grad_norm, recipe.train.z_loss) == (0.1, 1.0, 1e-4)
         assert optimizer.schedule(0, n_steps) == 0.0 and optimizer.schedule(3000, n_steps) == 1.0
@@ -98,9 +104,9 @@ def test_the_published_numbers_of_codegen(size: str, tokens: tuple[float, ...], 
 
 
 def test_the_published_numbers_of_incoder() -> None:
-    recipe = named("incoder-6B")
+    recipe = get_recipe("incoder-6B")
     assert isinstance(recipe, Recipe) and recipe.model.n_parameters == 6_651_084_800
-    assert recipe.train.batch_rows * 2048 == 4_063_232
+    assert recipe.train.global_batch_size * 2048 == 4_063_232
     assert recipe.train.total_tokens / 4_063_232 == pytest.approx(12_800, rel=0.01)
     assert recipe.train.optimizer.betas == (0.9, 0.98) and isinstance(recipe.train.objective, CausalMasking)
 
@@ -122,8 +128,8 @@ def test_one_command_trains_a_model_on_a_folder_of_code(small_run: Path, tmp_pat
     out = tmp_path / "tuned"
     command = [
         sys.executable, "-m", "codekiln", "finetune", str(small_run), "--code", str(own_code(tmp_path / "own")),
-        "--out", str(out), "--no-compile", "--set", "train.epochs=6", "--set", "train.batch_rows=4",
-        "--set", "train.optimizer.rate=2e-3",
+        "--out", str(out), "--no-compile", "--set", "train.epochs=6", "--set", "train.global_batch_size=4",
+        "--set", "train.optimizer.lr=2e-3",
         "--set", "infilling.n_problems=4", "--set", "infilling.max_new_tokens=8",
     ]  # fmt: skip
     told = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
@@ -133,7 +139,7 @@ def test_one_command_trains_a_model_on_a_folder_of_code(small_run: Path, tmp_pat
     assert "the model is in" in told.stdout and (out / "CARD.md").is_file()
     before, after = weights_of_run(small_run), weights_of_run(out)
     assert before.keys() == after.keys()
-    assert json.loads((out / "recipe.json").read_text())["train"]["objective"]["kind"] == "InfillMixture"
+    assert json.loads((out / "recipe.json").read_text())["train"]["objective"]["kind"] == "SpmInfill"
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0 and len(read_metrics(out / "metrics.jsonl")) == len(rows)
 
@@ -143,10 +149,10 @@ def test_a_small_folder_is_learned_too(small_run: Path, tmp_path: Path) -> None:
     own = own_code(tmp_path / "own")
     for path in sorted(own.iterdir())[8:]:
         path.unlink()
-    recipe = replaced(finetune(small_run / "model", own), ["infilling.n_problems=2"])
+    recipe = apply_overrides(finetune(small_run / "model", own), ["infilling.n_problems=2"])
     build(recipe, tmp_path / "run", EAGER)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert len(rows) < 4 and rows[0]["rate_factor"] > 0
+    assert len(rows) < 4 and rows[0]["lr_scale"] > 0
     assert rows[0]["tokens"] < 32 * 256
     before, after = weights_of_run(small_run), weights_of_run(tmp_path / "run")
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -156,7 +162,7 @@ def test_sigterm_to_the_command_saves_and_ends_well(small_run: Path, tmp_path: P
     out = tmp_path / "tuned"
     command = [
         sys.executable, "-m", "codekiln", "finetune", str(small_run), "--code", str(own_code(tmp_path / "own")),
-        "--out", str(out), "--no-compile", "--set", "train.epochs=400", "--set", "train.batch_rows=4",
+        "--out", str(out), "--no-compile", "--set", "train.epochs=400", "--set", "train.global_batch_size=4",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
@@ -166,15 +172,15 @@ def test_sigterm_to_the_command_saves_and_ends_well(small_run: Path, tmp_path: P
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0 and "asked to end; nothing is lost" in told
-    assert int(checkpoints(out / "checkpoints")[-1].name[5:]) == len(read_metrics(out / "metrics.jsonl"))
+    assert int(list_checkpoints(out / "checkpoints")[-1].name[5:]) == len(read_metrics(out / "metrics.jsonl"))
 
 
 def test_lora_learns_a_change_of_low_rank_and_goes_out_as_a_plain_model(small_run: Path, tmp_path: Path) -> None:
     recipe = finetune(small_run / "model", own_code(tmp_path / "own"), lora=True)
-    recipe = replaced(
+    recipe = apply_overrides(
         recipe,
-        ["train.lora.rank=2", "train.epochs=4", "train.batch_rows=4", "train.optimizer.rate=0.01", "infilling.n_problems=2",
-         "infilling.max_new_tokens=8", "train.checkpoint_every=3"],
+        ["train.lora.rank=2", "train.epochs=4", "train.global_batch_size=4", "train.optimizer.lr=0.01", "infilling.n_problems=2",
+         "infilling.max_new_tokens=8", "train.save_every=3"],
     )  # fmt: skip
     build(recipe, tmp_path / "run", EAGER)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -187,7 +193,7 @@ def test_lora_learns_a_change_of_low_rank_and_goes_out_as_a_plain_model(small_ru
             assert 0 < torch.linalg.matrix_rank(change, rtol=1e-4) <= 2, name
         else:
             assert not change.any(), name
-    held = load_file(next(iter(checkpoints(tmp_path / "run" / "checkpoints")[-1].glob("*.safetensors"))))
+    held = load_file(next(iter(list_checkpoints(tmp_path / "run" / "checkpoints")[-1].glob("*.safetensors"))))
     assert all(".lora_" in name for name in held)
 
 
@@ -195,14 +201,14 @@ def test_merged_weights_compute_what_adapters_do(small_run: Path) -> None:
     model = load_model(small_run / "model").requires_grad_(True)
     ids = torch.arange(40)[None]
     before = model(ids)
-    adapt(model, LoraPlan(rank=4), seed=1)
+    inject_lora(model, LoraConfig(rank=4), seed=1)
     assert torch.equal(model(ids), before)  # at the start they change nothing
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if ".lora_B" in name:
                 weight.normal_()
     plain = load_model(small_run / "model")
-    plain.load_state_dict(dict(merged(model)), strict=False)
+    plain.load_state_dict(dict(iter_merged_weights(model)), strict=False)
     assert not torch.allclose(model(ids), before, atol=1e-2)
     assert torch.allclose(model(ids), plain(ids), atol=1e-4)
 
@@ -211,12 +217,15 @@ def test_a_model_is_tuned_by_what_its_tokenizer_can_say(tokenizer: Tokenizer) ->
     texts = ["def f(x):\n    return x\n" * 9]
 
     def of(control: tuple[str, ...]) -> Tokenizer:
-        return train_tokenizer(TokenizerPlan(vocab_size=256 + len(control) + 4, pattern=LINES, control=control), texts)
+        return train_tokenizer(
+            TokenizerConfig(vocab_size=256 + len(control) + 4, pattern=LINE_SPLIT_PATTERN, special_tokens=control),
+            texts,
+        )
 
-    assert isinstance(objective_for(tokenizer), InfillMixture)
-    assert isinstance(objective_for(of(INCODER_CONTROL)), CausalMasking)
-    assert isinstance(objective_for(of(PSM_CONTROL)), FillInTheMiddle)
-    assert isinstance(objective_for(codegen_tokenizer(gpt2_merges())), NextToken)
+    assert isinstance(objective_for(tokenizer), SpmInfill)
+    assert isinstance(objective_for(of(INCODER_SPECIAL_TOKENS)), CausalMasking)
+    assert isinstance(objective_for(of(PSM_SPECIAL_TOKENS)), FillInTheMiddle)
+    assert isinstance(objective_for(codegen_tokenizer(load_gpt2_merges())), NextToken)
 
 
 def test_a_released_codegen_is_tuned_and_completes(tmp_path: Path) -> None:
@@ -226,24 +235,26 @@ def test_a_released_codegen_is_tuned_and_completes(tmp_path: Path) -> None:
         bos_token_id=50_256, eos_token_id=50_256,
     )  # fmt: skip
     transformers.CodeGenForCausalLM(config).half().save_pretrained(tmp_path / "released")
-    codegen_tokenizer(gpt2_merges()).save(tmp_path / "released" / "tokenizer.json")
+    codegen_tokenizer(load_gpt2_merges()).save(tmp_path / "released" / "tokenizer.json")
     import_model(tmp_path / "released", tmp_path / "model")
     recipe = finetune(tmp_path / "model", own_code(tmp_path / "own"))
     settings = [
-        "train.batch_rows=4",
+        "train.global_batch_size=4",
         "train.epochs=3",
-        "train.optimizer.rate=3e-3",
+        "train.optimizer.lr=3e-3",
     ]
-    recipe = replaced(recipe, settings)
+    recipe = apply_overrides(recipe, settings)
     assert recipe.infilling is None
     build(recipe, tmp_path / "run", EAGER)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
-    answer = Completer.load(tmp_path / "run").complete([Request("class Machine")], max_new_tokens=4, sampling=GREEDY)
-    assert answer[0].n_new_tokens == 4
+    answer = Completer.load(tmp_path / "run").complete(
+        [InfillRequest("class Machine")], max_new_tokens=4, sampling=GREEDY
+    )
+    assert answer[0].completion_tokens == 4
 
 
 def test_a_recipe_for_another_shape_is_refused(small_run: Path, tmp_path: Path) -> None:
-    recipe = replaced(finetune(small_run / "model", own_code(tmp_path / "own")), ["model.n_layers=3"])
+    recipe = apply_overrides(finetune(small_run / "model", own_code(tmp_path / "own")), ["model.n_layers=3"])
     with pytest.raises(ValueError, match=r"has another shape \(KilnConfig"):
         build(recipe, tmp_path / "run", EAGER)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from codekiln.compare import read_runs, write_comparison
+from codekiln.convert.models import export_model, import_model
 from codekiln.errors import ConfigError, OutputExistsError
-from codekiln.exchange import export_model, import_model
 from codekiln.folders import MARK, atomic_folder, claim_folder, clear_folder, remove_folder
-from codekiln.recipe import Chain, build, build_chain
+from codekiln.recipe import StagedRecipe, build, build_stages
+from codekiln.report.compare import read_runs, write_comparison
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.train.compile_cache import use_private_compile_cache
-from codekiln.train.loop import Hardware
+from codekiln.train.loop import RuntimeConfig
 from tests.small import small_recipe, with_train, write_tree
 
 PROGRAMS = Path(__file__).parent / "programs"
-HARDWARE = Hardware(compile=False)
+HARDWARE = RuntimeConfig(compile=False)
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
@@ -59,7 +59,7 @@ def test_a_project_is_not_taken_for_a_run(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match=r"project was not made by .*holds CARD\.md, config\.json, corpus and"):
         build(small_recipe(code), project, HARDWARE)
     with pytest.raises(OutputExistsError, match="was not made by"):
-        build_chain(Chain("two", (small_recipe(code),)), project, HARDWARE)
+        build_stages(StagedRecipe("two", (small_recipe(code),)), project, HARDWARE)
     assert contents(project) == before
 
 

@@ -14,17 +14,17 @@ import torch
 import transformers
 import xllamacpp
 
+from codekiln.convert.gguf_vocab import gguf_vocab_fields, pre_tokenizer_name
+from codekiln.convert.models import export_model
 from codekiln.errors import OutputExistsError
-from codekiln.exchange import export_model
-from codekiln.generate.complete import Completer, Request
-from codekiln.generate.sampler import GREEDY
-from codekiln.model.families import KilnConfig
+from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.sampling import GREEDY
+from codekiln.model.configs import KilnConfig
 from codekiln.model.huggingface import save_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
-from codekiln.tokenizer.llama_cpp import gguf_vocabulary, splitting_rule
-from codekiln.tokenizer.training import INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
-from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.training import INCODER_SPECIAL_TOKENS, LINE_SPLIT_PATTERN, TokenizerConfig, train_tokenizer
 from tests.small import assert_greedy
 
 SOURCES = sorted(Path("codekiln").rglob("*.py"))
@@ -91,7 +91,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model directory of random weights for every family, each with the tokenizer that goes with it."""
     root = tmp_path_factory.mktemp("models")
     texts = [path.read_text(encoding="utf-8") for path in SOURCES]
-    lines = train_tokenizer(TokenizerPlan(vocab_size=1024, pattern=LINES, control=INCODER_CONTROL), texts)
+    lines = train_tokenizer(
+        TokenizerConfig(vocab_size=1024, pattern=LINE_SPLIT_PATTERN, special_tokens=INCODER_SPECIAL_TOKENS), texts
+    )
     torch.manual_seed(0)
     codegen = transformers.CodeGenConfig(
         n_layer=2, n_embd=64, n_head=4, rotary_dim=8, vocab_size=51_200, n_positions=CONTEXT, n_ctx=CONTEXT,
@@ -99,10 +101,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )  # fmt: skip
     incoder = transformers.XGLMConfig(
         num_layers=2, d_model=64, attention_heads=4, ffn_dim=128, vocab_size=1024, max_position_embeddings=CONTEXT,
-        bos_token_id=lines.end_of_text, eos_token_id=lines.end_of_text, pad_token_id=1,
+        bos_token_id=lines.eos_id, eos_token_id=lines.eos_id, pad_token_id=1,
     )  # fmt: skip
     for model, tokenizer in (
-        (transformers.CodeGenForCausalLM(codegen), codegen_tokenizer(gpt2_merges())),
+        (transformers.CodeGenForCausalLM(codegen), codegen_tokenizer(load_gpt2_merges())),
         (transformers.XGLMForCausalLM(incoder), lines),
     ):
         name = "codegen" if tokenizer is not lines else "incoder"
@@ -114,7 +116,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, d_head, settings in (
         ("qwen3", 32, {}), ("qwen2", 16, {"qk_norm": False, "qkv_bias": True}), ("llama", 32, {"qk_norm": False}),
     ):  # fmt: skip
-        config = KilnConfig(2, 64, 4, 2, d_head, 96, 1024, CONTEXT, tied_head=name == "qwen3", **settings)
+        config = KilnConfig(2, 64, 4, 2, d_head, 96, 1024, CONTEXT, tie_embeddings=name == "qwen3", **settings)
         model = Transformer(config)
         with torch.no_grad():
             for weight in model.parameters():
@@ -126,7 +128,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def log_probabilities(completer: Completer, ids: list[int]) -> torch.Tensor:
     n = completer.tokenizer.vocab_size
     with torch.inference_mode():
-        logits = completer.model.head(completer.model(torch.tensor([ids])))[0, -1, :n]
+        logits = completer.model.lm_head(completer.model(torch.tensor([ids])))[0, -1, :n]
     return torch.log_softmax(logits, -1)
 
 
@@ -147,12 +149,12 @@ def test_tokens_logits_and_answers_are_those_of_llama_cpp(
             found = theirs.log_probabilities(ids[:n], ours.tokenizer.vocab_size)
             torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[family])
         if family != "incoder":  # its GELU is another there
-            banned = ours.tokenizer.control_ids
+            banned = ours.tokenizer.special_ids
             unused = range(ours.tokenizer.vocab_size, ours.model.config.vocab_size)
             tokens = theirs.greedy(ids[:17], 32, banned)
             assert len(tokens) == 32
             assert_greedy(
-                lambda batch: ours.model.head(ours.model(batch)),
+                lambda batch: ours.model.lm_head(ours.model(batch)),
                 ids[:17], tokens, tolerance=2 * TOLERANCE[family], forbidden=[*banned, *unused],
             )  # fmt: skip
 
@@ -177,13 +179,13 @@ def test_a_model_trained_here_answers_equally_in_transformers_and_llama_cpp(smal
     ours = Completer.load(small_run)
     hugging = transformers.AutoModelForCausalLM.from_pretrained(small_run / "model")
     before, after = "def area(width, height):\n    ", "\n    return size\n"
-    ids = ours.prompt_ids(Request(before, after), 12)
-    banned = sorted(ours.tokenizer.control_ids - {ours.tokenizer.end_of_text})
+    ids = ours.prompt_ids(InfillRequest(before, after), 12)
+    banned = sorted(ours.tokenizer.special_ids - {ours.tokenizer.eos_id})
     made = hugging.generate(
         torch.tensor([ids]), do_sample=False, max_new_tokens=12, bad_words_ids=[[i] for i in banned],
-        pad_token_id=ours.tokenizer.pad,
+        pad_token_id=ours.tokenizer.pad_id,
     )[0, len(ids) :]  # fmt: skip
-    answer = ours.complete([Request(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
+    answer = ours.complete([InfillRequest(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
     assert ours.tokenizer.decode(made.tolist()) == answer.text
     with llama_cpp(small_run / "model", tmp_path / "model.gguf") as theirs:
         body = {
@@ -216,18 +218,18 @@ def test_what_llama_cpp_cannot_have_is_refused(folders: dict[str, Path], tmp_pat
     record["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\w+|\W"}
     odd = Tokenizer(record, origin="odd")
     with pytest.raises(ValueError, match=r"llama\.cpp has no rule that splits text as this tokenizer does"):
-        splitting_rule(odd)
+        pre_tokenizer_name(odd)
     assert not target.exists()
 
 
 def test_a_large_model_is_written_tensor_by_tensor(tmp_path: Path) -> None:
     """400 MB of weights; the process may grow by half of that."""
-    config = KilnConfig(9, 1024, 16, 8, 64, 2816, 4096, CONTEXT, tied_head=False)
+    config = KilnConfig(9, 1024, 16, 8, 64, 2816, 4096, CONTEXT, tie_embeddings=False)
     save_model(tmp_path / "model", Transformer(config), *_words(tmp_path))
     program = f"""
 from pathlib import Path
 import gguf
-from codekiln.exchange import export_model
+from codekiln.convert.models import export_model
 from tests.small import assert_greedy
 def resident():
     return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
@@ -247,17 +249,21 @@ print(peak[0] - before)
 
 def _words(folder: Path) -> tuple[Path, dict[str, Any], tuple[int, int]]:
     """What a model directory needs of a tokenizer of 1,024 ids."""
-    words = train_tokenizer(TokenizerPlan(vocab_size=1024), [path.read_text(encoding="utf-8") for path in SOURCES])
+    words = train_tokenizer(TokenizerConfig(vocab_size=1024), [path.read_text(encoding="utf-8") for path in SOURCES])
     words.save(folder / "words.json")
-    return folder / "words.json", hugging_face_configs(words, CONTEXT), (words.bos, words.end_of_text)
+    return folder / "words.json", hugging_face_configs(words, CONTEXT), (words.bos_id, words.eos_id)
 
 
 def test_tokens_with_the_stand_in_of_spaces_do_not_take_their_names(folders: dict[str, Path], tmp_path: Path) -> None:
     """llama.cpp aborts where two tokens have one name."""
     texts = ['SPACE = "\u2581"\nother = " "\n\u2581 \u2581 x = y\n' * 50]
-    plan = TokenizerPlan(vocab_size=256 + 20 + len(INCODER_CONTROL), pattern=LINES, control=INCODER_CONTROL)
+    plan = TokenizerConfig(
+        vocab_size=256 + 20 + len(INCODER_SPECIAL_TOKENS),
+        pattern=LINE_SPLIT_PATTERN,
+        special_tokens=INCODER_SPECIAL_TOKENS,
+    )
     tokenizer = train_tokenizer(plan, texts)
     assert any("\u2581".encode() in token for token in tokenizer.token_bytes)
-    fields = gguf_vocabulary(tokenizer)
+    fields = gguf_vocab_fields(tokenizer)
     tokens = fields["tokenizer.ggml.tokens"]
     assert len(set(tokens)) == len(tokens) and fields["tokenizer.ggml.pre"] == "gemma4"

@@ -9,15 +9,15 @@ import transformers
 from torch import Tensor
 
 from codekiln.model.cache import empty_cache
-from codekiln.model.families import KilnConfig
+from codekiln.model.configs import KilnConfig
 from codekiln.model.huggingface import load_model, save_model
-from codekiln.model.transformer import Transformer, initialize
+from codekiln.model.transformer import Transformer, init_weights
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from tests.small import assert_greedy
 
 SHAPES = [
     KilnConfig(2, 48, 4, 2, 16, 96, 384, 64),
-    KilnConfig(3, 40, 3, 1, 24, 64, 400, 32, rope_base=1e6, tied_head=False),
+    KilnConfig(3, 40, 3, 1, 24, 64, 400, 32, rope_base=1e6, tie_embeddings=False),
     KilnConfig(1, 64, 8, 8, 8, 128, 384, 64, norm_eps=1e-5),
 ]
 
@@ -26,7 +26,7 @@ def random_model(config: KilnConfig, seed: int = 0) -> Transformer:
     """Weights that are all random, also those that training begins with at zero or one."""
     model = Transformer(config)
     generator = torch.Generator().manual_seed(seed)
-    initialize(model, generator)
+    init_weights(model, generator)
     for weight in model.parameters():
         weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
     return model.eval()
@@ -39,7 +39,7 @@ def random_ids(config: KilnConfig, rows: int, length: int, seed: int = 1) -> Ten
 def saved(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Path:
     tokenizer.save(folder / "tokenizer.json")
     configs = hugging_face_configs(tokenizer, model.config.context_length)
-    save_model(folder / "model", model, folder / "tokenizer.json", configs, (tokenizer.bos, tokenizer.end_of_text))
+    save_model(folder / "model", model, folder / "tokenizer.json", configs, (tokenizer.bos_id, tokenizer.eos_id))
     return folder / "model"
 
 
@@ -50,7 +50,7 @@ def test_logits_and_gradients_equal_those_of_transformers(
     ours = random_model(config)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(ours, tokenizer, tmp_path), dtype=torch.float32)
     ids = random_ids(config, 3, 20)
-    logits = ours.head(ours(ids))
+    logits = ours.lm_head(ours(ids))
     expected = theirs(ids).logits
     assert (logits - expected).abs().max() < 1e-4
 
@@ -63,14 +63,19 @@ def test_logits_and_gradients_equal_those_of_transformers(
 
 def test_greedy_tokens_equal_those_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
     from codekiln.generate.engine import generate
-    from codekiln.generate.sampler import GREEDY
+    from codekiln.generate.sampling import GREEDY
 
     config = SHAPES[0]
     ours = random_model(config)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(ours, tokenizer, tmp_path), dtype=torch.float32)
     prompt = random_ids(config, 1, 7)
     steps = generate(
-        ours, prompt.tolist(), max_new_tokens=40, stop_tokens=frozenset(), banned_tokens=frozenset(), sampling=GREEDY
+        ours,
+        prompt.tolist(),
+        max_new_tokens=40,
+        stop_token_ids=frozenset(),
+        forbidden_token_ids=frozenset(),
+        sampling=GREEDY,
     )
     tokens = [step.token for step in steps]
     assert len(tokens) == 40

@@ -9,15 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import END_OF_MASK, MASKS, infill_prompt, masked_layout
-from codekiln.tokenizer.training import INCODER_CONTROL, LINES, PSM_CONTROL, TokenizerPlan, train_tokenizer
+from codekiln.tokenizer.infill import END_OF_MASK, MASK_SENTINELS, causal_mask_example, infill_prompt
+from codekiln.tokenizer.training import (
+    INCODER_SPECIAL_TOKENS,
+    LINE_SPLIT_PATTERN,
+    PSM_SPECIAL_TOKENS,
+    TokenizerConfig,
+    train_tokenizer,
+)
 from codekiln.train.objectives import (
     CausalMasking,
+    Chunk,
     FillInTheMiddle,
-    InfillMixture,
     NextToken,
     Objective,
-    Piece,
+    SpmInfill,
     left_to_right,
     paper_spans,
     released_spans,
@@ -28,17 +34,23 @@ TEXT = "def f(x):\n    y = x + 1\n\n    return y\n\n\nprint(f(3))\n" * 6
 
 @pytest.fixture(scope="module")
 def incoder() -> Tokenizer:
-    plan = TokenizerPlan(vocab_size=256 + 20 + len(INCODER_CONTROL), pattern=LINES, control=INCODER_CONTROL)
+    plan = TokenizerConfig(
+        vocab_size=256 + 20 + len(INCODER_SPECIAL_TOKENS),
+        pattern=LINE_SPLIT_PATTERN,
+        special_tokens=INCODER_SPECIAL_TOKENS,
+    )
     return train_tokenizer(plan, [TEXT])
 
 
 @pytest.fixture(scope="module")
 def psm() -> Tokenizer:
-    return train_tokenizer(TokenizerPlan(vocab_size=256 + 20 + len(PSM_CONTROL), control=PSM_CONTROL), [TEXT])
+    return train_tokenizer(
+        TokenizerConfig(vocab_size=256 + 20 + len(PSM_SPECIAL_TOKENS), special_tokens=PSM_SPECIAL_TOKENS), [TEXT]
+    )
 
 
-def piece_of(tokenizer: Tokenizer, text: str = TEXT) -> Piece:
-    return Piece(np.array(tokenizer.encode(text), np.int64), is_start=True, is_end=True)
+def piece_of(tokenizer: Tokenizer, text: str = TEXT) -> Chunk:
+    return Chunk(np.array(tokenizer.encode(text), np.int64), is_start=True, is_end=True)
 
 
 def spans_of(form: str, n: int, seed: int) -> list[tuple[int, int]]:
@@ -84,11 +96,11 @@ def test_the_paper_s_spans_are_those_that_drawing_anew_ends_with() -> None:
     """All sets of two spans of five tokens, by brute force: each span two sorted uniform ends, again until none overlap."""
     rng = np.random.default_rng(0)
     brute: Counter[tuple[tuple[int, int], ...]] = Counter()
-    ends = [(a, b) for a, b in combinations(range(6), 2)]
+    stop_token_ids = [(a, b) for a, b in combinations(range(6), 2)]
     while sum(brute.values()) < 20_000:
-        drawn = rng.integers(0, len(ends), (50_000, 2))
+        drawn = rng.integers(0, len(stop_token_ids), (50_000, 2))
         for i, j in drawn.tolist():
-            first, second = sorted((ends[i], ends[j]))
+            first, second = sorted((stop_token_ids[i], stop_token_ids[j]))
             if first[1] <= second[0]:
                 brute[first, second] += 1
     ours = Counter(
@@ -104,8 +116,8 @@ def test_the_paper_s_spans_are_those_that_drawing_anew_ends_with() -> None:
 
 def unmasked(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """The document of a masked layout, read back by a plain rule: what stands at a mask's second place goes to its first."""
-    numbers = {tokenizer.control_id(mask): k for k, mask in enumerate(MASKS)}
-    end = tokenizer.control_id(END_OF_MASK)
+    numbers = {tokenizer.special_id(mask): k for k, mask in enumerate(MASK_SENTINELS)}
+    end = tokenizer.special_id(END_OF_MASK)
     first_answer = len(ids)
     seen: list[int] = []
     for at, token in enumerate(ids):
@@ -134,40 +146,40 @@ def test_a_masked_document_comes_back(incoder: Tokenizer, form: str, text: str, 
     piece = piece_of(incoder, text)
     layout = objective(piece, incoder, np.random.default_rng(seed))
     assert layout == objective(piece, incoder, np.random.default_rng(seed))
-    assert unmasked(incoder, layout.ids) == [incoder.end_of_text, *piece.ids.tolist()]
-    masks = [incoder.control_id(mask) for mask in MASKS]
+    assert unmasked(incoder, layout.ids) == [incoder.eos_id, *piece.ids.tolist()]
+    masks = [incoder.special_id(mask) for mask in MASK_SENTINELS]
     numbers = [masks.index(token) for token in layout.ids if token in masks]
     n_spans = len(numbers) // 2
     # Left to right in the document, and the same again behind it; an end of mask for each.
     assert numbers == [*range(n_spans), *range(n_spans)]
-    assert layout.ids.count(incoder.control_id(END_OF_MASK)) == n_spans
-    unpredicted = {*masks, incoder.end_of_text}
-    assert layout.weights == [float(token not in unpredicted) for token in layout.ids]
+    assert layout.ids.count(incoder.special_id(END_OF_MASK)) == n_spans
+    unpredicted = {*masks, incoder.eos_id}
+    assert layout.loss_weights == [float(token not in unpredicted) for token in layout.ids]
 
 
 def test_a_prompt_with_a_hole_is_the_training_layout_of_one_span(incoder: Tokenizer) -> None:
     """But for the mask that the authors advise to put behind the right context."""
     ids = incoder.encode(TEXT)
-    layout = masked_layout(incoder, ids, [(5, 9)], is_start=False)
+    layout = causal_mask_example(incoder, ids, [(5, 9)], is_start=False)
     prompt = infill_prompt(incoder, ids[:5], ids[9:])
-    second = incoder.control_id(MASKS[1])
-    end = incoder.control_id(END_OF_MASK)
+    second = incoder.special_id(MASK_SENTINELS[1])
+    end = incoder.special_id(END_OF_MASK)
     assert [token for token in prompt if token != second] + ids[5:9] + [end] == layout.ids
 
 
 @pytest.mark.parametrize("split", ["characters", "tokens", "lines"])
-@pytest.mark.parametrize("spm_rate", [0.0, 1.0])
-def test_a_document_filled_in_the_middle_comes_back(psm: Tokenizer, split: str, spm_rate: float) -> None:
-    objective = FillInTheMiddle(1.0, spm_rate, split)  # type: ignore[arg-type]
+@pytest.mark.parametrize("fim_spm_rate", [0.0, 1.0])
+def test_a_document_filled_in_the_middle_comes_back(psm: Tokenizer, split: str, fim_spm_rate: float) -> None:
+    objective = FillInTheMiddle(1.0, fim_spm_rate, split)  # type: ignore[arg-type]
     piece = piece_of(psm)
     pre, suf, mid = psm.fim_prefix, psm.fim_suffix, psm.fim_middle
     n_spread = set()
     for seed in range(200):
         layout = objective(piece, psm, np.random.default_rng(seed))
         ids = layout.ids
-        assert ids[0] == pre and ids[-1] == psm.end_of_text and len(ids) <= len(piece.ids) + objective.n_added
+        assert ids[0] == pre and ids[-1] == psm.eos_id and len(ids) <= len(piece.ids) + objective.max_added_tokens
         suf_at, mid_at = ids.index(suf), ids.index(mid)
-        if spm_rate:
+        if fim_spm_rate:
             assert suf_at == 1
             right, left_and_middle = ids[2:mid_at], ids[mid_at + 1 : -1]
             text = psm.decode([*left_and_middle, *right])
@@ -179,8 +191,8 @@ def test_a_document_filled_in_the_middle_comes_back(psm: Tokenizer, split: str, 
                 assert not left or psm.decode(left).endswith("\n")
             n_spread.add(len(left))
         assert TEXT.startswith(text) and len(text) > len(TEXT) - 30
-        assert layout.weights == [float(token not in (pre, suf, mid)) for token in ids]
-    assert spm_rate or len(n_spread) > 20
+        assert layout.loss_weights == [float(token not in (pre, suf, mid)) for token in ids]
+    assert fim_spm_rate or len(n_spread) > 20
 
 
 def test_a_layout_wants_the_tokenizer_whose_prompts_it_is(
@@ -190,7 +202,7 @@ def test_a_layout_wants_the_tokenizer_whose_prompts_it_is(
     with pytest.raises(ValueError, match="this tokenizer's prompts are not PSM"):
         FillInTheMiddle(1.0, 0.0)(piece_of(tokenizer), tokenizer, rng)
     with pytest.raises(ValueError, match="this tokenizer is not of our layout"):
-        InfillMixture(1.0, 1.0)(piece_of(psm), psm, rng)
+        SpmInfill(1.0, 1.0)(piece_of(psm), psm, rng)
     with pytest.raises(ValueError, match=r"has no <\|mask:0\|>"):
         CausalMasking()(piece_of(psm), psm, rng)
 
@@ -198,8 +210,8 @@ def test_a_layout_wants_the_tokenizer_whose_prompts_it_is(
 @pytest.mark.parametrize("objective", [NextToken(), CausalMasking(), CausalMasking("released")], ids=str)
 def test_a_document_in_parts_is_marked_where_it_begins_and_ends(incoder: Tokenizer, objective: Objective) -> None:
     ids = np.array(incoder.encode(TEXT), np.int64)
-    layout = objective(Piece(ids, is_start=False, is_end=False), incoder, np.random.default_rng(0))
-    assert incoder.end_of_text not in layout.ids
-    whole = left_to_right(Piece(ids, is_start=True, is_end=True), incoder)
-    assert whole.ids[0] == whole.ids[-1] == incoder.end_of_text
-    assert whole.weights == [0.0] + [1.0] * (len(ids) + 1)
+    layout = objective(Chunk(ids, is_start=False, is_end=False), incoder, np.random.default_rng(0))
+    assert incoder.eos_id not in layout.ids
+    whole = left_to_right(Chunk(ids, is_start=True, is_end=True), incoder)
+    assert whole.ids[0] == whole.ids[-1] == incoder.eos_id
+    assert whole.loss_weights == [0.0] + [1.0] * (len(ids) + 1)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codekiln.train.checkpoints import checkpoints
+from codekiln.train.checkpoint import list_checkpoints
 from codekiln.train.metrics import read_metrics
-from codekiln.train.parallel import joined_ranks
+from codekiln.train.parallel import init_distributed
 from tests.small import write_tree
 
 ROOT = Path(__file__).parent.parent
@@ -25,33 +25,33 @@ PROGRAM = """
 import json, sys
 from collections.abc import Sequence
 from pathlib import Path
-from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig
-from codekiln.model.tensors import write_tensors, weights_of
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig
+from codekiln.model.tensors import save_safetensors, named_weights
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.loader import Loader
-from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.train.loop import Hardware, TrainConfig, train
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWPlan, MuonPlan, WarmupCosine
-from codekiln.train.parallel import joined_ranks, whole
+from codekiln.train.optimizer import AdamWConfig, MuonConfig, WarmupCosine
+from codekiln.train.parallel import init_distributed, whole
 from torch.distributed.tensor import DTensor
 
 source, run = Path(sys.argv[1]), Path(sys.argv[2])
 asked = json.loads(sys.argv[3])
 configs = {
     "kiln": KilnConfig(2, 32, 4, 2, 16, 64, 384, 64),
-    "kiln, untied": KilnConfig(2, 32, 4, 2, 16, 64, 384, 64, tied_head=False),
+    "kiln, untied": KilnConfig(2, 32, 4, 2, 16, 64, 384, 64, tie_embeddings=False),
     "codegen": CodeGenConfig(2, 32, 4, 4, 8, 128, 384, 64, rotary_dim=4),
     "incoder": InCoderConfig(2, 32, 4, 4, 8, 128, 384, 64),
 }
-optimizer = MuonPlan() if asked.get("muon") else AdamWPlan(rate=3e-3, schedule=WarmupCosine(4))
-plan = TrainPlan(
-    NextToken(), total_tokens=64 * 8 * asked.get("steps", 12), batch_rows=8, optimizer=optimizer, valid_every=6,
-    valid_rows=8, checkpoint_every=asked.get("checkpoint_every", 6), z_loss=1e-4,
-    packing="joined" if asked.get("config") == "codegen" else "apart",
+optimizer = MuonConfig() if asked.get("muon") else AdamWConfig(lr=3e-3, schedule=WarmupCosine(4))
+plan = TrainConfig(
+    NextToken(), total_tokens=64 * 8 * asked.get("steps", 12), global_batch_size=8, optimizer=optimizer, eval_every=6,
+    eval_sequences=8, save_every=asked.get("save_every", 6), z_loss=1e-4,
+    packing="concat" if asked.get("config") == "codegen" else "packed",
 )
 hardware = Hardware(
     micro_batch_tokens=64 * asked.get("micro_rows", 2), compile=asked.get("compile", False),
-    tensor_ranks=asked.get("tensor", 1), recompute=asked.get("recompute", False),
+    tensor_parallel=asked.get("tensor", 1), recompute=asked.get("recompute", False),
 )
 if "spoiled" in asked:
     kept = Loader.batch
@@ -60,19 +60,19 @@ if "spoiled" in asked:
         found = kept(self, step, part)
         here = 4 - part[0] * len(found.ids)  # the fifth row of all
         if step == asked["spoiled"] and self._rows == 8 and 0 <= here < len(found.ids):
-            found.weights[here, 0] = float("inf")
+            found.loss_weights[here, 0] = float("inf")
         return found
 
     Loader.batch = batch
-with joined_ranks("cpu", tensor_size=hardware.tensor_ranks) as ranks:
+with init_distributed("cpu", tensor_parallel=hardware.tensor_parallel) as ranks:
     model = train(
         plan, configs[asked.get("config", "kiln")], tokens=source / "tokens",
-        tokenizer=Tokenizer.load(source / "tokenizer.json"), run=run, hardware=hardware, made_from={}, ranks=ranks,
+        tokenizer=Tokenizer.load(source / "tokenizer.json"), run=run, hardware=hardware, inputs={}, ranks=ranks,
     )
-    assert ranks.size == 1 or all(isinstance(weight, DTensor) for weight in weights_of(model).values())
-    weights = {name: whole(weight) for name, weight in weights_of(model).items()}
-    if ranks.is_first:
-        write_tensors(run / "weights.safetensors", weights)
+    assert ranks.world_size == 1 or all(isinstance(weight, DTensor) for weight in named_weights(model).values())
+    weights = {name: whole(weight) for name, weight in named_weights(model).items()}
+    if ranks.is_main:
+        save_safetensors(run / "weights.safetensors", weights)
 """
 
 
@@ -113,7 +113,7 @@ def assert_same(one: Path, other: Path, *, tolerance: float = 2e-5) -> None:
     rows, other_rows = read_metrics(one / "metrics.jsonl"), read_metrics(other / "metrics.jsonl")
     assert len(rows) == len(other_rows) > 0
     for row, other_row in zip(rows, other_rows, strict=True):
-        for key in ("loss", "grad_norm", "z_penalty", "valid_bits_per_byte"):
+        for key in ("loss", "grad_norm", "z_loss", "validation_bits_per_byte"):
             assert (key in row) == (key in other_row)
             assert row.get(key, 0.0) == pytest.approx(other_row.get(key, 0.0), rel=tolerance), (key, row["step"])
     weights, other_weights = (load_file(run / "weights.safetensors") for run in (one, other))
@@ -148,7 +148,9 @@ def test_four_ranks_with_muon_train_as_one_process_does(
 def test_two_ranks_that_share_layers_train_as_one_process_does(
     alone: dict[str, Path], small_run: Path, tmp_path: Path, config: str
 ) -> None:
-    assert_same(alone[config], done(2, small_run, tmp_path / "tensor", config=config, tensor=2, recompute=True))
+    assert_same(
+        alone[config], done(2, small_run, tmp_path / "tensor", config=config, tensor=2, activation_checkpointing=True)
+    )
 
 
 @pytest.mark.slow
@@ -178,18 +180,18 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone: dict[str, Path], smal
     """Killed on two ranks, killed on four, and to its end in one process, as undisturbed alone."""
     run = tmp_path / "run"
     for n, at in ((2, 2), (4, 6)):
-        process = started(n, small_run, run, checkpoint_every=2, muon=True, config="kiln, untied")
+        process = started(n, small_run, run, save_every=2, muon=True, config="kiln, untied")
         killed_after(process, run, at)
-        last = checkpoints(run / "checkpoints")[-1]
+        last = list_checkpoints(run / "checkpoints")[-1]
         assert len(list(last.glob("*.safetensors"))) == n
-    done(1, small_run, run, checkpoint_every=2, muon=True, config="kiln, untied")
+    done(1, small_run, run, save_every=2, muon=True, config="kiln, untied")
     assert_same(alone["muon"], run)
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], run: Path, step: int) -> None:
     """Until a checkpoint of a later step stands."""
     deadline = time.monotonic() + 200
-    while not (found := checkpoints(run / "checkpoints")) or int(found[-1].name[5:]) <= step:
+    while not (found := list_checkpoints(run / "checkpoints")) or int(found[-1].name[5:]) <= step:
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -210,7 +212,7 @@ def killed_after(process: subprocess.Popen[str], run: Path, step: int) -> None:
 
 def test_torchrun_starts_a_run_again_whose_rank_died(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = started(2, small_run, run, restarts=1, checkpoint_every=2, muon=True, config="kiln, untied")
+    process = started(2, small_run, run, restarts=1, save_every=2, muon=True, config="kiln, untied")
     wait_for_checkpoint(process, run, 4)
     os.kill(children_of(process)[-1], signal.SIGKILL)
     told, _ = process.communicate(timeout=200)
@@ -224,7 +226,7 @@ def test_nodes_that_could_not_start_again_are_told_at_once(monkeypatch: pytest.M
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(ValueError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"),
-        joined_ranks("cpu"),
+        init_distributed("cpu"),
     ):
         pass
 
@@ -239,7 +241,7 @@ def test_two_nodes_start_again_together(
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     run = tmp_path / "run"
     meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"]
-    asked: dict[str, Any] = {"restarts": 3, "checkpoint_every": 2, "muon": True, "config": "kiln, untied"}
+    asked: dict[str, Any] = {"restarts": 3, "save_every": 2, "muon": True, "config": "kiln, untied"}
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     nodes = [started(1, small_run, run, meeting=meeting, **asked) for _ in range(2)]
     wait_for_checkpoint(nodes[1], run, 4)
@@ -253,7 +255,7 @@ def test_two_nodes_start_again_together(
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_sigterm_to_torchrun_saves_the_step_under_way(small_run: Path, tmp_path: Path, tensor: int) -> None:
     run = tmp_path / "run"
-    process = started(2, small_run, run, steps=400, checkpoint_every=400, tensor=tensor)
+    process = started(2, small_run, run, steps=400, save_every=400, tensor=tensor)
     deadline = time.monotonic() + 200
     while len(read_metrics(run / "metrics.jsonl")) < 5:
         assert process.poll() is None, process.communicate()[0][-4000:]
@@ -261,16 +263,16 @@ def test_sigterm_to_torchrun_saves_the_step_under_way(small_run: Path, tmp_path:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    last = checkpoints(run / "checkpoints")[-1]
+    last = list_checkpoints(run / "checkpoints")[-1]
     assert int(last.name[5:]) == len(read_metrics(run / "metrics.jsonl"))
 
 
 def test_a_process_joins_one_world_after_the_other(tmp_path: Path) -> None:
     program = tmp_path / "worlds.py"
     program.write_text(
-        "from codekiln.train.parallel import joined_ranks\n"
+        "from codekiln.train.parallel import init_distributed\n"
         "for _ in range(4):\n"
-        "    with joined_ranks('cpu') as ranks:\n"
+        "    with init_distributed('cpu') as ranks:\n"
         "        assert ranks.summed([1.0 + ranks.rank]) == [3.0]\n",
         encoding="utf-8",
     )
@@ -285,15 +287,15 @@ def test_matrices_are_worked_on_whole_by_one_rank_each(tmp_path: Path) -> None:
         "import torch\n"
         "from torch.distributed.tensor import Shard, distribute_tensor\n"
         "from codekiln.train.optimizer import orthogonalized\n"
-        "from codekiln.train.parallel import applied_by_owners, joined_ranks\n"
-        "with joined_ranks('cpu') as ranks:\n"
+        "from codekiln.train.parallel import apply_on_owner_rank, init_distributed\n"
+        "with init_distributed('cpu') as ranks:\n"
         "    for n, shape in ((4, (7, 5)), (2, (2, 6)), (3, (9, 9)), (7, (4, 3))):\n"
         "        torch.manual_seed(n)\n"
         "        whole = torch.randn(n, *shape)\n"
         "        spread = [distribute_tensor(m, ranks.mesh['data'], [Shard(0)]) for m in whole]\n"
         "        wanted = [distribute_tensor(m, ranks.mesh['data'], [Shard(0)]) for m in orthogonalized(whole)]\n"
         "        seen = []\n"
-        "        found = applied_by_owners(lambda m: (seen.append(len(m)), orthogonalized(m))[1], spread)\n"
+        "        found = apply_on_owner_rank(lambda m: (seen.append(len(m)), orthogonalized(m))[1], spread)\n"
         "        assert sum(seen) == len(range(ranks.rank, n, 3)), seen\n"
         "        for part, right in zip(found, wanted, strict=True):\n"
         "            torch.testing.assert_close(part, right.to_local(), rtol=1e-5, atol=1e-6)\n",
@@ -308,8 +310,8 @@ def test_the_command_builds_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
     settings = [
         "tokenizer.vocab_size=384", "model.vocab_size=384", "model.n_layers=1", "model.d_model=32", "model.d_ff=64",
-        "model.n_kv_heads=1", "model.d_head=16", "train.total_tokens=8192", "train.batch_rows=4", "train.valid_rows=4",
-        "corpus.heldout_share=0.2", "infilling.n_problems=4", "infilling.max_new_tokens=8", "needed_bytes=1000000",
+        "model.n_kv_heads=1", "model.d_head=16", "train.total_tokens=8192", "train.global_batch_size=4", "train.eval_sequences=4",
+        "corpus.validation_fraction=0.2", "infilling.n_problems=4", "infilling.max_new_tokens=8", "min_free_bytes=1000000",
     ]  # fmt: skip
     outcomes = []
     for n in (1, 2):
@@ -341,13 +343,13 @@ def test_what_stops_the_first_rank_is_told_once_and_in_words(tmp_path: Path) -> 
 @pytest.mark.timeout(1800)
 def test_a_two_rank_run_killed_ten_times_ends_like_an_undisturbed_one(small_run: Path, tmp_path: Path) -> None:
     """To the bit: the same ranks add in the same order."""
-    asked: dict[str, Any] = {"steps": 60, "checkpoint_every": 2, "muon": True, "config": "kiln, untied"}
+    asked: dict[str, Any] = {"steps": 60, "save_every": 2, "muon": True, "config": "kiln, untied"}
     straight = done(2, small_run, tmp_path / "straight", **asked)
     soaked = tmp_path / "soaked"
     for kill in range(10):
         killed_after(started(2, small_run, soaked, **asked), soaked, 4 + 5 * kill)
     done(2, small_run, soaked, **asked)
-    timed = {"seconds", "tokens_per_second", "utilization"}
+    timed = {"seconds", "tokens_per_second", "matmul_efficiency"}
     rows, other_rows = (
         [{key: value for key, value in row.items() if key not in timed} for row in read_metrics(run / "metrics.jsonl")]
         for run in (straight, soaked)

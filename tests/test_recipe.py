@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from codekiln.card import results_of, write_card, write_report
-from codekiln.files import TEMPORARY, first_difference, replacing, require_room, write_record
+from codekiln.files import TEMPORARY, atomic_write, first_difference, require_free_space, write_json
 from codekiln.folders import MARK, claim_folder
-from codekiln.recipe import build, record_of, replaced, stage_record
-from codekiln.recipes import named
+from codekiln.recipe import apply_overrides, build, read_stage_record, to_record
+from codekiln.recipes import get_recipe
 from codekiln.recipes.demo import demo
-from codekiln.train.loop import Hardware
-from codekiln.train.optimizer import MuonPlan
+from codekiln.report.card import summarize_results, write_card, write_report
+from codekiln.train.loop import RuntimeConfig
+from codekiln.train.optimizer import MuonConfig
 from tests.small import small_recipe, with_train, write_tree
 
 STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
@@ -32,7 +32,7 @@ def code_of(run: Path) -> Path:
 
 def test_a_finished_run_is_left_as_it_is(small_run: Path) -> None:
     files = {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file() and path.name != ".lock"}
-    build(small_recipe(code_of(small_run)), small_run, Hardware(compile=False))
+    build(small_recipe(code_of(small_run)), small_run, RuntimeConfig(compile=False))
     assert files == {path: path.stat().st_mtime_ns for path in files}
     assert {path for path in small_run.rglob("*") if path.is_file() and path.name != ".lock"} == files.keys()
 
@@ -40,19 +40,19 @@ def test_a_finished_run_is_left_as_it_is(small_run: Path) -> None:
 def test_another_recipe_is_refused_by_its_field(small_run: Path) -> None:
     recipe = small_recipe(code_of(small_run))
     with pytest.raises(ValueError, match=r"made by another recipe \(train.seed: found 0, wanted 7\)"):
-        build(with_train(recipe, seed=7), small_run, Hardware(compile=False))
+        build(with_train(recipe, seed=7), small_run, RuntimeConfig(compile=False))
     with pytest.raises(ValueError, match=r"\(model.d_ff: found 128, wanted 64\)"):
-        build(replaced(recipe, ["model.d_ff=64"]), small_run, Hardware(compile=False))
+        build(apply_overrides(recipe, ["model.d_ff=64"]), small_run, RuntimeConfig(compile=False))
 
 
 def test_a_stage_of_another_recipe_is_refused(small_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
-    record = stage_record(run, "corpus")
-    record["made_from"]["seed"] = 9
-    write_record(run / "stages" / "corpus.json", record)
+    record = read_stage_record(run, "corpus")
+    record["inputs"]["seed"] = 9
+    write_json(run / "stages" / "corpus.json", record)
     with pytest.raises(ValueError, match=r"holds the stage corpus of another recipe \(seed: found 9, wanted 0\)"):
-        build(small_recipe(code_of(small_run)), run, Hardware(compile=False))
+        build(small_recipe(code_of(small_run)), run, RuntimeConfig(compile=False))
 
 
 def test_what_is_removed_is_made_again_and_equal(small_run: Path, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_is_removed_is_made_again_and_equal(small_run: Path, tmp_path: Path
     for removed in ("corpus", "tokens", "model"):
         shutil.rmtree(run / removed)
     (run / "tokenizer.json").unlink()
-    build(small_recipe(code_of(small_run)), run, Hardware(compile=False))
+    build(small_recipe(code_of(small_run)), run, RuntimeConfig(compile=False))
     for path in (
         "corpus/train/part-00000.parquet",
         "tokens/train/tokens-00000.bin",
@@ -76,20 +76,20 @@ def test_two_processes_do_not_work_in_one_run(small_run: Path, tmp_path: Path) -
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is at work in"):
-            build(small_recipe(code_of(small_run)), tmp_path, Hardware(compile=False))
+            build(small_recipe(code_of(small_run)), tmp_path, RuntimeConfig(compile=False))
 
 
 def test_the_record_is_plain_json_and_names_every_object(small_run: Path) -> None:
     record = json.loads((small_run / "recipe.json").read_text(encoding="utf-8"))
-    assert record == record_of(small_recipe(code_of(small_run)))
-    assert record["train"]["objective"]["kind"] == "InfillMixture"
-    assert record["corpus"]["rules"][0] == {"kind": "MeanLineCharacters", "limit": 100}
+    assert record == to_record(small_recipe(code_of(small_run)))
+    assert record["train"]["objective"]["kind"] == "SpmInfill"
+    assert record["corpus"]["rules"][0] == {"kind": "MeanLineLength", "limit": 100}
 
 
 def test_settings_change_the_recipe_and_unknown_ones_are_refused() -> None:
-    recipe = replaced(demo(), ["train.total_tokens=5", "train.optimizer.muon_rate=1", "corpus.seed=3"])
-    assert isinstance(recipe.train.optimizer, MuonPlan)
-    assert (recipe.train.total_tokens, recipe.train.optimizer.muon_rate, recipe.corpus.seed) == (5, 1.0, 3)
+    recipe = apply_overrides(demo(), ["train.total_tokens=5", "train.optimizer.muon_lr=1", "corpus.seed=3"])
+    assert isinstance(recipe.train.optimizer, MuonConfig)
+    assert (recipe.train.total_tokens, recipe.train.optimizer.muon_lr, recipe.corpus.seed) == (5, 1.0, 3)
     for setting, told in {
         "train.total_token=5": "unknown; known here are objective, total_tokens",
         "train": "write it as field=value",
@@ -97,9 +97,9 @@ def test_settings_change_the_recipe_and_unknown_ones_are_refused() -> None:
         "name.first=x": "it has no fields of its own",
         "train.context_length=abc": "must be of type int",
         "train.lora=1": "it is not set like this",
-        "start=/tmp": "it is not set like this",
+        "init_from=/tmp": "it is not set like this",
         "train.packing=packed": "train.packing=packed: known are apart, joined",
-        "train.objective.left_share=1.0": "left_share is 1.0: it must be from 0 to below 1",
+        "train.objective.min_prefix_fraction=1.0": "min_prefix_fraction is 1.0: it must be from 0 to below 1",
         "train.seed=-1": "must not be negative",
         "train.epochs=3": "set one of them, the other to 0",
         "model.n_kv_heads=3": "heads cannot share 3 key heads",
@@ -107,13 +107,13 @@ def test_settings_change_the_recipe_and_unknown_ones_are_refused() -> None:
         "model.vocab_size=64": "the model has 64 rows for",
     }.items():
         with pytest.raises(ValueError, match=told):
-            replaced(demo(), [setting])
+            apply_overrides(demo(), [setting])
     with pytest.raises(ValueError, match=r"no recipe is called 'demon': known are codegen-16B, .*, demo, incoder-1B"):
-        named("demon")
+        get_recipe("demon")
 
 
 def test_vocabularies_change_together() -> None:
-    recipe = replaced(demo(), ["tokenizer.vocab_size=8192", "model.vocab_size=8192"])
+    recipe = apply_overrides(demo(), ["tokenizer.vocab_size=8192", "model.vocab_size=8192"])
     assert recipe.model.vocab_size == 8192
 
 
@@ -132,9 +132,12 @@ def test_the_card_has_the_lines_of_published_cards(small_run: Path) -> None:
         "Licences", "Carbon and cost",
     ):  # fmt: skip
         assert f"| {line} |" in card
-    trained = stage_record(small_run, "train")["result"]
+    trained = read_stage_record(small_run, "train")["result"]
     assert f"{trained['parameters']:,} parameters" in card and f"{trained['tokens']:,} tokens" in card
-    assert f"{trained['valid_bits_per_byte']:.3f} bits a byte" in results_of(small_run)["Validation, left to right"]
+    assert (
+        f"{trained['validation_bits_per_byte']:.3f} bits a byte"
+        in summarize_results(small_run)["Validation, left to right"]
+    )
 
 
 def test_the_report_is_one_file_that_loads_nothing_and_escapes_the_corpus(small_run: Path, tmp_path: Path) -> None:
@@ -145,9 +148,9 @@ def test_the_report_is_one_file_that_loads_nothing_and_escapes_the_corpus(small_
 
     hostile = tmp_path / "run"
     shutil.copytree(small_run, hostile)
-    record = stage_record(hostile, "functions")
+    record = read_stage_record(hostile, "functions")
     record["result"]["functions"][0]["infill"] = "<script>alert(1)</script>"
-    write_record(hostile / "stages" / "functions.json", record)
+    write_json(hostile / "stages" / "functions.json", record)
     page = write_report(hostile).read_text(encoding="utf-8")
     assert "<script>alert(1)</script>" not in page and "&lt;script&gt;alert(1)" in page
 
@@ -160,22 +163,22 @@ def test_a_card_of_an_unfinished_run_is_refused(small_run: Path, tmp_path: Path)
 
 
 def test_nothing_held_out_is_said_and_not_measured(tmp_path: Path) -> None:
-    recipe = replaced(
-        small_recipe(write_tree(tmp_path / "code")), ["corpus.heldout_share=0", "train.total_tokens=2048"]
+    recipe = apply_overrides(
+        small_recipe(write_tree(tmp_path / "code")), ["corpus.validation_fraction=0", "train.total_tokens=2048"]
     )
-    build(recipe, tmp_path / "run", Hardware(compile=False))
+    build(recipe, tmp_path / "run", RuntimeConfig(compile=False))
     write_card(tmp_path / "run")
     write_report(tmp_path / "run")
-    assert set(results_of(tmp_path / "run").values()) == {
+    assert set(summarize_results(tmp_path / "run").values()) == {
         "not measured: nothing is held out",
     }
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    write_record(path, {"a": 1})
-    with pytest.raises(RuntimeError), replacing(path) as draft:
-        draft.write_text("half", encoding="utf-8")
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_write(path) as temp_path:
+        temp_path.write_text("half", encoding="utf-8")
         raise RuntimeError
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
@@ -188,15 +191,15 @@ def test_a_killed_write_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path:
         "    draft.mkdir(); (draft / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     folder = tmp_path / "step"
-    with replacing(folder) as draft:
-        draft.mkdir()
-        (draft / "whole").write_text("x", encoding="utf-8")
+    with atomic_write(folder) as temp_path:
+        temp_path.mkdir()
+        (temp_path / "whole").write_text("x", encoding="utf-8")
     done = subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert [p.name for p in folder.iterdir()] == ["whole"]
-    with replacing(folder) as draft:
-        draft.mkdir()
-        (draft / "new").write_text("x", encoding="utf-8")
+    with atomic_write(folder) as temp_path:
+        temp_path.mkdir()
+        (temp_path / "new").write_text("x", encoding="utf-8")
     assert [p.name for p in folder.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["step"]
 
@@ -228,11 +231,11 @@ def test_a_disk_without_room_is_told_and_the_old_file_stays(tmp_path: Path) -> N
 
 def test_too_little_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"MB free and this run needs about 1000000000000 MB") as refusal:
-        require_room(tmp_path / "not" / "yet", 10**18)
+        require_free_space(tmp_path / "not" / "yet", 10**18)
     assert refusal.value.errno == errno.ENOSPC
-    recipe = replaced(demo(), [f"needed_bytes={10**18}"])
+    recipe = apply_overrides(demo(), [f"min_free_bytes={10**18}"])
     with pytest.raises(OSError, match="name another folder with --out"):
-        build(recipe, tmp_path / "run", Hardware())
+        build(recipe, tmp_path / "run", RuntimeConfig())
     assert {p.name for p in (tmp_path / "run").iterdir()} == {MARK, ".lock"}
 
 

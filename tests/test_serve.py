@@ -19,8 +19,8 @@ import openai
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from codekiln.generate.complete import Completer, Request
-from codekiln.generate.sampler import GREEDY
+from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.sampling import GREEDY
 from codekiln.serve.server import listen
 
 
@@ -46,13 +46,13 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 def test_the_openai_client_completes_as_the_engine_does(client: openai.OpenAI, small_run: Path) -> None:
     prompt = "def open_door(name"
     answer = client.completions.create(model="run", prompt=prompt, max_tokens=20, temperature=0)
-    expected = Completer.load(small_run).complete([Request(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
+    expected = Completer.load(small_run).complete([InfillRequest(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
     assert answer.choices[0].text == expected.text
     assert answer.choices[0].finish_reason == ("stop" if expected.is_finished else "length")
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (
-        expected.n_prompt_tokens,
-        expected.n_new_tokens,
+        expected.prompt_tokens,
+        expected.completion_tokens,
     )
 
 
@@ -106,7 +106,7 @@ from codekiln.generate.complete import Answer, Piece
 from codekiln.serve.server import listen, make_app, serve
 
 class Counting:
-    most_new_tokens, n_steps = 4096, 0
+    max_new_tokens_limit, n_steps = 4096, 0
 
     def stream(self, requests, *, max_new_tokens, **_):
         return self.pieces(requests[0].prompt, max_new_tokens)
@@ -319,7 +319,7 @@ def write_around_cursor(page: Page, before: str, after: str) -> None:
 
 def test_the_page_fills_the_hole_at_the_cursor(page: Page, small_run: Path) -> None:
     before, after = "def open_door(name", "\n    return name\n"
-    expected = Completer.load(small_run).complete([Request(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
+    expected = Completer.load(small_run).complete([InfillRequest(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
     code = page.locator("#code")
     page.locator("#max").fill("12")
     page.locator("#temperature").fill("0")

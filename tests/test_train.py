@@ -21,45 +21,45 @@ from safetensors.torch import load_file
 from torch import nn
 
 from codekiln.corpus.documents import SCHEMA, read_documents, write_parts
-from codekiln.files import write_record
-from codekiln.model.families import KilnConfig
+from codekiln.files import write_json
+from codekiln.model.configs import KilnConfig
 from codekiln.model.transformer import Transformer
 from codekiln.progress import sparkline
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import INCODER_CONTROL, PSM_CONTROL, TokenizerPlan, train_tokenizer
-from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
-from codekiln.train.loader import Batch, Loader
-from codekiln.train.loop import Hardware, TrainPlan, _fault, _validation_batches, train
-from codekiln.train.metrics import MetricsLog, bits_per_byte, matmul_peak, read_metrics
+from codekiln.tokenizer.training import INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS, TokenizerConfig, train_tokenizer
+from codekiln.train.checkpoint import Checkpointer, checkpoint_state_dict, list_checkpoints
+from codekiln.train.loader import Batch, BatchLoader
+from codekiln.train.loop import RuntimeConfig, TrainConfig, _skip_reason, _validation_batches, train
+from codekiln.train.metrics import MetricsLog, bits_per_byte, measure_peak_flops, read_metrics
 from codekiln.train.objectives import (
     CausalMasking,
+    Chunk,
     FillInTheMiddle,
-    InfillMixture,
     NextToken,
     Objective,
-    Piece,
-    split_at,
+    SpmInfill,
+    encode_around,
 )
 from codekiln.train.optimizer import (
-    AdamWPlan,
-    MuonPlan,
-    Optimizers,
+    WSD,
+    AdamWConfig,
+    MuonConfig,
+    OptimizerGroup,
     Schedule,
     WarmupCosine,
     WarmupPolynomial,
-    WarmupStableDecay,
-    orthogonalized,
+    orthogonalize,
 )
-from codekiln.train.parallel import ALONE, Ranks
-from codekiln.train.prepare import Shards, open_shards, prepare_shards
+from codekiln.train.parallel import SINGLE_PROCESS, World
+from codekiln.train.prepare import TokenShards, open_token_shards, prepare_shards
 from tests.small import SPELLED, write_tree
 
-TIMED = ("seconds", "tokens_per_second", "utilization")
+TIMED = ("seconds", "tokens_per_second", "matmul_efficiency")
 
 
 @pytest.fixture(scope="module")
-def shards(small_run: Path) -> Shards:
-    return open_shards(small_run / "tokens", "train")
+def shards(small_run: Path) -> TokenShards:
+    return open_token_shards(small_run / "tokens", "train")
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +71,18 @@ def ids_of(tokenizer: Tokenizer, text: str) -> "np.ndarray[tuple[int], np.dtype[
     return np.array(tokenizer.encode(text), np.int64)
 
 
-def loader_of(shards: Shards, tokenizer: Tokenizer, objective: Objective, **changes: Any) -> Loader:
-    return Loader(shards, tokenizer, objective, **({"context_length": 64, "rows": 4, "seed": 1} | changes))
+def loader_of(shards: TokenShards, tokenizer: Tokenizer, objective: Objective, **changes: Any) -> BatchLoader:
+    return BatchLoader(shards, tokenizer, objective, **({"context_length": 64, "rows": 4, "seed": 1} | changes))
 
 
-def test_shards_hold_every_document_in_order(small_run: Path, shards: Shards, run_tokenizer: Tokenizer) -> None:
+def test_shards_hold_every_document_in_order(small_run: Path, shards: TokenShards, run_tokenizer: Tokenizer) -> None:
     documents = list(read_documents(small_run / "corpus", "train"))
     lengths = shards.lengths()
     assert shards.n_documents == len(documents)
     for n, document in enumerate(documents):
         ids = shards.slice(n, 0, int(lengths[n]))
         assert run_tokenizer.decode_bytes(ids.tolist()) == document.text.encode()
-        assert run_tokenizer.control_ids.isdisjoint(ids.tolist())
+        assert run_tokenizer.special_ids.isdisjoint(ids.tolist())
     assert any(SPELLED in document.text for document in documents)
 
 
@@ -97,7 +97,7 @@ def test_shards_are_the_same_bytes_for_any_number_of_workers_and_after_a_kill(
     parts = write_parts(tmp_path / "corpus" / "train", batches)
     assert len(parts) > 8
     entry = {"documents": len(rows), "text_bytes": sum(len(text.encode()) for text in texts), "parts": parts}
-    write_record(tmp_path / "corpus" / "manifest.json", {"splits": {"train": entry}})
+    write_json(tmp_path / "corpus" / "manifest.json", {"splits": {"train": entry}})
     program = """
 import os, signal, sys
 from pathlib import Path
@@ -148,9 +148,9 @@ def test_a_corrupt_shard_is_named(small_run: Path, tmp_path: Path) -> None:
     data[7] ^= 1
     tokens.write_bytes(data)
     with pytest.raises(ValueError, match=r"tokens-00000\.bin is corrupt, its SHA-256"):
-        open_shards(tmp_path, "train")
+        open_token_shards(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="holds no finished token shards"):
-        open_shards(tmp_path / "none", "train")
+        open_token_shards(tmp_path / "none", "train")
 
 
 @given(st.text(alphabet="ab \n\té日😀_()=", min_size=1, max_size=80), st.data())
@@ -161,7 +161,7 @@ def test_a_hole_splits_a_text_as_its_three_parts_alone_are_encoded(
     raw = text.encode()
     start = data.draw(st.integers(0, len(raw)))
     stop = data.draw(st.integers(start, len(raw)))
-    cut = split_at(raw, (start, stop), tokenizer)
+    cut = encode_around(raw, (start, stop), tokenizer)
     parts = [tokenizer.decode(ids) for ids in cut]
     assert "".join(parts) == text
     assert cut == [tokenizer.encode(part) for part in parts]
@@ -170,20 +170,20 @@ def test_a_hole_splits_a_text_as_its_three_parts_alone_are_encoded(
 
 def test_a_hole_in_a_piece_that_begins_inside_a_character_loses_no_byte(tokenizer: Tokenizer) -> None:
     raw = "日本 x".encode()[1:]
-    parts = [tokenizer.decode_bytes(ids) for ids in split_at(raw, (5, 6), tokenizer)]
+    parts = [tokenizer.decode_bytes(ids) for ids in encode_around(raw, (5, 6), tokenizer)]
     assert parts == [raw[:5], raw[5:6], raw[6:]]
 
 
 def test_the_mixture_keeps_its_shares_and_its_text(tokenizer: Tokenizer) -> None:
-    objective = InfillMixture(infill_rate=0.7)
+    objective = SpmInfill(fim_rate=0.7)
     text = "def f(x):\n    y = x + 1\n\n    return y\n\n\nprint(f(3))\n" * 3
     ids = ids_of(tokenizer, text)
     n_holes = 0
     for seed in range(400):
-        piece = Piece(ids, is_start=False, is_end=False)
+        piece = Chunk(ids, is_start=False, is_end=False)
         layout = objective(piece, tokenizer, np.random.default_rng(seed))
         assert layout == objective(piece, tokenizer, np.random.default_rng(seed))
-        assert len(layout.ids) <= len(ids) + objective.n_added
+        assert len(layout.ids) <= len(ids) + objective.max_added_tokens
         if tokenizer.fim_middle in layout.ids:
             n_holes += 1
             suffix_at, middle_at = layout.ids.index(tokenizer.fim_suffix), layout.ids.index(tokenizer.fim_middle)
@@ -191,20 +191,20 @@ def test_the_mixture_keeps_its_shares_and_its_text(tokenizer: Tokenizer) -> None
             assert suffix_at == 0 < prefix_at < middle_at
             right, left = layout.ids[1:prefix_at], layout.ids[prefix_at + 1 : middle_at]
             assert text.startswith(tokenizer.decode([*left, *layout.ids[middle_at:], *right]))
-            assert layout.ids[-1] == tokenizer.end_of_text
+            assert layout.ids[-1] == tokenizer.eos_id
         else:
-            assert layout.ids == ids.tolist() and layout.weights == [1.0] * len(ids)
+            assert layout.ids == ids.tolist() and layout.loss_weights == [1.0] * len(ids)
     assert 0.62 < n_holes / 400 < 0.78
 
 
 def test_documents_without_room_for_a_hole_stay_left_to_right(tokenizer: Tokenizer) -> None:
-    always = InfillMixture(infill_rate=1.0, line_rate=1.0)
-    layout = always(Piece(ids_of(tokenizer, "x"), True, True), tokenizer, np.random.default_rng(0))
-    assert layout.ids == [tokenizer.end_of_text, *tokenizer.encode("x"), tokenizer.end_of_text]
+    always = SpmInfill(fim_rate=1.0, line_rate=1.0)
+    layout = always(Chunk(ids_of(tokenizer, "x"), True, True), tokenizer, np.random.default_rng(0))
+    assert layout.ids == [tokenizer.eos_id, *tokenizer.encode("x"), tokenizer.eos_id]
 
 
-@pytest.mark.parametrize("objective", [NextToken(), InfillMixture()], ids=str)
-def test_a_batch_is_a_function_of_its_step(shards: Shards, run_tokenizer: Tokenizer, objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [NextToken(), SpmInfill()], ids=str)
+def test_a_batch_is_a_function_of_its_step(shards: TokenShards, run_tokenizer: Tokenizer, objective: Objective) -> None:
     one, other = (loader_of(shards, run_tokenizer, objective) for _ in range(2))
     order = list(range(12))
     random.Random(0).shuffle(order)
@@ -219,10 +219,10 @@ def test_a_batch_is_a_function_of_its_step(shards: Shards, run_tokenizer: Tokeni
 @pytest.mark.parametrize(
     ("objective", "control"),
     [
-        (CausalMasking("paper"), INCODER_CONTROL),
-        (CausalMasking("released"), INCODER_CONTROL),
-        (FillInTheMiddle(split="characters"), PSM_CONTROL),
-        (FillInTheMiddle(rate=1.0, split="lines"), PSM_CONTROL),
+        (CausalMasking("paper"), INCODER_SPECIAL_TOKENS),
+        (CausalMasking("released"), INCODER_SPECIAL_TOKENS),
+        (FillInTheMiddle(split="characters"), PSM_SPECIAL_TOKENS),
+        (FillInTheMiddle(fim_rate=1.0, split="lines"), PSM_SPECIAL_TOKENS),
     ],
     ids=str,
 )
@@ -230,51 +230,51 @@ def test_the_papers_objectives_go_through_the_loader_and_are_learned(
     small_run: Path, tmp_path: Path, objective: Objective, control: tuple[str, ...]
 ) -> None:
     texts = [document.text for document in read_documents(small_run / "corpus", "train")]
-    tokenizer = train_tokenizer(TokenizerPlan(256 + 100 + len(control), control=control), texts)
+    tokenizer = train_tokenizer(TokenizerConfig(256 + 100 + len(control), special_tokens=control), texts)
     tokenizer.save(tmp_path / "tokenizer.json")
     prepare_shards(small_run / "corpus", tmp_path / "tokenizer.json", tmp_path / "tokens")
-    shards = open_shards(tmp_path / "tokens", "train")
+    shards = open_token_shards(tmp_path / "tokens", "train")
     loaders = [loader_of(shards, tokenizer, objective, context_length=128) for _ in range(2)]
-    told = sorted(tokenizer.control_ids - {tokenizer.end_of_text, tokenizer.pad})
+    told = sorted(tokenizer.special_ids - {tokenizer.eos_id, tokenizer.pad_id})
     n_told = 0
     for step in reversed(range(6)):
         batch, again = (loader.batch(step) for loader in loaders)
         assert all(
             np.array_equal(getattr(batch, f), getattr(again, f)) for f in ("ids", "targets", "weights", "documents")
         )
-        assert batch.ids.shape == (4, 128) and batch.weights.any(axis=1).all()
+        assert batch.ids.shape == (4, 128) and batch.loss_weights.any(axis=1).all()
         is_told = np.isin(batch.targets, told)
         n_told += int(is_told.sum())
         if isinstance(objective, CausalMasking):  # masks have no weight, what ends one has
-            assert not batch.weights[np.isin(batch.targets, told[:-1])].any()
+            assert not batch.loss_weights[np.isin(batch.targets, told[:-1])].any()
     assert n_told > 6
     train(
-        TrainPlan(objective, total_tokens=16_384, batch_rows=4, checkpoint_every=100),
+        TrainConfig(objective, total_tokens=16_384, global_batch_size=4, save_every=100),
         KilnConfig(1, 32, 2, 1, 16, 64, -(-tokenizer.vocab_size // 64) * 64, 128),
         tokens=tmp_path / "tokens",
         tokenizer=tokenizer,
         run=tmp_path / "run",
-        hardware=Hardware(compile=False),
-        made_from={},
+        runtime=RuntimeConfig(compile=False),
+        inputs={},
     )
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_left_to_right_an_epoch_holds_each_unit_once(shards: Shards, run_tokenizer: Tokenizer) -> None:
+def test_left_to_right_an_epoch_holds_each_unit_once(shards: TokenShards, run_tokenizer: Tokenizer) -> None:
     loader = loader_of(shards, run_tokenizer, NextToken(), rows=1)
     seen: list[str] = []
-    for step in range(loader.rows_per_epoch):
+    for step in range(loader.sequences_per_epoch):
         batch = loader.batch(step)
-        assert batch.documents is not None
-        for number in range(int(batch.documents.max()) + 1):
-            here = batch.documents[0] == number
+        assert batch.document_ids is not None
+        for number in range(int(batch.document_ids.max()) + 1):
+            here = batch.document_ids[0] == number
             ids, targets = batch.ids[0][here], batch.targets[0][here]
             assert np.array_equal(ids[1:], targets[:-1])
-            assert batch.weights[0][here].all()
+            assert batch.loss_weights[0][here].all()
             seen.append(run_tokenizer.decode([*ids.tolist(), int(targets[-1])]))
-        padding = batch.documents[0] == -1
-        assert not batch.weights[0][padding].any()
+        padding = batch.document_ids[0] == -1
+        assert not batch.loss_weights[0][padding].any()
     wanted = []
     for document, length in enumerate(shards.lengths().tolist()):
         for start in range(0, length, 63):
@@ -284,32 +284,32 @@ def test_left_to_right_an_epoch_holds_each_unit_once(shards: Shards, run_tokeniz
     assert sorted(seen) == sorted(wanted)
 
 
-def test_end_of_text_stands_where_documents_begin_and_end(shards: Shards, run_tokenizer: Tokenizer) -> None:
+def test_end_of_text_stands_where_documents_begin_and_end(shards: TokenShards, run_tokenizer: Tokenizer) -> None:
     loader = loader_of(shards, run_tokenizer, NextToken(), rows=1)
-    end = run_tokenizer.end_of_text
-    begins = sum(int((loader.batch(s).ids == end).sum()) for s in range(loader.rows_per_epoch))
-    ends = sum(int((loader.batch(s).targets == end).sum()) for s in range(loader.rows_per_epoch))
+    end = run_tokenizer.eos_id
+    begins = sum(int((loader.batch(s).ids == end).sum()) for s in range(loader.sequences_per_epoch))
+    stop_token_ids = sum(int((loader.batch(s).targets == end).sum()) for s in range(loader.sequences_per_epoch))
     lengths = shards.lengths()
     assert begins == shards.n_documents
-    assert ends == sum((length - 1) % 63 + 1 >= 16 for length in lengths.tolist())
+    assert stop_token_ids == sum((length - 1) % 63 + 1 >= 16 for length in lengths.tolist())
 
 
 def test_packing_wastes_little(tokenizer: Tokenizer) -> None:
     lengths = np.random.default_rng(0).lognormal(5, 1.2, size=500).astype(np.int64) + 16
-    shards = Shards((np.zeros(int(lengths.sum()), np.uint16),), (np.cumsum(lengths),))
+    shards = TokenShards((np.zeros(int(lengths.sum()), np.uint16),), (np.cumsum(lengths),))
     loader = loader_of(shards, tokenizer, NextToken(), context_length=256, rows=1)
-    documents = [loader.batch(step).documents for step in range(loader.rows_per_epoch)]
+    documents = [loader.batch(step).document_ids for step in range(loader.sequences_per_epoch)]
     used = [float((row >= 0).mean()) for row in documents if row is not None]
     assert sum(used) / len(used) > 0.95
 
 
-def test_a_context_too_short_for_its_objective_is_refused(shards: Shards, run_tokenizer: Tokenizer) -> None:
+def test_a_context_too_short_for_its_objective_is_refused(shards: TokenShards, run_tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="context_length is 16: this objective needs at least 29"):
-        loader_of(shards, run_tokenizer, InfillMixture(), context_length=16)
+        loader_of(shards, run_tokenizer, SpmInfill(), context_length=16)
 
 
 def test_the_schedule_at_its_corners() -> None:
-    schedule = WarmupStableDecay(warmup_share=0.1, decay_share=0.5)
+    schedule = WSD(warmup_fraction=0.1, decay_fraction=0.5)
     assert [round(schedule(step, 20), 9) for step in (0, 1, 9, 10, 11, 15, 19)] == [0.5, 1.0, 1.0, 1.0, 0.9, 0.5, 0.1]
 
 
@@ -317,7 +317,7 @@ def test_the_schedule_at_its_corners() -> None:
 def test_orthogonalization_keeps_directions_and_levels_their_size(shape: tuple[int, int]) -> None:
     matrix = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     u, _, vh = torch.linalg.svd(matrix[0], full_matrices=False)
-    found = orthogonalized(matrix)[0]
+    found = orthogonalize(matrix)[0]
     levels = torch.linalg.svdvals(found)
     assert levels.min() > 0.5 and levels.max() < 1.4
     # In the basis of the singular vectors what is left beside the diagonal is rounding.
@@ -329,25 +329,25 @@ def test_one_muon_step_by_hand() -> None:
     model = nn.Module()
     model.blocks = nn.Linear(8, 4, bias=False)
     before = model.blocks.weight.detach().clone()
-    plan = MuonPlan(schedule=WarmupStableDecay(0.0, 0.0))
+    plan = MuonConfig(schedule=WSD(0.0, 0.0))
     gradient = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     model.blocks.weight.grad = gradient.clone()
-    Optimizers(model, plan).step(0, 10)
+    OptimizerGroup(model, plan).step(0, 10)
     ahead = gradient * (1 - 0.95) + 0.95 * (0.05 * gradient)
-    expected = before * (1 - 0.02 * 0.1) - 0.02 * orthogonalized(ahead[None])[0]
+    expected = before * (1 - 0.02 * 0.1) - 0.02 * orthogonalize(ahead[None])[0]
     assert torch.allclose(model.blocks.weight, expected, atol=1e-6)
 
 
 def test_optimizer_state_comes_back_by_name() -> None:
-    def trained(first: "Optimizers | None") -> tuple[nn.Module, Optimizers]:
+    def trained(first: "OptimizerGroup | None") -> tuple[nn.Module, OptimizerGroup]:
         torch.manual_seed(0)
         model = nn.ModuleDict({"blocks": nn.Linear(6, 5), "embedding": nn.Linear(5, 3)})
-        optimizers = Optimizers(model, MuonPlan())
+        optimizers = OptimizerGroup(model, MuonConfig())
         for step in range(2):
             if step == 1 and first is not None:
-                state = optimizers.state()
-                optimizers = Optimizers(model, MuonPlan())
-                optimizers.load(state)
+                state = optimizers.state_dict()
+                optimizers = OptimizerGroup(model, MuonConfig())
+                optimizers.load_state_dict(state)
             model["embedding"](model["blocks"](torch.ones(2, 6))).square().sum().backward()
             optimizers.step(step, 10)
         return model, optimizers
@@ -357,9 +357,9 @@ def test_optimizer_state_comes_back_by_name() -> None:
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
-def test_bits_per_byte_of_a_uniform_guess(shards: Shards, run_tokenizer: Tokenizer) -> None:
+def test_bits_per_byte_of_a_uniform_guess(shards: TokenShards, run_tokenizer: Tokenizer) -> None:
     batches = [loader_of(shards, run_tokenizer, NextToken()).batch(step) for step in range(3)]
-    tokens = sum(float(batch.weights.sum()) for batch in batches)
+    tokens = sum(float(batch.loss_weights.sum()) for batch in batches)
     n_bytes = sum(batch.n_bytes for batch in batches)
     assert bits_per_byte(tokens * np.log(256), n_bytes) == pytest.approx(8 * tokens / n_bytes)
 
@@ -375,48 +375,48 @@ def test_the_log_forgets_what_a_lost_run_wrote(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_comes_back_and_only_the_last_two_are_kept(tmp_path: Path) -> None:
-    def weights(fill: float) -> dict[str, torch.Tensor]:
-        return {"a.weight": torch.full((3, 2), fill), "b.weight": torch.full((4,), fill)}
+    def weights(infill: float) -> dict[str, torch.Tensor]:
+        return {"a.weight": torch.full((3, 2), infill), "b.weight": torch.full((4,), infill)}
 
-    kept = Checkpoints(tmp_path, ALONE, {"recipe": "a"})
+    kept = Checkpointer(tmp_path, SINGLE_PROCESS, {"recipe": "a"})
     for step in (1, 2, 3):
-        moments = {"a.weight.momentum": torch.ones(3, 2), "a.weight.step": torch.tensor(float(step))}
+        optimizer_state = {"a.weight.momentum": torch.ones(3, 2), "a.weight.step": torch.tensor(float(step))}
         held = weights(step)
-        kept.save(step, checkpoint_state(held, moments))
+        kept.save(step, checkpoint_state_dict(held, optimizer_state))
         held["a.weight"].zero_()  # what training does next is not in the checkpoint
     with pytest.raises(RuntimeError, match="training failed"), kept:
         raise RuntimeError("training failed")
     # What was written when training failed is there.
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
     found = weights(0.0)
-    step, moments = kept.load(checkpoints(tmp_path)[-1], found)
+    step, optimizer_state = kept.load(list_checkpoints(tmp_path)[-1], found)
     assert step == 3 and torch.equal(found["a.weight"], torch.full((3, 2), 3.0))
-    assert torch.equal(moments["a.weight.momentum"], torch.ones(3, 2)) and moments["a.weight.step"] == 3
+    assert torch.equal(optimizer_state["a.weight.momentum"], torch.ones(3, 2)) and optimizer_state["a.weight.step"] == 3
 
 
 def test_checkpoints_that_a_rule_names_stay_for_good(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, ALONE, {}, keep_every=20)
+    kept = Checkpointer(tmp_path, SINGLE_PROCESS, {}, keep_every=20)
     for step in (10, 20, 30, 40, 50, 55):
-        kept.save(step, checkpoint_state({"a.weight": torch.ones(2, 2)}, {}))
-    kept.finish()
-    assert [int(path.name[5:]) for path in checkpoints(tmp_path)] == [20, 40, 50, 55]
+        kept.save(step, checkpoint_state_dict({"a.weight": torch.ones(2, 2)}, {}))
+    kept.wait()
+    assert [int(path.name[5:]) for path in list_checkpoints(tmp_path)] == [20, 40, 50, 55]
     (tmp_path / "best").mkdir()
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    kept.save(60, checkpoint_state({"a.weight": torch.ones(2, 2)}, {}))
-    kept.finish()
+    kept.save(60, checkpoint_state_dict({"a.weight": torch.ones(2, 2)}, {}))
+    kept.wait()
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("step-")} == {"best", "notes.txt"}
-    with pytest.raises(ValueError, match="keep_every is 70: it must be a multiple of checkpoint_every, 50"):
-        TrainPlan(NextToken(), total_tokens=1, keep_every=70)
+    with pytest.raises(ValueError, match="keep_every is 70: it must be a multiple of save_every, 50"):
+        TrainConfig(NextToken(), total_tokens=1, keep_every=70)
 
 
 def test_a_checkpoint_of_another_recipe_or_a_torn_one_is_refused(tmp_path: Path) -> None:
     weights = {"a.weight": torch.ones(30, 20)}
-    kept = Checkpoints(tmp_path, ALONE, {"train": {"seed": 0}})
-    kept.save(1, checkpoint_state(weights, {}))
-    kept.finish()
-    path = checkpoints(tmp_path)[-1]
+    kept = Checkpointer(tmp_path, SINGLE_PROCESS, {"train": {"seed": 0}})
+    kept.save(1, checkpoint_state_dict(weights, {}))
+    kept.wait()
+    path = list_checkpoints(tmp_path)[-1]
     with pytest.raises(ValueError, match=r"of another recipe \(train.seed: found 0, wanted 1\)"):
-        Checkpoints(tmp_path, ALONE, {"train": {"seed": 1}}).load(path, weights)
+        Checkpointer(tmp_path, SINGLE_PROCESS, {"train": {"seed": 1}}).load(path, weights)
     with pytest.raises(ValueError, match=r"a.weight is \(30, 20\) and must be \(3, 3\); b.weight is missing"):
         kept.load(path, {"a.weight": torch.ones(3, 3), "b.weight": torch.ones(1)})
     file = next(path.glob("*.safetensors"))
@@ -426,7 +426,7 @@ def test_a_checkpoint_of_another_recipe_or_a_torn_one_is_refused(tmp_path: Path)
 
 
 def test_the_matmul_peak_is_a_rate() -> None:
-    assert 1e9 < matmul_peak(torch.device("cpu"), torch.float32, size=256, seconds=0.1) < 1e13
+    assert 1e9 < measure_peak_flops(torch.device("cpu"), torch.float32, size=256, seconds=0.1) < 1e13
 
 
 def test_the_sparkline_shows_the_course() -> None:
@@ -467,9 +467,11 @@ def finish_build(code: Path, run: Path, mode: str = "eager") -> None:
 def outcome(run: Path) -> tuple[list[dict[str, object]], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """All that must not depend on where a run was killed: metrics, weights and moments."""
     metrics = [{k: v for k, v in row.items() if k not in TIMED} for row in read_metrics(run / "metrics.jsonl")]
-    last = checkpoints(run / "checkpoints")[-1]
-    moments = {name: tensor for path in sorted(last.glob("*.safetensors")) for name, tensor in load_file(path).items()}
-    return metrics, load_file(run / "model" / "model.safetensors"), moments
+    last = list_checkpoints(run / "checkpoints")[-1]
+    optimizer_state = {
+        name: tensor for path in sorted(last.glob("*.safetensors")) for name, tensor in load_file(path).items()
+    }
+    return metrics, load_file(run / "model" / "model.safetensors"), optimizer_state
 
 
 def assert_same_outcome(one: Path, other: Path) -> None:
@@ -523,7 +525,7 @@ def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on(undisturbed: tuple[
     process = start_build(code, stopped)
     kill_after(process, stopped, 5, signal.SIGINT)
     assert process.returncode == 130
-    last = checkpoints(stopped / "checkpoints")[-1]
+    last = list_checkpoints(stopped / "checkpoints")[-1]
     assert last.name == f"step-{read_metrics(stopped / 'metrics.jsonl')[-1]['step'] + 1:08}"
     finish_build(code, stopped)
     assert_same_outcome(run, stopped)
@@ -563,19 +565,19 @@ def test_weights_that_are_not_finite_stop_with_the_last_good_checkpoint(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: int, told: str
 ) -> None:
     """An update spoils them, just before a checkpoint or between two."""
-    kept = Optimizers.step
+    kept = OptimizerGroup.step
 
-    def step(self: Optimizers, number: int, n_steps: int) -> float:
+    def step(self: OptimizerGroup, number: int, n_steps: int) -> float:
         factor = kept(self, number, n_steps)
         if number == spoiled:
             weight = self._optimizers[0].param_groups[0]["params"][0]
             weight.detach()[0, 0] = np.inf
         return factor
 
-    monkeypatch.setattr(Optimizers, "step", step)
+    monkeypatch.setattr(OptimizerGroup, "step", step)
     with pytest.raises(ValueError, match=rf"{told}.*: lower the learning rate .* checkpoint is .*step-00000006$"):
-        trained(small_run, tmp_path, checkpoint_every=2)
-    last = checkpoints(tmp_path / "checkpoints")[-1]
+        trained(small_run, tmp_path, save_every=2)
+    last = list_checkpoints(tmp_path / "checkpoints")[-1]
     assert last.name == "step-00000006"
     assert all(tensor.isfinite().all() for path in last.glob("*.safetensors") for tensor in load_file(path).values())
 
@@ -585,24 +587,24 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(small_run: Path, tmp_
     program = """
 import resource, signal, sys
 from pathlib import Path
-from codekiln.model.families import KilnConfig
+from codekiln.model.configs import KilnConfig
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.checkpoints import Checkpoints
-from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.train.checkpoint import Checkpoints
+from codekiln.train.loop import Hardware, TrainConfig, train
 from codekiln.train.objectives import NextToken
 save = Checkpoints.save
 def limited(self, step, state):
-    self.finish()
+    self.wait()
     if step == 6:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     save(self, step, state)
 Checkpoints.save = limited
 source, run = map(Path, sys.argv[1:])
-plan = TrainPlan(NextToken(), total_tokens=4096, batch_rows=4, checkpoint_every=2)
+plan = TrainConfig(NextToken(), total_tokens=4096, global_batch_size=4, save_every=2)
 try:
     train(plan, KilnConfig(1, 32, 2, 1, 16, 64, 384, 64), tokens=source / "tokens",
-          tokenizer=Tokenizer.load(source / "tokenizer.json"), run=run, hardware=Hardware(compile=False), made_from={})
+          tokenizer=Tokenizer.load(source / "tokenizer.json"), run=run, hardware=Hardware(compile=False), inputs={})
 except OSError as error:
     print(error.strerror)
 """
@@ -610,11 +612,11 @@ except OSError as error:
         [sys.executable, "-c", program, str(small_run), str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(
-        f"no room on the disk to write {tmp_path / 'checkpoints' / 'step-00000006'}: free some"
+        f"no room on the disk to write {tmp_path / 'list_checkpoints' / 'step-00000006'}: free some"
     )
-    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000002", "step-00000004"]
-    rows = trained(small_run, tmp_path, checkpoint_every=2)  # goes on from there
-    straight = trained(small_run, tmp_path / "straight", checkpoint_every=2)
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000002", "step-00000004"]
+    rows = trained(small_run, tmp_path, save_every=2)  # goes on from there
+    straight = trained(small_run, tmp_path / "straight", save_every=2)
     assert [row["loss"] for row in rows] == [row["loss"] for row in straight]
 
 
@@ -628,16 +630,16 @@ def test_shards_are_written_beside_each_other(small_run: Path, tmp_path: Path, m
     ]
     parts = write_parts(tmp_path / "corpus" / "train", iter(batches))
     entry = {"documents": len(batches), "text_bytes": 0, "parts": parts}
-    write_record(tmp_path / "corpus" / "manifest.json", {"splits": {"train": entry}})
+    write_json(tmp_path / "corpus" / "manifest.json", {"splits": {"train": entry}})
     manifest = prepare_shards(tmp_path / "corpus", small_run / "tokenizer.json", tmp_path / "tokens")
     assert len(manifest["splits"]["train"]["shards"]) == len(parts) > 40
-    assert open_shards(tmp_path / "tokens", "train").n_documents == len(batches)
+    assert open_token_shards(tmp_path / "tokens", "train").n_documents == len(batches)
 
 
-def test_joined_rows_are_those_of_codegen_s_code(shards: Shards, run_tokenizer: Tokenizer) -> None:
+def test_joined_rows_are_those_of_codegen_s_code(shards: TokenShards, run_tokenizer: Tokenizer) -> None:
     """Against the plain rule: an end of text behind every document, whole rows, and a buffer of what is left."""
-    T, end = 80, run_tokenizer.end_of_text
-    loader = loader_of(shards, run_tokenizer, NextToken(), context_length=T, rows=1, packing="joined")
+    T, end = 80, run_tokenizer.eos_id
+    loader = loader_of(shards, run_tokenizer, NextToken(), context_length=T, rows=1, packing="concat")
     order = np.random.default_rng((1, 0)).permutation(shards.n_documents)
     lengths = shards.lengths()
     wanted: list[list[int]] = []
@@ -653,18 +655,18 @@ def test_joined_rows_are_those_of_codegen_s_code(shards: Shards, run_tokenizer: 
             while len(carry) >= T:
                 wanted.append(carry[:T])
                 carry = carry[T:]
-    assert loader.rows_per_epoch == len(wanted) > 5
+    assert loader.sequences_per_epoch == len(wanted) > 5
     batches = [loader.batch(step) for step in range(len(wanted))]
     found = [[*batch.ids[0, : T - 1].tolist(), int(batch.targets[0, T - 2])] for batch in batches]
     assert sorted(found) == sorted(wanted)
     for batch in batches:
         assert np.array_equal(batch.ids[0, 1 : T - 1], batch.targets[0, : T - 2])
-        assert batch.weights[0].tolist() == [1.0] * (T - 1) + [0.0]
-        assert batch.documents is None  # they see each other
+        assert batch.loss_weights[0].tolist() == [1.0] * (T - 1) + [0.0]
+        assert batch.document_ids is None  # they see each other
 
 
-def test_parts_of_a_batch_are_its_rows(shards: Shards, run_tokenizer: Tokenizer) -> None:
-    loader = loader_of(shards, run_tokenizer, InfillMixture(), context_length=96)
+def test_parts_of_a_batch_are_its_rows(shards: TokenShards, run_tokenizer: Tokenizer) -> None:
+    loader = loader_of(shards, run_tokenizer, SpmInfill(), context_length=96)
     whole = loader.batch(3)
     parts = [loader.batch(3, (k, 2)) for k in range(2)]
     for field in ("ids", "targets", "weights", "documents"):
@@ -674,8 +676,8 @@ def test_parts_of_a_batch_are_its_rows(shards: Shards, run_tokenizer: Tokenizer)
 
 
 def test_documents_that_run_on_are_learned_left_to_right_only() -> None:
-    with pytest.raises(ValueError, match=r"train.packing is joined and the objective InfillMixture"):
-        TrainPlan(InfillMixture(), total_tokens=1, batch_rows=1, packing="joined")
+    with pytest.raises(ValueError, match=r"train.packing is joined and the objective SpmInfill"):
+        TrainConfig(SpmInfill(), total_tokens=1, global_batch_size=1, packing="concat")
 
 
 @pytest.mark.parametrize(
@@ -703,11 +705,11 @@ def test_one_adamw_step_by_hand() -> None:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    plan = AdamWPlan(rate=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=WarmupCosine(0, None, 0.1))
+    plan = AdamWConfig(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=WarmupCosine(0, None, 0.1))
     gradients = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
     for name, weight in model.named_parameters():
         weight.grad = gradients[name].clone()
-    Optimizers(model, plan).step(0, 100)
+    OptimizerGroup(model, plan).step(0, 100)
     for name, weight in model.named_parameters():
         g = gradients[name]
         # At the first step both moments are corrected to the gradient and its square.
@@ -717,45 +719,45 @@ def test_one_adamw_step_by_hand() -> None:
 
 def trained(small_run: Path, run: Path, **changes: Any) -> list[dict[str, Any]]:
     """The metrics of a short training on the small run's tokens."""
-    plan = TrainPlan(NextToken(), **({"total_tokens": 4096, "batch_rows": 4, "checkpoint_every": 100} | changes))
+    plan = TrainConfig(NextToken(), **({"total_tokens": 4096, "global_batch_size": 4, "save_every": 100} | changes))
     train(
         plan,
         KilnConfig(1, 32, 2, 1, 16, 64, 384, 64),
         tokens=small_run / "tokens",
         tokenizer=Tokenizer.load(small_run / "tokenizer.json"),
         run=run,
-        hardware=Hardware(compile=False),
-        made_from={},
+        runtime=RuntimeConfig(compile=False),
+        inputs={},
     )
     return read_metrics(run / "metrics.jsonl")
 
 
 def test_the_z_loss_keeps_the_softmax_normalizer_small(small_run: Path, tmp_path: Path) -> None:
-    plan = AdamWPlan(rate=3e-3, schedule=WarmupCosine(2))
+    plan = AdamWConfig(lr=3e-3, schedule=WarmupCosine(2))
     with_it = trained(small_run, tmp_path / "with", z_loss=0.1, optimizer=plan, total_tokens=16_384)
     without = trained(small_run, tmp_path / "without", optimizer=plan, total_tokens=16_384)
     # At the start all logits are near 0, so the normalizer is near ln 384.
-    assert with_it[0]["z_penalty"] == pytest.approx(np.log(384) ** 2, rel=0.02)
-    assert with_it[-1]["z_penalty"] < 0.7 * with_it[0]["z_penalty"]
-    assert with_it[0]["loss"] == pytest.approx(without[0]["loss"], rel=1e-6) and "z_penalty" not in without[0]
+    assert with_it[0]["z_loss"] == pytest.approx(np.log(384) ** 2, rel=0.02)
+    assert with_it[-1]["z_loss"] < 0.7 * with_it[0]["z_loss"]
+    assert with_it[0]["loss"] == pytest.approx(without[0]["loss"], rel=1e-6) and "z_loss" not in without[0]
 
 
 def test_a_bad_batch_is_left_out_and_recorded(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight in one batch's loss is infinite."""
-    kept = Loader.batch
+    kept = BatchLoader.batch
 
-    def spoiled(self: Loader, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
+    def spoiled(self: BatchLoader, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
         batch = kept(self, step, part)
         if step == 30 and self._rows == 4:
-            batch.weights[0, 0] = np.inf
+            batch.loss_weights[0, 0] = np.inf
         return batch
 
-    monkeypatch.setattr(Loader, "batch", spoiled)
-    plan = AdamWPlan(rate=1e-3, schedule=WarmupCosine(2))
+    monkeypatch.setattr(BatchLoader, "batch", spoiled)
+    plan = AdamWConfig(lr=1e-3, schedule=WarmupCosine(2))
     rows = trained(small_run, tmp_path, optimizer=plan, total_tokens=64 * 4 * 40)
     skipped = [row for row in rows if "skipped" in row]
     assert [row["step"] for row in skipped] == [30]
-    assert "the loss is" in skipped[0]["skipped"] and skipped[0]["rate_factor"] == 0.0
+    assert "the loss is" in skipped[0]["skipped"] and skipped[0]["lr_scale"] == 0.0
     assert skipped[0]["documents"] and all(isinstance(number, int) for number in skipped[0]["documents"])
     assert np.isfinite(rows[-1]["loss"]) and rows[-1]["loss"] < rows[0]["loss"]
 
@@ -763,39 +765,41 @@ def test_a_bad_batch_is_left_out_and_recorded(small_run: Path, tmp_path: Path, m
 def test_a_spike_is_left_out_and_many_bad_batches_end_the_run(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = trained(small_run, tmp_path / "spikes", spike=1.1, total_tokens=64 * 4 * 40)
+    rows = trained(small_run, tmp_path / "spikes", max_grad_norm_ratio=1.1, total_tokens=64 * 4 * 40)
     skipped = [row for row in rows if "times the usual" in row.get("skipped", "")]
-    assert skipped and all(row["step"] >= 20 and row["rate_factor"] == 0.0 for row in skipped)
-    kept = Loader.batch
+    assert skipped and all(row["step"] >= 20 and row["lr_scale"] == 0.0 for row in skipped)
+    kept = BatchLoader.batch
 
-    def spoiled(self: Loader, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
+    def spoiled(self: BatchLoader, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
         batch = kept(self, step, part)
         if step >= 10 and self._rows == 4:
-            batch.weights[0, 0] = np.nan
+            batch.loss_weights[0, 0] = np.nan
         return batch
 
-    monkeypatch.setattr(Loader, "batch", spoiled)
+    monkeypatch.setattr(BatchLoader, "batch", spoiled)
     with pytest.raises(ValueError, match=r"the loss is nan .* at step 29, and 20 batches in a row were bad: lower"):
-        trained(small_run, tmp_path / "bad", total_tokens=64 * 4 * 40, checkpoint_every=5)
+        trained(small_run, tmp_path / "bad", total_tokens=64 * 4 * 40, save_every=5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_the_same_rows_are_validated_whatever_the_ranks(small_run: Path, size: int, rows: int) -> None:
-    plan = TrainPlan(NextToken(), total_tokens=1, valid_rows=7)
+    plan = TrainConfig(NextToken(), total_tokens=1, eval_sequences=7)
     tokenizer = Tokenizer.load(small_run / "tokenizer.json")
 
     def found(rows: int, size: int) -> tuple[set[tuple[int, ...]], int, set[int]]:
         seen, n_bytes, n_batches = set(), 0, set()
         for rank in range(size):
             mesh: Any = {"data": Mesh(size, rank)}
-            batches = _validation_batches(plan, 32, small_run / "tokens", tokenizer, rows, Ranks(rank, size, mesh=mesh))
+            batches = _validation_batches(plan, 32, small_run / "tokens", tokenizer, rows, World(rank, size, mesh=mesh))
             n_batches.add(len(batches))
             for batch in batches:
                 assert batch.ids.shape == (rows, 32)
                 n_bytes += batch.n_bytes
                 seen |= {
-                    tuple(row) for row, weights in zip(batch.ids.tolist(), batch.weights, strict=True) if weights.any()
+                    tuple(row)
+                    for row, weights in zip(batch.ids.tolist(), batch.loss_weights, strict=True)
+                    if weights.any()
                 }
         return seen, n_bytes, n_batches
 
@@ -820,10 +824,10 @@ class Mesh:
 
 def test_a_spike_is_told_from_what_is_usual() -> None:
     usual = [1.0, 1.1, 0.9] * 10
-    assert _fault(2.0, 20.0, usual, 30.0) is None
-    assert _fault(2.0, 40.0, usual, 30.0) == "the gradient's norm is 40, 40 times the usual"
-    assert _fault(2.0, 40.0, usual[:10], 30.0) is None  # too few to know
-    assert _fault(float("nan"), 1.0, usual, 30.0) == "the loss is nan and the gradient's norm 1.0"
+    assert _skip_reason(2.0, 20.0, usual, 30.0) is None
+    assert _skip_reason(2.0, 40.0, usual, 30.0) == "the gradient's norm is 40, 40 times the usual"
+    assert _skip_reason(2.0, 40.0, usual[:10], 30.0) is None  # too few to know
+    assert _skip_reason(float("nan"), 1.0, usual, 30.0) == "the loss is nan and the gradient's norm 1.0"
 
 
 def test_blocks_computed_anew_give_the_same_gradients(tokenizer: Tokenizer) -> None:
@@ -831,8 +835,8 @@ def test_blocks_computed_anew_give_the_same_gradients(tokenizer: Tokenizer) -> N
     ids = torch.randint(0, 384, (2, 20))
     tensors = (ids, ids.roll(-1, 1), torch.ones(2, 20), torch.zeros(2, 20, dtype=torch.long))
     gradients = []
-    for recomputes in (False, True):
-        model.recomputes = recomputes
+    for activation_checkpointing in (False, True):
+        model.activation_checkpointing = activation_checkpointing
         model.zero_grad()
         model.loss_sums(*tensors)[0].backward()  # type: ignore[no-untyped-call]
         gradients.append([weight.grad for weight in model.parameters()])

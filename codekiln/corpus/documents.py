@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from codekiln.files import Record, check_seal, read_record, replacing, seal
+from codekiln.files import JsonObject, atomic_write, checksum, read_json, verify_checksum
 
 SCHEMA = pa.schema(
     [
@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
 SPLITS = ("train", "heldout")
 MANIFEST = "manifest.json"
 PART_BYTES = 32 * 2**20
-ROWS_AT_ONCE = 512
+READ_BATCH_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,24 @@ class Document:
         return f"{self.repository}@{self.revision}/{self.path}"
 
 
-def write_parts(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[Record]:
+def write_parts(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[JsonObject]:
     """Writes batches of `SCHEMA` in order as `part-00000.parquet`, …; a record for each part.
 
     A part ends at the first batch that takes its text over `PART_BYTES`, so equal batches give equal bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts: list[Record] = []
+    parts: list[JsonObject] = []
     pending: list[pa.RecordBatch] = []
     pending_bytes = 0
 
     def close() -> None:
         path = folder / f"part-{len(parts):05}.parquet"
         table = pa.Table.from_batches(pending, SCHEMA)
-        with replacing(path) as draft:
-            pq.write_table(table, draft, compression="zstd", row_group_size=4096)
-        parts.append({"file": path.name, "documents": table.num_rows, "text_bytes": _text_bytes(table)} | seal(path))
+        with atomic_write(path) as temp_path:
+            pq.write_table(table, temp_path, compression="zstd", row_group_size=4096)
+        parts.append(
+            {"file": path.name, "documents": table.num_rows, "text_bytes": _text_bytes(table)} | checksum(path)
+        )
         pending.clear()
 
     for batch in batches:
@@ -74,14 +76,14 @@ def write_parts(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[Record]
     return parts
 
 
-def read_manifest(corpus: Path) -> Record:
+def read_manifest(corpus: Path) -> JsonObject:
     """The manifest of a finished corpus. Raises OSError where there is none."""
     path = corpus / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"{corpus} holds no finished corpus ({MANIFEST} is missing): run `codekiln build` first"
         )
-    return read_record(path)
+    return read_json(path)
 
 
 def read_documents(corpus: Path, split: str) -> Iterator[Document]:
@@ -102,12 +104,12 @@ def read_texts(corpus: Path, split: str, part: int) -> Iterator[list[str]]:
         yield batch.column("text").to_pylist()
 
 
-def _batches(corpus: Path, split: str, record: Record, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _batches(corpus: Path, split: str, record: JsonObject, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The rows of a part, after its seal was checked."""
     path = corpus / split / record["file"]
-    check_seal(path, record, folder=corpus)
+    verify_checksum(path, record, folder=corpus)
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns)
+        yield from file.iter_batches(batch_size=READ_BATCH_ROWS, columns=columns)
 
 
 def _text_bytes(data: pa.RecordBatch | pa.Table) -> int:

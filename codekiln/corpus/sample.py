@@ -10,7 +10,7 @@ from pathlib import Path
 from codekiln.corpus.documents import Document, read_documents
 
 
-def even_sample(corpus: Path, split: str, limit_bytes: int, seed: int) -> Iterator[Document]:
+def balanced_sample(corpus: Path, split: str, limit_bytes: int, seed: int) -> Iterator[Document]:
     """Documents of at most `limit_bytes` bytes of text together, every language with an equal share of them.
 
     What a language is too small to fill is shared by the others. Within a language documents come in an order drawn from
@@ -28,7 +28,7 @@ def even_sample(corpus: Path, split: str, limit_bytes: int, seed: int) -> Iterat
         kept_bytes[language] += size
         while kept_bytes[language] - kept[language][0][1] >= limit_bytes:
             kept_bytes[language] -= heapq.heappop(kept[language])[1]
-    shares = even_shares(sizes, limit_bytes)
+    shares = balanced_quotas(sizes, limit_bytes)
     order: dict[str, tuple[int, int]] = {}  # where a document stands, and how much of it is taken
     for language, heap in kept.items():
         taken = 0
@@ -43,7 +43,7 @@ def even_sample(corpus: Path, split: str, limit_bytes: int, seed: int) -> Iterat
         yield replace(document, text=text)
 
 
-def even_shares(sizes: dict[str, int], limit: int) -> dict[str, int]:
+def balanced_quotas(sizes: dict[str, int], limit: int) -> dict[str, int]:
     """How much of each is taken when none gives more than it has and the rest give alike; `limit` in all, or all there is."""
     shares: dict[str, int] = {}
     left = limit

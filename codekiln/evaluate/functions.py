@@ -19,7 +19,7 @@ class Function:
     hidden_line: int
 
 
-def draw_functions(
+def sample_functions(
     documents: Iterable[Document], n: int, *, seed: int, context_characters: int = 800
 ) -> list[Function]:
     """`n` functions of 3 to 12 lines of body, at most one a document, in an order that the seed decides."""

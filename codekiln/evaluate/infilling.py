@@ -11,43 +11,43 @@ import torch
 import torch.nn.functional as F
 
 from codekiln.corpus.documents import Document
-from codekiln.files import Record
-from codekiln.generate.complete import Answer, Completer, Request
-from codekiln.generate.sampler import GREEDY
-from codekiln.progress import task
-from codekiln.tokenizer.infill import whole_words
+from codekiln.files import JsonObject
+from codekiln.generate.complete import Completer, Completion, InfillRequest
+from codekiln.generate.sampling import GREEDY
+from codekiln.progress import progress_bar
+from codekiln.tokenizer.infill import expand_to_words
 
-Numbers = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
 SINGLE_LINE, SPAN = "single-line", "span"
-MEETING_CHARACTERS = 8
+SUFFIX_MATCH_CHARACTERS = 8
 
 
 @dataclass(frozen=True)
-class InfillingPlan:
+class InfillingConfig:
     """Problems drawn from held-out documents by a seed."""
 
     n_problems: int = 250
     context_characters: int = 1000
     max_new_tokens: int = 32
     max_span_characters: int = 40
-    max_per_document: int = 8
-    batch_rows: int = 32
+    max_problems_per_document: int = 8
+    batch_size: int = 32
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """`truth` stood between `prompt` and `suffix` in the document `name`."""
+    """`reference` stood between `prompt` and `suffix` in the document `name`."""
 
     kind: str
     name: str
     prompt: str
-    truth: str
+    reference: str
     suffix: str
 
 
 @dataclass(frozen=True)
-class Verdict:
+class InfillResult:
     """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`), cut alike."""
 
     problem: Problem
@@ -58,78 +58,83 @@ class Verdict:
 
     @property
     def is_infill_exact(self) -> bool:
-        return self.infill == self.problem.truth
+        return self.infill == self.problem.reference
 
     @property
     def is_left_to_right_exact(self) -> bool:
-        return self.left_to_right == self.problem.truth
+        return self.left_to_right == self.problem.reference
 
 
-def draw_problems(documents: Iterable[Document], plan: InfillingPlan) -> dict[str, list[Problem]]:
-    """Problems by kind, in an order that the seed decides. A document gives at most `max_per_document` of a kind."""
+def sample_problems(documents: Iterable[Document], config: InfillingConfig) -> dict[str, list[Problem]]:
+    """Problems by kind, in an order that the seed decides. A document gives at most `max_problems_per_document` of a kind."""
     drawn: dict[str, list[tuple[str, Problem]]] = {SINGLE_LINE: [], SPAN: []}
     for document in documents:
         rng = np.random.default_rng(
-            int.from_bytes(hashlib.sha256(f"{plan.seed}:{document.name}".encode()).digest()[:8])
+            int.from_bytes(hashlib.sha256(f"{config.seed}:{document.name}".encode()).digest()[:8])
         )
-        for number in range(plan.max_per_document):
-            for kind, hole in ((SINGLE_LINE, _line(document.text, rng)), (SPAN, _span(document.text, plan, rng))):
+        for number in range(config.max_problems_per_document):
+            for kind, hole in ((SINGLE_LINE, _line(document.text, rng)), (SPAN, _span(document.text, config, rng))):
                 if hole is not None:
-                    key = hashlib.sha256(f"{plan.seed}:{kind}:{number}:{document.name}".encode()).hexdigest()
-                    drawn[kind].append((key, _problem(kind, document, hole, plan)))
+                    key = hashlib.sha256(f"{config.seed}:{kind}:{number}:{document.name}".encode()).hexdigest()
+                    drawn[kind].append((key, _problem(kind, document, hole, config)))
     return {
-        kind: [problem for _, problem in sorted(found, key=lambda e: e[0])][: plan.n_problems]
+        kind: [problem for _, problem in sorted(found, key=lambda e: e[0])][: config.n_problems]
         for kind, found in drawn.items()
     }
 
 
-def judge(completer: Completer, problems: Sequence[Problem], plan: InfillingPlan, *, title: str) -> list[Verdict]:
-    """A verdict a problem. Greedy; both answers are cut as an editor would (`taken_over`)."""
-    verdicts: list[Verdict] = []
-    with task(title, len(problems)) as progress:
-        for start in range(0, len(problems), plan.batch_rows):
-            batch = problems[start : start + plan.batch_rows]
-            infilled, onward = (fill(completer, batch, plan, with_suffix=known) for known in (True, False))
-            for problem, (infill, infill_bits), (left_to_right, onward_bits) in zip(
-                batch, infilled, onward, strict=True
+def evaluate(
+    completer: Completer, problems: Sequence[Problem], config: InfillingConfig, *, title: str
+) -> list[InfillResult]:
+    """A verdict a problem. Greedy; both answers are cut as an editor would (`postprocess`)."""
+    results: list[InfillResult] = []
+    with progress_bar(title, len(problems)) as progress:
+        for start in range(0, len(problems), config.batch_size):
+            batch = problems[start : start + config.batch_size]
+            with_suffix = answer_problems(completer, batch, config, with_suffix=True)
+            without = answer_problems(completer, batch, config, with_suffix=False)
+            for problem, (infill, infill_bits), (left_to_right, left_to_right_bits) in zip(
+                batch, with_suffix, without, strict=True
             ):
-                verdicts.append(Verdict(problem, infill, left_to_right, infill_bits, onward_bits))
+                results.append(InfillResult(problem, infill, left_to_right, infill_bits, left_to_right_bits))
             progress.advance(len(batch))
-    return verdicts
+    return results
 
 
-def fill(
-    completer: Completer, problems: Sequence[Problem], plan: InfillingPlan, *, with_suffix: bool
+def answer_problems(
+    completer: Completer, problems: Sequence[Problem], config: InfillingConfig, *, with_suffix: bool
 ) -> list[tuple[str, float]]:
     """What is written into each hole, greedily and cut, and the bits of what stood there; the holes go together."""
-    answers = completer.complete(
-        [Request(p.prompt, p.suffix if with_suffix else None) for p in problems],
-        max_new_tokens=plan.max_new_tokens,
+    completions = completer.complete(
+        [InfillRequest(p.prompt, p.suffix if with_suffix else None) for p in problems],
+        max_new_tokens=config.max_new_tokens,
         sampling=GREEDY,
-        stop=stops(problems),
+        stop=stop_strings(problems),
     )
-    texts = (taken_over(answer, p, with_suffix=with_suffix) for answer, p in zip(answers, problems, strict=True))
-    return list(zip(texts, hole_bits(completer, problems, with_suffix=with_suffix), strict=True))
+    texts = (
+        postprocess(completion, p, with_suffix=with_suffix) for completion, p in zip(completions, problems, strict=True)
+    )
+    return list(zip(texts, middle_bits(completer, problems, with_suffix=with_suffix), strict=True))
 
 
-def stops(problems: Sequence[Problem]) -> Sequence[str]:
+def stop_strings(problems: Sequence[Problem]) -> Sequence[str]:
     """What ends the answers to problems that are asked together before the model ends them."""
     return ["\n"] if all(problem.kind == SINGLE_LINE for problem in problems) else ()
 
 
-def hole_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix: bool) -> list[float]:
+def middle_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix: bool) -> list[float]:
     """Bits that the model spends on each truth, its end not counted, with or without what comes after in view."""
     rows = []
     for problem in problems:
-        truth = completer.tokenizer.encode(problem.truth)
-        request = Request(problem.prompt, problem.suffix if with_suffix else None)
-        rows.append((completer.prompt_ids(request, len(truth)), truth))
-    return continuation_bits(completer, rows)
+        reference = completer.tokenizer.encode(problem.reference)
+        request = InfillRequest(problem.prompt, problem.suffix if with_suffix else None)
+        rows.append((completer.prompt_ids(request, len(reference)), reference))
+    return score_continuations(completer, rows)
 
 
-def continuation_bits(completer: Completer, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+def score_continuations(completer: Completer, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     """Bits that the model spends on each row's continuation, the second of its two lists of ids, behind its prompt."""
-    ids = torch.full((len(rows), max(len(prompt) + len(rest) for prompt, rest in rows)), completer.tokenizer.pad)
+    ids = torch.full((len(rows), max(len(prompt) + len(rest) for prompt, rest in rows)), completer.tokenizer.pad_id)
     for r, (prompt, rest) in enumerate(rows):
         ids[r, : len(prompt) + len(rest)] = torch.tensor(prompt + rest)
     bits = []
@@ -137,46 +142,46 @@ def continuation_bits(completer: Completer, rows: Sequence[tuple[list[int], list
         hidden = completer.model(ids)
         for r, (prompt, rest) in enumerate(rows):
             at, end = len(prompt), len(prompt) + len(rest)
-            logits = completer.model.head(hidden[r, at - 1 : end - 1]).float()
+            logits = completer.model.lm_head(hidden[r, at - 1 : end - 1]).float()
             bits.append(float(F.cross_entropy(logits, ids[r, at:end], reduction="sum")) / math.log(2))
     return bits
 
 
-def summary(verdicts: Sequence[Verdict]) -> Record:
+def aggregate(results: Sequence[InfillResult]) -> JsonObject:
     """Exact match both ways, bits per byte of the holes both ways, and the paired differences; 95 % intervals."""
-    n = len(verdicts)
+    n = len(results)
     if not n:
         return {"problems": 0}
-    infill = np.array([v.is_infill_exact for v in verdicts], float)
-    onward = np.array([v.is_left_to_right_exact for v in verdicts], float)
-    n_bytes = np.array([len(v.problem.truth.encode()) for v in verdicts], float)
-    infill_bits = np.array([v.infill_bits for v in verdicts])
-    onward_bits = np.array([v.left_to_right_bits for v in verdicts])
+    infill = np.array([v.is_infill_exact for v in results], float)
+    left_to_right = np.array([v.is_left_to_right_exact for v in results], float)
+    n_bytes = np.array([len(v.problem.reference.encode()) for v in results], float)
+    infill_bits = np.array([v.infill_bits for v in results])
+    left_to_right_bits = np.array([v.left_to_right_bits for v in results])
     return {
         "problems": n,
-        "infill_exact_match": _share(infill),
-        "left_to_right_exact_match": _share(onward),
-        "difference": mean_interval(infill - onward),
+        "infill_exact_match": _wilson_interval(infill),
+        "left_to_right_exact_match": _wilson_interval(left_to_right),
+        "difference": mean_interval(infill - left_to_right),
         "infill_bits_per_byte": float(infill_bits.sum() / n_bytes.sum()),
-        "left_to_right_bits_per_byte": float(onward_bits.sum() / n_bytes.sum()),
-        "bits_per_byte_difference": ratio_interval(infill_bits - onward_bits, n_bytes),
+        "left_to_right_bits_per_byte": float(left_to_right_bits.sum() / n_bytes.sum()),
+        "bits_per_byte_difference": ratio_interval(infill_bits - left_to_right_bits, n_bytes),
     }
 
 
-def taken_over(answer: Answer, problem: Problem, *, with_suffix: bool) -> str:
+def postprocess(completion: Completion, problem: Problem, *, with_suffix: bool) -> str:
     """An answer as an editor takes it over, which knows the suffix whether the model was shown it or not.
 
     A single line ends where it ends (InCoder, section 4.1), a span where it meets the suffix. Where a span never does, it
     is what the model ended by itself; left to right, where nothing tells the model to end, it is what there is of the line.
     """
     if problem.kind == SINGLE_LINE:
-        return answer.text.split("\n", 1)[0]
-    meeting = answer.text.find(problem.suffix[:MEETING_CHARACTERS]) if problem.suffix else -1
+        return completion.text.split("\n", 1)[0]
+    meeting = completion.text.find(problem.suffix[:SUFFIX_MATCH_CHARACTERS]) if problem.suffix else -1
     if meeting != -1:
-        return answer.text[:meeting]
+        return completion.text[:meeting]
     if with_suffix:
-        return answer.text if answer.is_finished else answer.text + "…"
-    return answer.text.split("\n", 1)[0]
+        return completion.text if completion.is_finished else completion.text + "…"
+    return completion.text.split("\n", 1)[0]
 
 
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -190,29 +195,29 @@ def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
     return int(starts[chosen]), int(starts[chosen]) + len(lines[chosen])
 
 
-def _span(text: str, plan: InfillingPlan, rng: np.random.Generator) -> tuple[int, int] | None:
+def _span(text: str, config: InfillingConfig, rng: np.random.Generator) -> tuple[int, int] | None:
     """A run of whole words, its length before widening uniform on a logarithmic scale, not of white space alone."""
     data = text.encode()
-    if len(data) < 4 * plan.max_span_characters:
+    if len(data) < 4 * config.max_span_characters:
         return None
-    length = int(np.exp(rng.uniform(math.log(1), math.log(plan.max_span_characters + 1))))
+    length = int(np.exp(rng.uniform(math.log(1), math.log(config.max_span_characters + 1))))
     start = int(rng.integers(len(data) - length))
-    start, stop = (len(data[:at].decode()) for at in whole_words(data, start, start + length))
+    start, stop = (len(data[:at].decode()) for at in expand_to_words(data, start, start + length))
     return (start, stop) if text[start:stop].strip() else None
 
 
-def _problem(kind: str, document: Document, hole: tuple[int, int], plan: InfillingPlan) -> Problem:
+def _problem(kind: str, document: Document, hole: tuple[int, int], config: InfillingConfig) -> Problem:
     """The hole with `context_characters` around it, two thirds before it, cut at line ends."""
     text, (start, end) = document.text, hole
-    before = max(0, start - plan.context_characters * 2 // 3)
-    after = min(len(text), end + plan.context_characters // 3)
+    before = max(0, start - config.context_characters * 2 // 3)
+    after = min(len(text), end + config.context_characters // 3)
     if before:
         before = text.find("\n", before, start) + 1 or before
     after = text.rfind("\n", end, after) + 1 or after
     return Problem(kind, document.name, text[before:start], text[start:end], text[end:after])
 
 
-def _share(hits: Numbers) -> Record:
+def _wilson_interval(hits: FloatArray) -> JsonObject:
     """A share with Wilson's 95 % interval."""
     n, p, z = len(hits), float(hits.mean()), 1.96
     middle, half = (
@@ -222,7 +227,7 @@ def _share(hits: Numbers) -> Record:
     return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
 
 
-def ratio_interval(parts: Numbers, wholes: Numbers) -> Record:
+def ratio_interval(parts: FloatArray, wholes: FloatArray) -> JsonObject:
     """The sum of parts over the sum of wholes with its 95 % interval, by linearization (Cochran 1977, section 2.11)."""
     ratio = float(parts.sum() / wholes.sum())
     spread = parts - ratio * wholes
@@ -230,7 +235,7 @@ def ratio_interval(parts: Numbers, wholes: Numbers) -> Record:
     return {"value": ratio, "low": ratio - half, "high": ratio + half}
 
 
-def mean_interval(differences: Numbers) -> Record:
+def mean_interval(differences: FloatArray) -> JsonObject:
     """A mean with its normal 95 % interval."""
     mean, half = (
         float(differences.mean()),

@@ -5,20 +5,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codekiln.files import read_record
+from codekiln.files import read_json
 from codekiln.generate.engine import generate
-from codekiln.generate.sampler import Sampling
-from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, load_model, model_folder
+from codekiln.generate.sampling import SamplingParams
+from codekiln.model.huggingface import CONFIG, TOKENIZER, load_model, resolve_model_dir, token_ids_of
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import N_LAYOUT_TOKENS, document_start, ends, infill_prompt
+from codekiln.tokenizer.infill import N_FIM_SENTINELS, bos_ids, infill_prompt, stop_token_ids_of
 
-NEW_TOKENS = 64  # where nothing else is asked for
-RIGHT_SHARE = 0.25  # of the room for context: what comes before a hole says more than what comes after
+DEFAULT_MAX_NEW_TOKENS = 64  # where nothing else is asked for
+SUFFIX_FRACTION = 0.25  # of the room for context: what comes before a hole says more than what comes after
 
 
 @dataclass(frozen=True)
-class Request:
+class InfillRequest:
     """Text around a hole; `suffix` None means that nothing is known of what comes after, and nothing is infilled."""
 
     prompt: str
@@ -26,28 +26,28 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """`is_finished`: the model, or a stop string, ended it, not the limit. `n_prompt_tokens` were read."""
+class Completion:
+    """`is_finished`: the model, or a stop string, ended it, not the limit. `prompt_tokens` were read."""
 
     text: str
     is_finished: bool
-    n_prompt_tokens: int
-    n_new_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True)
-class Piece:
+class CompletionChunk:
     """Text of one request as it comes; the last piece of a request carries its answer."""
 
     index: int
     text: str
-    answer: Answer | None = None
+    completion: Completion | None = None
 
 
 class Completer:
-    """A model and its tokenizer. One call at a time. `stop_tokens` end an answer beside the tokenizer's own ends."""
+    """A model and its tokenizer. One call at a time. `stop_token_ids` end an answer beside the tokenizer's own ends."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, stop_tokens: frozenset[int] = frozenset()) -> None:
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, stop_token_ids: frozenset[int] = frozenset()) -> None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size} rows: "
@@ -55,73 +55,78 @@ class Completer:
             )
         self.model, self.tokenizer = model, tokenizer
         self.context_length = model.config.context_length
-        self._stop_tokens = ends(tokenizer) | (stop_tokens & tokenizer.control_ids)
+        self._stop_token_ids = stop_token_ids_of(tokenizer) | (stop_token_ids & tokenizer.special_ids)
         # Rows that no text has: control tokens, and those beyond the tokenizer's ids or in a gap of them.
         silent = {i for i, data in enumerate(tokenizer.token_bytes) if not data}
         beyond = range(tokenizer.vocab_size, model.config.vocab_size)
-        self._banned_tokens = frozenset(silent.union(beyond)) - self._stop_tokens
+        self._forbidden_token_ids = frozenset(silent.union(beyond)) - self._stop_token_ids
 
     @property
-    def most_new_tokens(self) -> int:
+    def max_new_tokens_limit(self) -> int:
         """Below a half of the context, so that at least as much is left for the prompt."""
         return self.context_length // 2 - 1
 
     @classmethod
     def load(cls, folder: Path) -> "Completer":
         """From a run or a model directory. Raises OSError or ValueError."""
-        inner = model_folder(folder)
+        inner = resolve_model_dir(folder)
         model, tokenizer = load_model(inner), Tokenizer.load(inner / TOKENIZER)
-        return cls(model, tokenizer, control_ids_in(read_record(inner / CONFIG), "eos_token_id"))
+        return cls(model, tokenizer, token_ids_of(read_json(inner / CONFIG), "eos_token_id"))
 
     def stream(
-        self, requests: Sequence[Request], *, max_new_tokens: int | None, sampling: Sampling, stop: Sequence[str] = ()
-    ) -> Iterator[Piece]:
+        self,
+        requests: Sequence[InfillRequest],
+        *,
+        max_new_tokens: int | None,
+        sampling: SamplingParams,
+        stop: Sequence[str] = (),
+    ) -> Iterator[CompletionChunk]:
         """Pieces of all requests, which are decoded together, one a token, also where its text waits for the next one.
 
-        An answer ends before the first stop string in it, and where `max_new_tokens` is None at `NEW_TOKENS`, or at as many as
+        An answer ends before the first stop string in it, and where `max_new_tokens` is None at `DEFAULT_MAX_NEW_TOKENS`, or at as many as
         the model can make. Raises ValueError at once for what cannot be answered, before the first piece is asked for.
         """
         if max_new_tokens is None:
-            max_new_tokens = min(NEW_TOKENS, self.most_new_tokens)
-        if max_new_tokens > self.most_new_tokens:
+            max_new_tokens = min(DEFAULT_MAX_NEW_TOKENS, self.max_new_tokens_limit)
+        if max_new_tokens > self.max_new_tokens_limit:
             raise ValueError(
                 f"{max_new_tokens} new tokens: ask for fewer than half of the context of {self.context_length}"
             )
         prompts = [self.prompt_ids(request, max_new_tokens) for request in requests]
         if not all(prompts):
             raise ValueError("the prompt is empty: this model needs at least one token to go on with")
-        return self._pieces(prompts, max_new_tokens, sampling, stop)
+        return self._chunks(prompts, max_new_tokens, sampling, stop)
 
-    def _pieces(
-        self, prompts: list[list[int]], max_new_tokens: int, sampling: Sampling, stop: Sequence[str]
-    ) -> Iterator[Piece]:
+    def _chunks(
+        self, prompts: list[list[int]], max_new_tokens: int, sampling: SamplingParams, stop: Sequence[str]
+    ) -> Iterator[CompletionChunk]:
         """Decodes prompts together; their texts as they come."""
-        texts = [_Text(stop) for _ in prompts]
+        texts = [StreamDecoder(stop) for _ in prompts]
         counts = [0] * len(prompts)
         is_open = [True] * len(prompts)
 
-        def finish(row: int, *, is_finished: bool) -> Piece:
+        def finish(row: int, *, is_finished: bool) -> CompletionChunk:
             rest = texts[row].rest()
             is_open[row] = False
-            return Piece(row, rest, Answer(texts[row].sent, is_finished, len(prompts[row]), counts[row]))
+            return CompletionChunk(row, rest, Completion(texts[row].sent, is_finished, len(prompts[row]), counts[row]))
 
         steps = generate(
             self.model,
             prompts,
             max_new_tokens=max_new_tokens,
-            stop_tokens=self._stop_tokens,
-            banned_tokens=self._banned_tokens,
+            stop_token_ids=self._stop_token_ids,
+            forbidden_token_ids=self._forbidden_token_ids,
             sampling=sampling,
         )
         for step in steps:
             if not is_open[step.row]:
                 continue
             counts[step.row] += 1
-            if step.token in self._stop_tokens:
+            if step.token in self._stop_token_ids:
                 yield finish(step.row, is_finished=True)
             else:
                 fresh = texts[step.row].add(self.tokenizer.token_bytes[step.token])
-                yield Piece(step.row, fresh)
+                yield CompletionChunk(step.row, fresh)
                 if texts[step.row].is_stopped:
                     yield finish(step.row, is_finished=True)
             if not any(is_open):
@@ -131,34 +136,39 @@ class Completer:
                 yield finish(row, is_finished=False)
 
     def complete(
-        self, requests: Sequence[Request], *, max_new_tokens: int | None, sampling: Sampling, stop: Sequence[str] = ()
-    ) -> list[Answer]:
+        self,
+        requests: Sequence[InfillRequest],
+        *,
+        max_new_tokens: int | None,
+        sampling: SamplingParams,
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
         """The answers of all requests, in their order."""
-        answers: dict[int, Answer] = {}
-        for piece in self.stream(requests, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
-            if piece.answer is not None:
-                answers[piece.index] = piece.answer
-        return [answers[i] for i in range(len(requests))]
+        completions: dict[int, Completion] = {}
+        for chunk in self.stream(requests, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
+            if chunk.completion is not None:
+                completions[chunk.index] = chunk.completion
+        return [completions[i] for i in range(len(requests))]
 
-    def fill(self, parts: Sequence[str], *, max_new_tokens: int | None, sampling: Sampling) -> list[Answer]:
+    def infill(self, parts: Sequence[str], *, max_new_tokens: int | None, sampling: SamplingParams) -> list[Completion]:
         """The texts of the holes between `parts`, left to right; each sees the ones before it."""
-        answers: list[Answer] = []
+        completions: list[Completion] = []
         for k in range(len(parts) - 1):
-            before = parts[0] + "".join(a.text + part for a, part in zip(answers, parts[1:], strict=False))
-            request = Request(before, "".join(parts[k + 1 :]))
-            answers += self.complete([request], max_new_tokens=max_new_tokens, sampling=sampling)
-        return answers
+            before = parts[0] + "".join(a.text + part for a, part in zip(completions, parts[1:], strict=False))
+            request = InfillRequest(before, "".join(parts[k + 1 :]))
+            completions += self.complete([request], max_new_tokens=max_new_tokens, sampling=sampling)
+        return completions
 
-    def prompt_ids(self, request: Request, max_new_tokens: int) -> list[int]:
+    def prompt_ids(self, request: InfillRequest, max_new_tokens: int) -> list[int]:
         """The layout's prompt within the context. What is too far away is left out, whole lines where that is possible."""
-        room = self.context_length - max_new_tokens - N_LAYOUT_TOKENS
-        left, right = self.tokenizer.encode(request.prompt), self.tokenizer.encode(request.suffix or "")
-        for_right = min(len(right), max(int(room * RIGHT_SHARE), room - len(left)))
-        right = right[:for_right]
-        is_start = len(left) <= room - for_right
-        left = left if is_start else self._from_line_start(left[len(left) - (room - for_right) :])
-        prompt = left if request.suffix is None else infill_prompt(self.tokenizer, left, right)
-        return [*document_start(self.tokenizer), *prompt] if is_start else prompt
+        room = self.context_length - max_new_tokens - N_FIM_SENTINELS
+        prefix, suffix = self.tokenizer.encode(request.prompt), self.tokenizer.encode(request.suffix or "")
+        n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
+        suffix = suffix[:n_suffix]
+        is_start = len(prefix) <= room - n_suffix
+        prefix = prefix if is_start else self._from_line_start(prefix[len(prefix) - (room - n_suffix) :])
+        prompt = prefix if request.suffix is None else infill_prompt(self.tokenizer, prefix, suffix)
+        return [*bos_ids(self.tokenizer), *prompt] if is_start else prompt
 
     def _from_line_start(self, ids: list[int]) -> list[int]:
         """Ids from the first whole line on, if at least half of them remain."""
@@ -169,7 +179,7 @@ class Completer:
         return ids
 
 
-class _Text:
+class StreamDecoder:
     """Bytes to text as they come: whole characters only, and nothing that may yet become a stop string."""
 
     def __init__(self, stop: Iterable[str]) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codekiln.generate.sampler import Sampling, next_tokens
+from codekiln.generate.sampling import SamplingParams, sample
 from codekiln.model.cache import LayerCache, empty_cache
 from codekiln.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
-class Step:
+class GeneratedToken:
     """One new token of one row."""
 
     row: int
@@ -27,10 +27,10 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stop_tokens: frozenset[int],
-    banned_tokens: frozenset[int],
-    sampling: Sampling,
-) -> Iterator[Step]:
+    stop_token_ids: frozenset[int],
+    forbidden_token_ids: frozenset[int],
+    sampling: SamplingParams,
+) -> Iterator[GeneratedToken]:
     """New tokens as they come, rows in turn, stop tokens included; a row ends with its stop token.
 
     Prompts are of any lengths; each row's logits are those it would have alone, and so are its tokens unless they are drawn:
@@ -48,27 +48,27 @@ def generate(
         )
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    banned = torch.tensor(sorted(banned_tokens), dtype=torch.long, device=device)
+    banned = torch.tensor(sorted(forbidden_token_ids), dtype=torch.long, device=device)
     cache = empty_cache(config, len(prompts), longest + max_new_tokens, like=model.embedding.weight)
     # Whoever iterates may do so from one thread after another, and inference mode belongs to a thread: it ends before
     # each yield.
     logits = _prefill(model, prompts, longest, cache)
     is_open = [True] * len(prompts)
     for n_made in range(max_new_tokens):
-        tokens = _draw(logits, banned, sampling, generator)
+        tokens = _sample(logits, banned, sampling, generator)
         for row, token in enumerate(tokens.tolist()):
             if is_open[row]:
-                yield Step(row, token)
-                is_open[row] = token not in stop_tokens
+                yield GeneratedToken(row, token)
+                is_open[row] = token not in stop_token_ids
         if not any(is_open) or n_made + 1 == max_new_tokens:
             return
         logits = _decode(model, tokens, cache)
 
 
 @torch.inference_mode()
-def _draw(logits: Tensor, banned: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+def _sample(logits: Tensor, banned: Tensor, sampling: SamplingParams, generator: torch.Generator) -> Tensor:
     """The next token of each row (B,), none of them banned."""
-    return next_tokens(logits.index_fill(1, banned, -torch.inf), sampling, generator)
+    return sample(logits.index_fill(1, banned, -torch.inf), sampling, generator)
 
 
 @torch.inference_mode()
@@ -76,7 +76,7 @@ def _decode(model: Transformer, tokens: Tensor, cache: list[LayerCache]) -> Tens
     """Reads one token (B,) a row into the cache; logits (B, V) after it."""
     hidden = model(tokens[:, None], cache=cache)
     cache[0].lengths += 1
-    logits: Tensor = model.head(hidden[:, -1]).float()
+    logits: Tensor = model.lm_head(hidden[:, -1]).float()
     return logits
 
 
@@ -93,5 +93,5 @@ def _prefill(model: Transformer, prompts: Sequence[Sequence[int]], longest: int,
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     hidden = model(ids, cache=cache)
     cache[0].lengths += lengths
-    last: Tensor = model.head(hidden[torch.arange(len(prompts), device=device), lengths - 1]).float()
+    last: Tensor = model.lm_head(hidden[torch.arange(len(prompts), device=device), lengths - 1]).float()
     return last

@@ -6,7 +6,7 @@ B batch, K key head, T new position, S cached position.
 import torch
 from torch import Tensor
 
-from codekiln.model.families import ModelConfig
+from codekiln.model.configs import ModelConfig
 
 
 class LayerCache:

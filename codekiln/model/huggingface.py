@@ -15,11 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codekiln.files import Record, read_record
+from codekiln.files import JsonObject, read_json
 from codekiln.folders import atomic_folder
-from codekiln.model.families import ModelConfig
-from codekiln.model.layouts import CODEGEN_GROUPS, Layout, home_layout, join_fused, layout_of, split_fused
-from codekiln.model.tensors import misfits, open_tensors, weights_of, write_tensors
+from codekiln.model.architectures import (
+    CODEGEN_GROUPS,
+    HFArchitecture,
+    architecture_of,
+    join_fused,
+    native_architecture,
+    split_fused,
+)
+from codekiln.model.configs import ModelConfig
+from codekiln.model.tensors import named_weights, open_safetensors, save_safetensors, shape_mismatches
 from codekiln.model.transformer import Transformer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -28,7 +35,7 @@ SHARD_BYTES = 2 * 10**9
 _FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def model_folder(folder: Path) -> Path:
+def resolve_model_dir(folder: Path) -> Path:
     """The model directory of a run, or the folder itself where it is no run."""
     return folder / "model" if (folder / "model").is_dir() else folder
 
@@ -37,81 +44,84 @@ def save_model(
     folder: Path,
     model: Transformer,
     tokenizer_path: Path,
-    configs: dict[str, Record],
-    ends: tuple[int, int],
+    configs: dict[str, JsonObject],
+    bos_eos: tuple[int, int],
     *,
     weights: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
-    """Writes the model directory, whole or not at all. `configs` are further JSON files by name, `ends` the ids that begin and
+    """Writes the model directory, whole or not at all. `configs` are further JSON files by name, `bos_eos` the ids that begin and
     end a text.
 
     `weights` are its weights by our names where the model does not hold them whole.
     """
-    named = weights if weights is not None else weights_of(model).items()
-    ids = dict(zip(("bos_token_id", "eos_token_id"), ends, strict=True))
-    with atomic_folder(folder, "model") as draft:
-        (draft / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
+    named = weights if weights is not None else named_weights(model).items()
+    ids = dict(zip(("bos_token_id", "eos_token_id"), bos_eos, strict=True))
+    with atomic_folder(folder, "model") as temp_path:
+        (temp_path / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
         on_cpu = ((name, weight.cpu()) for name, weight in named)
-        _write_model(draft, home_layout(model.config), model.config, on_cpu, configs, ids)
+        _write_model(temp_path, native_architecture(model.config), model.config, on_cpu, configs, ids)
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     """The model of a directory. Raises OSError or ValueError saying what is wrong with which file."""
-    layout, config = read_config(folder)
+    architecture, config = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device="cpu").to(dtype)
-    model.tie()
+    model.tie_weights()
     weights = dict(model.named_parameters())
-    for name, tensor in StoredWeights(folder, layout, config).read():
+    for name, tensor in CheckpointReader(folder, architecture, config).read():
         weights[name].data.copy_(tensor)
     return model.requires_grad_(False).eval()
 
 
-def control_ids_in(record: Record, name: str) -> frozenset[int]:
+def token_ids_of(record: JsonObject, name: str) -> frozenset[int]:
     """The ids of a field of config.json that may be one, several or none."""
     value = record.get(name)
     return frozenset(int(i) for i in (value if isinstance(value, list) else [value]) if i is not None)
 
 
-def read_config(folder: Path) -> tuple[Layout, ModelConfig]:
+def read_config(folder: Path) -> tuple[HFArchitecture, ModelConfig]:
     """What config.json says. Raises OSError or ValueError naming the folder."""
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no model ({CONFIG} is missing): name a run or a model folder")
-    record = read_record(path)
+    record = read_json(path)
     try:
-        layout = layout_of(record)
-        return layout, layout.read_config(record)
+        architecture = architecture_of(record)
+        return architecture, architecture.read_config(record)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{folder}: {error}") from None
 
 
-class StoredWeights:
+class CheckpointReader:
     """The weights of a directory by our names, after all names and shapes were found to fit.
 
     Raises ValueError that names every missing, extra and wrongly shaped tensor.
     """
 
-    def __init__(self, folder: Path, layout: Layout, config: ModelConfig) -> None:
+    def __init__(self, folder: Path, architecture: HFArchitecture, config: ModelConfig) -> None:
         with torch.device("meta"):
-            self._ours = dict(Transformer(config).named_parameters())
+            self._weights = dict(Transformer(config).named_parameters())
         self._folder, self._n_heads = folder, config.n_heads
         self._names: dict[str, list[str]] = {}  # their name to ours; a fused one has three
-        for name in self._ours:
-            self._names.setdefault(layout.theirs(name), []).append(name)
+        for name in self._weights:
+            self._names.setdefault(architecture.to_hf_name(name), []).append(name)
         shapes = {}
-        for theirs, names in self._names.items():
-            rows, *columns = self._ours[names[0]].shape
-            shapes[theirs] = (rows if len(names) == 1 else sum(self._ours[name].shape[0] for name in names), *columns)
+        for hf_name, names in self._names.items():
+            rows, *columns = self._weights[names[0]].shape
+            shapes[hf_name] = (
+                rows if len(names) == 1 else sum(self._weights[name].shape[0] for name in names),
+                *columns,
+            )
         self._files = _weight_files(folder)
         found = {
             name: shape
             for file in self._files
             for name, shape in file.shapes().items()
-            if not layout.is_ignored(name, config)
+            if not architecture.is_buffer(name, config)
         }
-        if faults := misfits(shapes, found):
+        if faults := shape_mismatches(shapes, found):
             raise ValueError(f"{folder}: the weights do not fit {CONFIG}: {faults}")
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
@@ -125,70 +135,76 @@ class StoredWeights:
                     yield names[0], tensor
                 else:
                     parts = dict(zip("qkv", split_fused(tensor, self._n_heads), strict=True))
-                    yield from ((ours, parts[ours.rsplit(".", 2)[1]]) for ours in names)
+                    yield from ((name, parts[name.rsplit(".", 2)[1]]) for name in names)
 
     def shapes(self) -> Iterator[tuple[str, Tensor]]:
         """The same in the same order, but tensors on the meta device."""
         for file in self._files:
             for name in sorted(file.shapes().keys() & self._names.keys()):
-                yield from ((ours, self._ours[ours].detach()) for ours in self._names[name])
+                yield from ((name, self._weights[name].detach()) for name in self._names[name])
 
 
 def convert(
-    source: Path, target: Path, tokenizer: Record, configs: dict[str, Record], ids: Record, *, to: Layout | None = None
+    source: Path,
+    target: Path,
+    tokenizer: JsonObject,
+    configs: dict[str, JsonObject],
+    ids: JsonObject,
+    *,
+    to: HFArchitecture | None = None,
 ) -> None:
     """Writes the model of one directory as another, whole or not at all, in the layout `to` or its family's own.
 
     Holds one shard of `SHARD_BYTES` and the tensor under way, however large the model is. `ids` are fields of config.json.
     """
-    layout, config = read_config(source)
-    to = to if to is not None else home_layout(config)
-    with atomic_folder(target, "model") as draft:
-        weights = StoredWeights(source, layout, config).read()
-        _write_model(draft, to, config, weights, {TOKENIZER: tokenizer} | configs, ids)
+    architecture, config = read_config(source)
+    to = to if to is not None else native_architecture(config)
+    with atomic_folder(target, "model") as temp_path:
+        weights = CheckpointReader(source, architecture, config).read()
+        _write_model(temp_path, to, config, weights, {TOKENIZER: tokenizer} | configs, ids)
 
 
 def _write_model(
     folder: Path,
-    layout: Layout,
+    architecture: HFArchitecture,
     config: ModelConfig,
     weights: Iterable[tuple[str, Tensor]],
-    configs: dict[str, Record],
-    ids: Record,
+    configs: dict[str, JsonObject],
+    ids: JsonObject,
 ) -> None:
     """Weights, given by our names, in a layout, and beside them config.json, generation_config.json and `configs`."""
-    dtype = _write_shards(folder, regrouped(layout, weights))
-    record = ids | _config_record(layout, config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    dtype = _write_shards(folder, fuse_qkv(architecture, weights))
+    record = ids | _config_record(architecture, config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     for name, content in ({CONFIG: record, "generation_config.json": ids} | configs).items():
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def regrouped(layout: Layout, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def fuse_qkv(architecture: HFArchitecture, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """A layout's name and tensor of every weight; queries, keys and values wait for each other where they are fused."""
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, weight in weights:
-        theirs = layout.theirs(name)
+        hf_name = architecture.to_hf_name(name)
         part = name.rsplit(".", 2)[-2]
-        if layout.fused is None or f".{layout.fused}." not in theirs:
-            yield theirs, weight
+        if architecture.fused is None or f".{architecture.fused}." not in hf_name:
+            yield hf_name, weight
             continue
-        parts = waiting.setdefault(theirs, {})
+        parts = waiting.setdefault(hf_name, {})
         parts[part] = weight
         if len(parts) == 3:
-            del waiting[theirs]
-            yield theirs, join_fused(parts["q"], parts["k"], parts["v"])
+            del waiting[hf_name]
+            yield hf_name, join_fused(parts["q"], parts["k"], parts["v"])
 
 
-def _config_record(layout: Layout, config: ModelConfig) -> Record:
+def _config_record(architecture: HFArchitecture, config: ModelConfig) -> JsonObject:
     """config.json's fields. Raises ValueError where the layout cannot say what the config does."""
-    record = layout.write_config(config)
-    again = layout.read_config(record)
+    record = architecture.write_config(config)
+    again = architecture.read_config(record)
     if again != config:
         fields = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(again, f.name, None)]
-        raise ValueError(f"{layout.architecture} has no place for this model's {', '.join(fields)}")
-    if layout.fused is not None and config.n_heads % CODEGEN_GROUPS:
+        raise ValueError(f"{architecture.architecture} has no place for this model's {', '.join(fields)}")
+    if architecture.fused is not None and config.n_heads % CODEGEN_GROUPS:
         raise ValueError(
-            f"{layout.architecture} needs heads in groups of {CODEGEN_GROUPS}, not {config.n_heads}: use gptj"
+            f"{architecture.architecture} needs heads in groups of {CODEGEN_GROUPS}, not {config.n_heads}: use gptj"
         )
     return record
 
@@ -202,7 +218,7 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> torch.
 
     def close() -> None:
         nonlocal shard, held
-        write_tensors(folder / f"{len(names)}.safetensors", shard)
+        save_safetensors(folder / f"{len(names)}.safetensors", shard)
         names.append(list(shard))
         shard, held = {}, 0
 
@@ -234,11 +250,11 @@ class _SafetensorsFile:
     path: Path
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        with open_tensors(self.path) as file:
+        with open_safetensors(self.path) as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        with open_tensors(self.path) as file:
+        with open_safetensors(self.path) as file:
             for name in sorted(set(file.keys()) & set(names)):
                 yield name, file.get_tensor(name)
 
@@ -282,7 +298,7 @@ def _weight_files(folder: Path) -> list[_SafetensorsFile | _PickledFile]:
         raise FileNotFoundError(f"{folder} holds no weights ({', '.join(_FILES)}): name a run or a model folder")
     names = [first.name]
     if first.suffix == ".json":
-        index = read_record(first).get("weight_map")
+        index = read_json(first).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
             raise ValueError(f"{first} has no weight_map of tensors and their files: get it again")
         names = sorted(set(index.values()))

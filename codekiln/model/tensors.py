@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights by name, a tied one once."""
     return {name: weight.detach().contiguous() for name, weight in model.named_parameters()}
 
 
-def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+def shape_mismatches(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
     """All missing, extra and wrongly shaped tensors in words; nothing if the shapes by name are the same."""
     faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     faults += [f"{name} is not of this model" for name in found.keys() - wanted.keys()]
@@ -28,7 +28,7 @@ def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
     return "; ".join(sorted(faults))
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Writes a safetensors file. Raises OSError, also for what the library calls by another name."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
@@ -38,7 +38,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def open_tensors(path: Path) -> safe_open:
+def open_safetensors(path: Path) -> safe_open:
     """A safetensors file whose tensors are read one by one. Raises ValueError naming a file that is none."""
     try:
         return safe_open(path, "pt")

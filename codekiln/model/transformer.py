@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from codekiln.model.cache import LayerCache
-from codekiln.model.families import ModelConfig
-from codekiln.model.packed import attend_within
+from codekiln.model.configs import ModelConfig
+from codekiln.model.varlen_attention import document_attention
 
 INIT_STD = 0.02
-FIRST_SINUSOID = 2  # fairseq's first position follows its padding row (InCoder's code)
+POSITION_OFFSET = 2  # fairseq's first position follows its padding row (InCoder's code)
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu_gated": F.silu,
     "gelu": F.gelu,
@@ -61,11 +61,11 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
-        documents: Tensor | None,
+        document_ids: Tensor | None,
         cache: LayerCache | None,
     ) -> Tensor:
         """x (B, T, D) to (B, T, D). `mask` (B, 1, T, S) is true where a query may look; without one attention is causal,
-        within `documents` (B, T) if there are any."""
+        within `document_ids` (B, T) if there are any."""
         B, T, _ = x.shape
         config = self.config
         # Heads are counted from the projections, which hold a part of them where ranks share a layer.
@@ -73,12 +73,12 @@ class Attention(nn.Module):
         k = self.k_norm(self.k(x).view(B, T, -1, config.d_head)).transpose(1, 2)
         v = self.v(x).view(B, T, -1, config.d_head).transpose(1, 2)
         if rotary is not None:
-            turn = rotate_halves if config.positions == "rotary_halves" else rotate_pairs
-            q, k = turn(q, *rotary), turn(k, *rotary)
+            rotate = rotate_halves if config.position_encoding == "rope_half" else rotate_pairs
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(k, v)
-        if documents is not None:
-            y = attend_within(q, k, v, documents)
+        if document_ids is not None:
+            y = document_attention(q, k, v, document_ids)
         else:
             grouped = config.n_heads != config.n_kv_heads
             if grouped and mask is not None and not q.is_cpu:
@@ -113,7 +113,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = _norm(config)
         self.attention = Attention(config)
-        self.mlp_norm = None if config.is_parallel else _norm(config)
+        self.mlp_norm = None if config.parallel_residual else _norm(config)
         self.mlp = FeedForward(config)
 
     def forward(
@@ -121,11 +121,11 @@ class Block(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
-        documents: Tensor | None,
+        document_ids: Tensor | None,
         cache: LayerCache | None,
     ) -> Tensor:
         y = self.attention_norm(x)
-        attended = x + self.attention(y, rotary, mask, documents, cache)
+        attended = x + self.attention(y, rotary, mask, document_ids, cache)
         out: Tensor = attended + self.mlp(y if self.mlp_norm is None else self.mlp_norm(attended))
         return out
 
@@ -134,12 +134,12 @@ class CrossEntropy(nn.Module):
     """Weighted sums over tokens; a module so that it is compiled as blocks are, where a model's passes are not one graph."""
 
     def forward(
-        self, logits: Tensor, targets: Tensor, weights: Tensor, *, has_penalty: bool = False
+        self, logits: Tensor, targets: Tensor, weights: Tensor, *, with_z_loss: bool = False
     ) -> tuple[Tensor, Tensor]:
         """logits (N, V), targets and weights (N,) to what `Transformer.loss_sums` gives."""
         logits = logits.float()
         nats = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
-        if not has_penalty:
+        if not with_z_loss:
             return nats, torch.zeros_like(nats)
         return nats, (logits.logsumexp(-1).square() * weights).sum()
 
@@ -153,27 +153,27 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = _norm(config)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
         self.loss = CrossEntropy()
-        self.recomputes = False  # blocks anew in the backward pass, instead of keeping what they computed
-        self.tie()
+        self.activation_checkpointing = False  # blocks anew in the backward pass, instead of keeping what they computed
+        self.tie_weights()
 
-    def tie(self) -> None:
+    def tie_weights(self) -> None:
         """Makes the embedding the head's weight, where the family has it so."""
-        if self.config.tied_head:
-            self.head.weight = self.embedding.weight
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
 
     def forward(
         self,
         ids: Tensor,
         *,
         positions: Tensor | None = None,
-        documents: Tensor | None = None,
+        document_ids: Tensor | None = None,
         cache: list[LayerCache] | None = None,
     ) -> Tensor:
         """ids (B, T) to hidden states (B, T, D), which `head` turns into logits.
 
-        `positions` (B, T) default to 0, 1, …; `documents` (B, T) numbers the documents packed in a row, which then do
+        `positions` (B, T) default to 0, 1, …; `document_ids` (B, T) numbers the documents packed in a row, which then do
         not see each other, and where positions are absolute each begins at 0. With a cache, ids follow what each row
         holds already.
         """
@@ -184,63 +184,63 @@ class Transformer(nn.Module):
             lengths = cache[0].lengths
             positions = lengths[:, None] + torch.arange(T, device=ids.device)
             mask = torch.arange(cache[0].capacity, device=ids.device) <= positions[:, None, :, None]
-        elif documents is not None:
-            if positions is None and config.positions == "sinusoids":
-                positions = positions_within(documents)
+        elif document_ids is not None:
+            if positions is None and config.position_encoding == "sinusoidal":
+                positions = positions_within(document_ids)
             if ids.device.type != "cpu":
-                mask, documents = _mask_within(documents), None
+                mask, document_ids = _mask_within(document_ids), None
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand(B, T)
         x = self.embedding(ids) * config.embedding_scale
         rotary = None
-        if config.positions == "sinusoids":
-            x = x + sinusoids(positions + FIRST_SINUSOID, config.d_model).to(x.dtype)
+        if config.position_encoding == "sinusoidal":
+            x = x + sinusoids(positions + POSITION_OFFSET, config.d_model).to(x.dtype)
         else:
             rotary = rotary_angles(positions, config.n_rotary, config.rope_base)
         for layer, block in enumerate(self.blocks):
-            if self.recomputes and self.training:
-                x = checkpoint(block, x, rotary, mask, documents, None, use_reentrant=False)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, rotary, mask, document_ids, None, use_reentrant=False)
             else:
-                x = block(x, rotary, mask, documents, cache[layer] if cache is not None else None)
+                x = block(x, rotary, mask, document_ids, cache[layer] if cache is not None else None)
         hidden: Tensor = self.norm(x)
         return hidden
 
     def loss_sums(
-        self, ids: Tensor, targets: Tensor, weights: Tensor, documents: Tensor | None, *, has_penalty: bool = False
+        self, ids: Tensor, targets: Tensor, weights: Tensor, document_ids: Tensor | None, *, with_z_loss: bool = False
     ) -> tuple[Tensor, Tensor]:
         """The sum over (B, T) of weighted cross-entropies in nats, and that of the squared logarithms of the softmax'
         normalizers, weighted alike, which is zero unless it is asked for."""
-        logits = self.head(self(ids, documents=documents).flatten(0, 1))
-        sums: tuple[Tensor, Tensor] = self.loss(logits, targets.flatten(), weights.flatten(), has_penalty=has_penalty)
+        logits = self.lm_head(self(ids, document_ids=document_ids).flatten(0, 1))
+        sums: tuple[Tensor, Tensor] = self.loss(logits, targets.flatten(), weights.flatten(), with_z_loss=with_z_loss)
         return sums
 
 
-def initialize(
-    model: Transformer, generator: torch.Generator, put: Callable[[Tensor, Tensor], object] = Tensor.copy_
+def init_weights(
+    model: Transformer, generator: torch.Generator, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_
 ) -> None:
     """Normal weights of std 0.02, and zero for what writes into the residual stream, so that blocks begin as identity.
 
     An embedding that is not the head too begins at std 1, as the norms make of it what blocks read, and its head at zero.
     Biases begin at zero, norms at one. Numbers are drawn on the generator's device, one whole weight after the other, and
-    `put` into the model, so that they are the same however its weights are spread.
+    `copy` into the model, so that they are the same however its weights are spread.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
                 weight.fill_(1.0)
-            elif name.endswith((".bias", "attention.out.weight", "down.weight", "head.weight")):
+            elif name.endswith((".bias", "attention.out.weight", "down.weight", "lm_head.weight")):
                 weight.zero_()
             else:
-                std = 1.0 if name == "embedding.weight" and not model.config.tied_head else INIT_STD
+                std = 1.0 if name == "embedding.weight" and not model.config.tie_embeddings else INIT_STD
                 drawn = torch.empty(weight.shape, device=generator.device)
-                put(weight, drawn.normal_(0.0, std, generator=generator))
+                copy(weight, drawn.normal_(0.0, std, generator=generator))
 
 
-def _mask_within(documents: Tensor) -> Tensor:
+def _mask_within(document_ids: Tensor) -> Tensor:
     """Documents (B, T) to (B, 1, T, T), true where a query looks at its own document up to itself."""
-    T = documents.shape[1]
-    causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
-    return causal & (documents[:, None, :, None] == documents[:, None, None, :])
+    T = document_ids.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
+    return causal & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
@@ -252,11 +252,11 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat((angles.sin(), angles.cos()), dim=-1), (0, width % 2))
 
 
-def positions_within(documents: Tensor) -> Tensor:
+def positions_within(document_ids: Tensor) -> Tensor:
     """The position of each token in its own document, (B, T), where each document's tokens stand together."""
-    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    is_first = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
-    return places - torch.where(is_first, places, 0).cummax(1).values
+    places = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    is_main = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
+    return places - torch.where(is_main, places, 0).cummax(1).values
 
 
 @torch.library.custom_op("codekiln::rotary_angles", mutates_args=())
@@ -287,7 +287,7 @@ def rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotates channel 2i with channel 2i + 1 of the first of x (B, H, T, d_head), as many as there are angles for (GPT-J)."""
     width = 2 * cosine.shape[-1]
-    turned, kept = x[..., :width], x[..., width:]
-    even, odd = turned[..., 0::2], turned[..., 1::2]
+    rotated_part, unrotated = x[..., :width], x[..., width:]
+    even, odd = rotated_part[..., 0::2], rotated_part[..., 1::2]
     rotated = torch.stack((even * cosine - odd * sine, odd * cosine + even * sine), dim=-1).flatten(-2)
-    return torch.cat((rotated.to(x.dtype), kept), dim=-1)
+    return torch.cat((rotated.to(x.dtype), unrotated), dim=-1)

@@ -9,16 +9,16 @@ duplicates by the alphanumeric tokens instead of all bytes, e-mail addresses red
 from dataclasses import dataclass
 from pathlib import Path
 
-from codekiln.corpus.build import CorpusPlan
 from codekiln.corpus.filters import CODEGEN as RULES
 from codekiln.corpus.languages import PROSE
-from codekiln.corpus.sources.installed import Installed
-from codekiln.corpus.sources.tree import Tree
-from codekiln.model.families import codegen as codegen_model
-from codekiln.recipe import Chain, GivenTokenizer, Recipe
-from codekiln.train.loop import TrainPlan
+from codekiln.corpus.pipeline import CorpusConfig
+from codekiln.corpus.sources.installed import InstalledPackages
+from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.model.configs import codegen as codegen_model
+from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
+from codekiln.train.loop import TrainConfig
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWPlan, WarmupCosine
+from codekiln.train.optimizer import AdamWConfig, WarmupCosine
 
 LANGUAGES = ("C", "C++", "Go", "Java", "JavaScript", "Python")
 CONTEXT = 2048
@@ -29,8 +29,8 @@ class _Size:
     """Rows a step, and the peak learning rates of the natural-language stage and of the two of code."""
 
     rows: int
-    nl_rate: float
-    code_rate: float
+    nl_lr: float
+    code_lr: float
 
 
 _SIZES = {
@@ -41,19 +41,17 @@ _SIZES = {
 }
 
 
-def codegen(size: str, code: Path | None = None, license: str | None = None) -> Chain:
+def codegen(size: str, code: Path | None = None, license: str | None = None) -> StagedRecipe:
     """The three stages of a published size: NL, Multi, Mono."""
     shape = _SIZES[size]
     floor = 3.0e-5 / 1.8e-4  # of 350M-Multi; of the other sizes unconfirmed
-    return Chain(
+    return StagedRecipe(
         f"codegen-{size}",
         (
-            _stage("nl", size, code, license, PROSE, 350_000, shape.nl_rate, WarmupCosine(3000, 300_000, 0.1)),
+            _stage("nl", size, code, license, PROSE, 350_000, shape.nl_lr, WarmupCosine(3000, 300_000, 0.1)),
+            _stage("multi", size, code, license, LANGUAGES, 150_000, shape.code_lr, WarmupCosine(3000, 147_000, floor)),
             _stage(
-                "multi", size, code, license, LANGUAGES, 150_000, shape.code_rate, WarmupCosine(3000, 147_000, floor)
-            ),
-            _stage(
-                "mono", size, code, license, ("Python",), 150_000, shape.code_rate, WarmupCosine(3000, 147_000, floor)
+                "mono", size, code, license, ("Python",), 150_000, shape.code_lr, WarmupCosine(3000, 147_000, floor)
             ),
         ),
     )
@@ -66,28 +64,32 @@ def _stage(
     license: str | None,
     languages: tuple[str, ...],
     steps: int,
-    rate: float,
+    lr: float,
     schedule: WarmupCosine,
 ) -> Recipe:
     rows = _SIZES[size].rows
     return Recipe(
         name=name,
-        corpus=CorpusPlan(
-            sources=(Installed(languages) if code is None else Tree(code.absolute(), license, languages=languages),),
-            rules=() if name == "nl" else RULES,  # the paper's rules are for code
-            heldout_share=0.01,  # ours
+        corpus=CorpusConfig(
+            sources=(
+                InstalledPackages(languages)
+                if code is None
+                else LocalRepositories(code.absolute(), license, languages=languages),
+            ),
+            filters=() if name == "nl" else RULES,  # the paper's rules are for code
+            validation_fraction=0.01,  # ours
         ),
-        tokenizer=GivenTokenizer("codegen-nl" if name == "nl" else "codegen"),
+        tokenizer=PretrainedTokenizer("codegen-nl" if name == "nl" else "codegen"),
         model=codegen_model(size),
-        train=TrainPlan(
+        train=TrainConfig(
             objective=NextToken(),
-            packing="joined",
+            packing="concat",
             total_tokens=steps * rows * CONTEXT,
-            batch_rows=rows,
-            optimizer=AdamWPlan(rate=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=schedule),
+            global_batch_size=rows,
+            optimizer=AdamWConfig(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=schedule),
             z_loss=1e-4,
-            valid_every=1000,  # ours
-            checkpoint_every=1000,  # ours
+            eval_every=1000,  # ours
+            save_every=1000,  # ours
             keep_every=50_000,  # ours
         ),
         infilling=None,

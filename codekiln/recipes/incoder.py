@@ -7,20 +7,20 @@ tags, StackOverflow, and the dropout of 1.3B.
 import dataclasses
 from pathlib import Path
 
-from codekiln.corpus.build import CorpusPlan
 from codekiln.corpus.filters import INCODER as RULES
 from codekiln.corpus.licenses import INCODER as LICENSES
-from codekiln.corpus.sources.installed import Installed
-from codekiln.corpus.sources.tree import Tree
-from codekiln.evaluate.infilling import InfillingPlan
-from codekiln.model.families import incoder as incoder_model
+from codekiln.corpus.pipeline import CorpusConfig
+from codekiln.corpus.sources.installed import InstalledPackages
+from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.evaluate.infilling import InfillingConfig
+from codekiln.model.configs import incoder as incoder_model
 from codekiln.recipe import Recipe
 from codekiln.recipes.tokenizers import TOKENIZERS
-from codekiln.train.loop import TrainPlan
+from codekiln.train.loop import TrainConfig
 from codekiln.train.objectives import CausalMasking
-from codekiln.train.optimizer import AdamWPlan, WarmupPolynomial
+from codekiln.train.optimizer import AdamWConfig, WarmupPolynomial
 
-_RATES = {"1B": 2.0e-4, "6B": 1.2e-4}  # ours
+_LR = {"1B": 2.0e-4, "6B": 1.2e-4}  # ours
 
 
 def incoder(size: str, code: Path | None = None, license: str | None = None) -> Recipe:
@@ -28,26 +28,28 @@ def incoder(size: str, code: Path | None = None, license: str | None = None) -> 
     model = incoder_model(size)
     return Recipe(
         name=f"incoder-{size}",
-        corpus=CorpusPlan(
-            sources=(Installed() if code is None else Tree(code.absolute(), license),), licenses=LICENSES, rules=RULES
+        corpus=CorpusConfig(
+            sources=(InstalledPackages() if code is None else LocalRepositories(code.absolute(), license),),
+            licenses=LICENSES,
+            filters=RULES,
         ),
         # Of fairseq's four ids of its own in the released vocabulary two have a use, and stand behind the merges here.
         tokenizer=dataclasses.replace(TOKENIZERS["incoder"], vocab_size=50_516),
         model=model,
-        train=TrainPlan(
+        train=TrainConfig(
             objective=CausalMasking("released"),
             total_tokens=52_000_000_000,
-            batch_rows=8 * 248,  # 8 on each of 248 GPUs, if nothing was accumulated
-            optimizer=AdamWPlan(
-                rate=_RATES[size],
+            global_batch_size=8 * 248,  # 8 on each of 248 GPUs, if nothing was accumulated
+            optimizer=AdamWConfig(
+                lr=_LR[size],
                 betas=(0.9, 0.98),
                 eps=1e-8,  # fairseq's default
                 weight_decay=0.01,  # ours
                 schedule=WarmupPolynomial(1500),
             ),
-            valid_every=500,  # ours
-            checkpoint_every=500,  # ours
+            eval_every=500,  # ours
+            save_every=500,  # ours
             keep_every=5_000,  # ours
         ),
-        infilling=InfillingPlan(),
+        infilling=InfillingConfig(),
     )

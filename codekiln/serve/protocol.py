@@ -6,17 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from codekiln.files import Record
-from codekiln.generate.complete import Answer
-from codekiln.generate.sampler import Sampling
+from codekiln.files import JsonObject
+from codekiln.generate.complete import Completion
+from codekiln.generate.sampling import SamplingParams
 
-MAX_TEXT = 1_000_000
+MAX_PROMPT_CHARACTERS = 1_000_000
 MAX_PROMPTS = 16
 
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
-One = Annotated[int, Field(ge=1, le=1)]
-Nothing = Annotated[float, Field(ge=0, le=0)]
-Stop = Annotated[str, Field(min_length=1, max_length=200)]
+PromptText = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
+ExactlyOne = Annotated[int, Field(ge=1, le=1)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class StreamOptions(BaseModel):
@@ -32,20 +32,20 @@ class CompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-    suffix: Text | None = None
+    prompt: PromptText | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
+    suffix: PromptText | None = None
     model: Annotated[str, Field(max_length=1000)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=8)] | None = None
     stream: bool = False
-    n: One = 1
+    n: ExactlyOne = 1
     echo: Literal[False] = False
-    best_of: One = 1
-    frequency_penalty: Nothing = 0.0
-    presence_penalty: Nothing = 0.0
+    best_of: ExactlyOne = 1
+    frequency_penalty: Zero = 0.0
+    presence_penalty: Zero = 0.0
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     logprobs: None = None
     stream_options: StreamOptions | None = None
@@ -53,7 +53,7 @@ class CompletionRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _said(cls, fields: Any) -> Any:
+    def _drop_nulls(cls, fields: Any) -> Any:
         return (
             {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
         )
@@ -66,12 +66,12 @@ class CompletionRequest(BaseModel):
         """Stop strings, none of them empty."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplingParams:
         """How tokens are drawn."""
-        return Sampling(self.temperature, self.top_p, self.seed)
+        return SamplingParams(self.temperature, self.top_p, self.seed)
 
 
-class Envelope:
+class CompletionResponse:
     """What all chunks of one response share."""
 
     def __init__(self, model: str) -> None:
@@ -82,32 +82,32 @@ class Envelope:
             "model": model,
         }
 
-    def chunk(self, index: int, text: str, finish_reason: str | None) -> Record:
+    def chunk(self, index: int, text: str, finish_reason: str | None) -> JsonObject:
         """One event of a stream."""
         return self._shared | {"choices": [_choice(index, text, finish_reason)]}
 
-    def whole(self, answers: list[Answer]) -> Record:
+    def body(self, completions: list[Completion]) -> JsonObject:
         """The response in one piece, with what was read and written."""
-        choices = [_choice(i, answer.text, finish_of(answer)) for i, answer in enumerate(answers)]
-        return self._shared | {"choices": choices, "usage": _usage(answers)}
+        choices = [_choice(i, completion.text, finish_of(completion)) for i, completion in enumerate(completions)]
+        return self._shared | {"choices": choices, "usage": _usage(completions)}
 
-    def last_chunk(self, answers: list[Answer]) -> Record:
+    def usage_chunk(self, completions: list[Completion]) -> JsonObject:
         """The event behind all text of a stream: what was read and written."""
-        return self._shared | {"choices": [], "usage": _usage(answers)}
+        return self._shared | {"choices": [], "usage": _usage(completions)}
 
 
-def finish_of(answer: Answer) -> str:
+def finish_of(completion: Completion) -> str:
     """`stop` where the model or a stop string ended it, else `length`."""
-    return "stop" if answer.is_finished else "length"
+    return "stop" if completion.is_finished else "length"
 
 
-def error(message: str, *, param: str | None = None) -> Record:
+def error(message: str, *, param: str | None = None) -> JsonObject:
     """An error as OpenAI's clients read it."""
     return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
 
 
-def _usage(answers: list[Answer]) -> dict[str, int]:
-    read, written = sum(a.n_prompt_tokens for a in answers), sum(a.n_new_tokens for a in answers)
+def _usage(completions: list[Completion]) -> dict[str, int]:
+    read, written = sum(a.prompt_tokens for a in completions), sum(a.completion_tokens for a in completions)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 

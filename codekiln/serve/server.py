@@ -23,10 +23,10 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from codekiln.files import Record
+from codekiln.files import JsonObject
 from codekiln.generate import complete
 from codekiln.generate.complete import Completer
-from codekiln.serve.protocol import CompletionRequest, Envelope, error, finish_of
+from codekiln.serve.protocol import CompletionRequest, CompletionResponse, error, finish_of
 
 # The page loads nothing from elsewhere and shows what the model writes as text, never as markup.
 PAGE_HEADERS = {
@@ -42,8 +42,8 @@ MAX_CONNECTIONS = 64
 def make_app(completer: Completer, model_name: str, host: str) -> FastAPI:
     """The application for one model, to listen on `host`."""
     app = FastAPI(title="codekiln", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, hosts=LOOPBACK if host in LOOPBACK else ())
-    turn = asyncio.Lock()
+    app.add_middleware(RequestLimits, hosts=LOOPBACK if host in LOOPBACK else ())
+    decode_lock = asyncio.Lock()
 
     @app.exception_handler(RequestValidationError)
     async def refuse(_: Request, refusal: RequestValidationError) -> JSONResponse:
@@ -61,32 +61,32 @@ def make_app(completer: Completer, model_name: str, host: str) -> FastAPI:
     async def completions(body: CompletionRequest, connection: Request) -> Response:
         if connection.headers.get("content-type", "").split(";")[0] != "application/json":
             return JSONResponse(error("Content-Type: it must be application/json"), status_code=415)
-        if body.max_tokens is not None and body.max_tokens > completer.most_new_tokens:
-            message = f"max_tokens: this model takes at most {completer.most_new_tokens}"
+        if body.max_tokens is not None and body.max_tokens > completer.max_new_tokens_limit:
+            message = f"max_tokens: this model takes at most {completer.max_new_tokens_limit}"
             return JSONResponse(error(message, param="max_tokens"), status_code=400)
-        requests = [complete.Request(prompt, body.suffix) for prompt in body.prompts()]
+        requests = [complete.InfillRequest(prompt, body.suffix) for prompt in body.prompts()]
         stream = partial(completer.stream, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stops())
         try:
-            pieces = await run_in_threadpool(stream, requests)
+            chunks = await run_in_threadpool(stream, requests)
         except ValueError as refusal:
             return JSONResponse(error(str(refusal)), status_code=400)
-        envelope = Envelope(model_name)
-        made = _made(pieces, turn, connection)
+        response = CompletionResponse(model_name)
+        made = _generate_in_thread(chunks, decode_lock, connection)
         if body.stream:
             has_usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(_events(made, envelope, has_usage=has_usage), media_type="text/event-stream")
+            return StreamingResponse(_events(made, response, has_usage=has_usage), media_type="text/event-stream")
         async with aclosing(made):
-            answers = {piece.index: piece.answer async for piece in made if piece.answer is not None}
-        if len(answers) < len(requests):
+            completions = {chunk.index: chunk.completion async for chunk in made if chunk.completion is not None}
+        if len(completions) < len(requests):
             return Response(status_code=499)  # the client left
-        return JSONResponse(envelope.whole([answers[i] for i in range(len(requests))]))
+        return JSONResponse(response.body([completions[i] for i in range(len(requests))]))
 
     @app.get("/v1/models")
-    def models() -> Record:
+    def models() -> JsonObject:
         return {"object": "list", "data": [{"id": model_name, "object": "model", "created": 0, "owned_by": "codekiln"}]}
 
     @app.get("/health")
-    def health() -> Record:
+    def health() -> JsonObject:
         return {"status": "ok"}
 
     @app.get("/")
@@ -127,7 +127,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-class Guard:
+class RequestLimits:
     """Refuses bodies over `MAX_BODY` as they come, and, where `hosts` are named, requests to any other."""
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
@@ -155,52 +155,52 @@ class Guard:
         await self._app(scope, counted, send)
 
 
-async def _made(
-    pieces: Iterator[complete.Piece], turn: asyncio.Lock, connection: Request
-) -> AsyncGenerator[complete.Piece, None]:
+async def _generate_in_thread(
+    chunks: Iterator[complete.CompletionChunk], decode_lock: asyncio.Lock, connection: Request
+) -> AsyncGenerator[complete.CompletionChunk, None]:
     """The pieces, made in a thread while no other request's are and ahead of who reads them.
 
     Nothing more is made when the client has left or this is closed.
     """
-    waiting: asyncio.Queue[complete.Piece | None] = asyncio.Queue()
+    queue: asyncio.Queue[complete.CompletionChunk | None] = asyncio.Queue()
 
     async def make() -> None:
         try:
-            async with turn:
+            async with decode_lock:
                 while not await connection.is_disconnected():
-                    if (piece := await run_in_threadpool(next, pieces, None)) is None:
+                    if (chunk := await run_in_threadpool(next, chunks, None)) is None:
                         return
-                    waiting.put_nowait(piece)
+                    queue.put_nowait(chunk)
         finally:
-            waiting.put_nowait(None)
+            queue.put_nowait(None)
 
-    making = asyncio.create_task(make())
+    producer = asyncio.create_task(make())
     try:
-        while (piece := await waiting.get()) is not None:
-            yield piece
-        await making
+        while (chunk := await queue.get()) is not None:
+            yield chunk
+        await producer
     finally:
-        making.cancel()
+        producer.cancel()
 
 
 async def _events(
-    made: AsyncGenerator[complete.Piece, None], envelope: Envelope, *, has_usage: bool
+    made: AsyncGenerator[complete.CompletionChunk, None], response: CompletionResponse, *, has_usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events, one a piece that has text or ends an answer, and the end mark."""
-    answers = []
+    completions = []
     async with aclosing(made):
-        async for piece in made:
-            if piece.answer is not None:
-                answers.append(piece.answer)
-                yield _event(envelope.chunk(piece.index, piece.text, finish_of(piece.answer)))
-            elif piece.text:
-                yield _event(envelope.chunk(piece.index, piece.text, None))
+        async for chunk in made:
+            if chunk.completion is not None:
+                completions.append(chunk.completion)
+                yield _event(response.chunk(chunk.index, chunk.text, finish_of(chunk.completion)))
+            elif chunk.text:
+                yield _event(response.chunk(chunk.index, chunk.text, None))
     if has_usage:
-        yield _event(envelope.last_chunk(answers))
+        yield _event(response.usage_chunk(completions))
     yield "data: [DONE]\n\n"
 
 
-def _event(record: Record) -> str:
+def _event(record: JsonObject) -> str:
     return f"data: {json.dumps(record)}\n\n"
 
 

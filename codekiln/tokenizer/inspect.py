@@ -4,13 +4,13 @@ from collections import Counter
 
 import numpy as np
 
-from codekiln.files import Record
+from codekiln.files import JsonObject
 from codekiln.tokenizer.bpe import Tokenizer
 
 N_LONGEST = 10
 
 
-def statistics(tokenizer: Tokenizer, data: bytes) -> Record:
+def statistics(tokenizer: Tokenizer, data: bytes) -> JsonObject:
     """Counts and rates of a text, and its longest pieces with how often they occur."""
     ids = tokenizer.encode(data)
     n_lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
@@ -24,25 +24,25 @@ def statistics(tokenizer: Tokenizer, data: bytes) -> Record:
         "tokens_per_byte": len(ids) / max(1, len(data)),
         "bytes_per_token": len(data) / max(1, len(ids)),
         "tokens_per_line": len(ids) / max(1, n_lines),
-        "longest": [{"piece": shown(tokenizer.token_bytes[i]), "times": counts[i]} for i in longest],
+        "longest": [{"piece": printable(tokenizer.token_bytes[i]), "times": counts[i]} for i in longest],
     }
 
 
-def pieces(tokenizer: Tokenizer, data: bytes) -> list[str]:
-    """The text's tokens in order, as `shown`; a character that several tokens share appears as its bytes in each."""
-    return [shown(tokenizer.token_bytes[i]) for i in tokenizer.encode(data)]
+def token_texts(tokenizer: Tokenizer, data: bytes) -> list[str]:
+    """The text's tokens in order, as `printable`; a character that several tokens share appears as its bytes in each."""
+    return [printable(tokenizer.token_bytes[i]) for i in tokenizer.encode(data)]
 
 
-def shown(piece: bytes) -> str:
+def printable(token: bytes) -> str:
     """A piece to be printed: line ends as ⏎, tabs as →, what is no text or would steer a terminal as its bytes."""
     try:
-        text = piece.decode()
+        text = token.decode()
     except UnicodeDecodeError:
-        return _spelled(piece)
+        return _spelled(token)
     return "".join(_VISIBLE.get(c, c if c.isprintable() else _spelled(c.encode())) for c in text)
 
 
-def agreement(first: Tokenizer, second: Tokenizer, data: bytes) -> float:
+def boundary_agreement(first: Tokenizer, second: Tokenizer, data: bytes) -> float:
     """The share of the first one's cuts in a text that the second one has too."""
     cuts, others = (set(np.cumsum(each.byte_lengths[each.encode(data)]).tolist()) for each in (first, second))
     return len(cuts & others) / max(1, len(cuts))

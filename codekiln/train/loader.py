@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import Layout
-from codekiln.train.objectives import Objective, Piece
-from codekiln.train.prepare import Shards
+from codekiln.tokenizer.infill import TokenizedExample
+from codekiln.train.objectives import Chunk, Objective
+from codekiln.train.prepare import TokenShards
 
-OPEN_ROWS = 64  # rows that packing holds open; more fill better and cost more time
-MIN_UNIT_TOKENS = 16  # what is left of a document below this is dropped
-MIN_JOINED_TOKENS = 64  # the same where documents are joined (the released code of CodeGen)
+MAX_OPEN_ROWS = 64  # rows that packing holds open; more fill better and cost more time
+MIN_CHUNK_TOKENS = 16  # what is left of a document below this is dropped
+MIN_CONCAT_TOKENS = 64  # the same where documents are joined (the released code of CodeGen)
 
-Packing = Literal["apart", "joined"]
+Packing = Literal["packed", "concat"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Batch:
 
     ids: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float32]
-    documents: npt.NDArray[np.int64] | None
+    loss_weights: npt.NDArray[np.float32]
+    document_ids: npt.NDArray[np.int64] | None
     n_bytes: int
 
 
 @dataclass(frozen=True)
-class _Unit:
+class _Chunk:
     """Ids [start, stop) of a document; `is_end` where it ends with them."""
 
     document: int
@@ -54,58 +54,58 @@ class _Unit:
 
 
 @dataclass(frozen=True)
-class _Epoch:
+class _EpochPlan:
     """Rows of an epoch in arrays, for corpora of any size: row k has the units `order[ends[k - 1] : ends[k]]`.
 
-    A unit is a row of `units` (N, 4): document, start, stop, is_end.
+    A unit is a row of `chunks` (N, 4): document, start, stop, is_end.
     """
 
-    units: npt.NDArray[np.int64]
+    chunks: npt.NDArray[np.int64]
     order: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def row(self, k: int) -> list[_Unit]:
+    def row(self, k: int) -> list[_Chunk]:
         first = int(self.ends[k - 1]) if k else 0
-        chosen = self.units[self.order[first : int(self.ends[k])]].tolist()
-        return [_Unit(document, start, stop, bool(is_end)) for document, start, stop, is_end in chosen]
+        chosen = self.chunks[self.order[first : int(self.ends[k])]].tolist()
+        return [_Chunk(document, start, stop, bool(is_end)) for document, start, stop, is_end in chosen]
 
 
-class Loader:
+class BatchLoader:
     """`batch(step)` for any step, over as many epochs as it takes."""
 
     def __init__(
         self,
-        shards: Shards,
+        shards: TokenShards,
         tokenizer: Tokenizer,
         objective: Objective,
         *,
         context_length: int,
         rows: int,
         seed: int,
-        packing: Packing = "apart",
+        packing: Packing = "packed",
     ) -> None:
         self._shards, self._tokenizer, self._objective = shards, tokenizer, objective
         self._context_length, self._rows, self._seed, self._packing = context_length, rows, seed, packing
-        if packing == "apart":
-            capacity = context_length + 1 - objective.n_added
-            if capacity < MIN_UNIT_TOKENS:
+        if packing == "packed":
+            capacity = context_length + 1 - objective.max_added_tokens
+            if capacity < MIN_CHUNK_TOKENS:
                 raise ValueError(
                     f"context_length is {context_length}: this objective needs at least "
-                    f"{context_length + MIN_UNIT_TOKENS - capacity}"
+                    f"{context_length + MIN_CHUNK_TOKENS - capacity}"
                 )
-            self._units = _cut(shards.lengths(), capacity, objective.shortest_unit, seed)
-            if not len(self._units):
-                raise ValueError(f"no document has {MIN_UNIT_TOKENS} tokens: use a larger corpus")
-            self._lengths = self._units[:, 2] - self._units[:, 1] + objective.n_added - 1
-        plan = self._packed if packing == "apart" else self._joined
+            self._chunks = _chunk_documents(shards.lengths(), capacity, objective.min_chunk_fraction, seed)
+            if not len(self._chunks):
+                raise ValueError(f"no document has {MIN_CHUNK_TOKENS} tokens: use a larger corpus")
+            self._lengths = self._chunks[:, 2] - self._chunks[:, 1] + objective.max_added_tokens - 1
+        plan = self._pack_best_fit if packing == "packed" else self._concat_and_chunk
         self._epoch_rows = lru_cache(maxsize=2)(plan)
         self._row_counts: list[int] = []  # of the epochs planned so far
 
     @property
-    def rows_per_epoch(self) -> int:
+    def sequences_per_epoch(self) -> int:
         """Rows of the first epoch; other shuffles pack a little better or worse."""
         return len(self._epoch_rows(0))
 
@@ -113,20 +113,20 @@ class Loader:
         """The batch of a step, which counts from 0, or the `part[0]`-th of `part[1]` equal parts of its rows."""
         rows = self._rows_of(step)
         n = len(rows) // part[1]
-        return self._collate([self._layouts(row, epoch) for row, epoch in rows[part[0] * n : part[0] * n + n]])
+        return self._collate([self._examples(row, epoch) for row, epoch in rows[part[0] * n : part[0] * n + n]])
 
     def documents(self, step: int) -> list[int]:
         """The numbers of the documents that a step reads, in the order of their shards."""
-        return sorted({unit.document for row, _ in self._rows_of(step) for unit in row})
+        return sorted({chunk.document for row, _ in self._rows_of(step) for chunk in row})
 
-    def _rows_of(self, step: int) -> list[tuple[list[_Unit], int]]:
+    def _rows_of(self, step: int) -> list[tuple[list[_Chunk], int]]:
         """Units of each row of a step, and their epoch."""
         first = step * self._rows
         epoch = 0
         while first >= self._n_rows(epoch):
             first -= self._n_rows(epoch)
             epoch += 1
-        rows: list[tuple[list[_Unit], int]] = []
+        rows: list[tuple[list[_Chunk], int]] = []
         while len(rows) < self._rows:
             plan = self._epoch_rows(epoch)
             stop = min(len(plan), first + self._rows - len(rows))
@@ -139,71 +139,69 @@ class Loader:
             self._row_counts.append(len(self._epoch_rows(len(self._row_counts))))
         return self._row_counts[epoch]
 
-    def _layouts(self, row: list[_Unit], epoch: int) -> list[Layout]:
-        if self._packing == "apart":
-            return [self._layout(unit, epoch) for unit in row]
-        pieces = [self._shards.slice(unit.document, unit.start, unit.stop).tolist() for unit in row]
+    def _examples(self, row: list[_Chunk], epoch: int) -> list[TokenizedExample]:
+        if self._packing == "packed":
+            return [self._example(chunk, epoch) for chunk in row]
+        pieces = [self._shards.slice(chunk.document, chunk.start, chunk.stop).tolist() for chunk in row]
         ids = [
-            i
-            for unit, piece in zip(row, pieces, strict=True)
-            for i in piece + [self._tokenizer.end_of_text] * unit.is_end
+            i for chunk, piece in zip(row, pieces, strict=True) for i in piece + [self._tokenizer.eos_id] * chunk.is_end
         ]
-        return [Layout(ids, [1.0] * len(ids))]
+        return [TokenizedExample(ids, [1.0] * len(ids))]
 
-    def _layout(self, unit: _Unit, epoch: int) -> Layout:
+    def _example(self, chunk: _Chunk, epoch: int) -> TokenizedExample:
         """A unit through the objective."""
-        rng = np.random.default_rng((self._seed, epoch, unit.document, unit.start))
-        ids = self._shards.slice(unit.document, unit.start, unit.stop)
-        layout = self._objective(Piece(ids, unit.start == 0, unit.is_end), self._tokenizer, rng)
-        assert len(layout.ids) <= len(ids) + self._objective.n_added
-        return layout
+        rng = np.random.default_rng((self._seed, epoch, chunk.document, chunk.start))
+        ids = self._shards.slice(chunk.document, chunk.start, chunk.stop)
+        example = self._objective(Chunk(ids, chunk.start == 0, chunk.is_end), self._tokenizer, rng)
+        assert len(example.ids) <= len(ids) + self._objective.max_added_tokens
+        return example
 
-    def _collate(self, rows: list[list[Layout]]) -> Batch:
+    def _collate(self, rows: list[list[TokenizedExample]]) -> Batch:
         shape = (len(rows), self._context_length)
-        ids, targets = np.full(shape, self._tokenizer.pad), np.full(shape, self._tokenizer.pad)
+        ids, targets = np.full(shape, self._tokenizer.pad_id), np.full(shape, self._tokenizer.pad_id)
         weights, documents = np.zeros(shape, np.float32), np.full(shape, -1)
         for r, row in enumerate(rows):
             at = 0
-            for number, layout in enumerate(row):
-                n = len(layout.ids) - 1
-                ids[r, at : at + n], targets[r, at : at + n] = layout.ids[:-1], layout.ids[1:]
-                weights[r, at : at + n] = layout.weights[1:]
+            for number, example in enumerate(row):
+                n = len(example.ids) - 1
+                ids[r, at : at + n], targets[r, at : at + n] = example.ids[:-1], example.ids[1:]
+                weights[r, at : at + n] = example.loss_weights[1:]
                 documents[r, at : at + n] = number
                 at += n
-        n_bytes = predicted_bytes(self._tokenizer, targets, weights)
-        return Batch(ids, targets, weights, documents if self._packing == "apart" else None, n_bytes)
+        n_bytes = target_bytes(self._tokenizer, targets, weights)
+        return Batch(ids, targets, weights, documents if self._packing == "packed" else None, n_bytes)
 
-    def _packed(self, epoch: int) -> _Epoch:
+    def _pack_best_fit(self, epoch: int) -> _EpochPlan:
         """Units shuffled and packed into rows: each goes into the fullest open row that has room for it."""
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._units))
-        useful = MIN_UNIT_TOKENS + self._objective.n_added - 2  # room that a unit may still take
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._chunks))
+        useful = MIN_CHUNK_TOKENS + self._objective.max_added_tokens - 2  # room that a unit may still take
         row_of, n_rows = array("q"), 0
         open_rows: list[tuple[int, int]] = []  # (room, row), the fullest first
-        for length in _integers(self._lengths[order]):
+        for length in _iter_ints(self._lengths[order]):
             at = bisect_left(open_rows, (length, -1))
             if at < len(open_rows):
                 room, row = open_rows.pop(at)
             else:
                 room, row = self._context_length, n_rows
                 n_rows += 1
-                if len(open_rows) == OPEN_ROWS:
+                if len(open_rows) == MAX_OPEN_ROWS:
                     open_rows.pop(0)
             row_of.append(row)
             if room - length > useful:
                 insort(open_rows, (room - length, row))
-        return self._shuffled(self._units, order, row_of, epoch)
+        return self._shuffled(self._chunks, order, row_of, epoch)
 
     def _shuffled(
-        self, units: npt.NDArray[np.int64], order: npt.NDArray[np.int64], row_of: Iterable[int], epoch: int
-    ) -> _Epoch:
+        self, chunks: npt.NDArray[np.int64], order: npt.NDArray[np.int64], row_of: Iterable[int], epoch: int
+    ) -> _EpochPlan:
         """Units in an order, each with its row, as rows in another order."""
         rows = np.fromiter(row_of, np.int64, len(order))
         place = np.random.default_rng((self._seed, epoch, 1)).permutation(int(rows.max()) + 1)[rows]
-        return _Epoch(units, order[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place)))
+        return _EpochPlan(chunks, order[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place)))
 
-    def _joined(self, epoch: int) -> _Epoch:
+    def _concat_and_chunk(self, epoch: int) -> _EpochPlan:
         """Rows of CodeGen's packing: an end-of-text token behind every document, whole rows of it first, and what is left of
-        at least `MIN_JOINED_TOKENS` run on from document to document. A last row that is not full is dropped."""
+        at least `MIN_CONCAT_TOKENS` run on from document to document. A last row that is not full is dropped."""
         T, lengths = self._context_length, self._shards.lengths()
         order = np.random.default_rng((self._seed, epoch)).permutation(len(lengths))
         parts, row_of, n_rows = array("q"), array("q"), 0
@@ -214,13 +212,13 @@ class Loader:
             """Ids [start, stop) of a document and the end-of-text token behind it, which has the index `length`."""
             return document, start, min(stop, length), stop == length + 1
 
-        for document, length in zip(_integers(order), _integers(lengths[order]), strict=True):
+        for document, length in zip(_iter_ints(order), _iter_ints(lengths[order]), strict=True):
             rest = (length + 1) // T * T
             for start in range(0, rest, T):
                 parts.extend(part(document, start, start + T, length))
                 row_of.append(n_rows)
                 n_rows += 1
-            if length + 1 - rest < MIN_JOINED_TOKENS:
+            if length + 1 - rest < MIN_CONCAT_TOKENS:
                 continue
             start = rest
             while n_carried + length + 1 - start >= T:
@@ -235,24 +233,26 @@ class Loader:
                 n_carried += length + 1 - start
         if not n_rows:
             raise ValueError(f"the corpus does not fill a row of {T} tokens: use a larger one or a shorter context")
-        units = np.frombuffer(parts, np.int64).reshape(-1, 4)
-        return self._shuffled(units, np.arange(len(units)), row_of, epoch)
+        chunks = np.frombuffer(parts, np.int64).reshape(-1, 4)
+        return self._shuffled(chunks, np.arange(len(chunks)), row_of, epoch)
 
 
-def predicted_bytes(tokenizer: Tokenizer, targets: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> int:
+def target_bytes(tokenizer: Tokenizer, targets: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> int:
     """Bytes of the text behind the targets that have weight."""
     return int(tokenizer.byte_lengths[targets[weights > 0]].sum())
 
 
-def _integers(numbers: npt.NDArray[np.int64]) -> Iterator[int]:
+def _iter_ints(numbers: npt.NDArray[np.int64]) -> Iterator[int]:
     """Python's own, made in portions."""
     for start in range(0, len(numbers), 1 << 16):
         yield from numbers[start : start + (1 << 16)].tolist()
 
 
-def _cut(lengths: npt.NDArray[np.int64], capacity: int, shortest: float, seed: int) -> npt.NDArray[np.int64]:
+def _chunk_documents(
+    lengths: npt.NDArray[np.int64], capacity: int, shortest: float, seed: int
+) -> npt.NDArray[np.int64]:
     """Documents in units (N, 4) of `shortest * capacity` to `capacity` tokens; a last one that is too short is dropped."""
-    low = max(MIN_UNIT_TOKENS, round(shortest * capacity))
+    low = max(MIN_CHUNK_TOKENS, round(shortest * capacity))
     n_sizes = 1 + lengths // low  # so many fill a document, however small they are drawn
     documents = np.repeat(np.arange(len(lengths)), n_sizes)
     stops = np.cumsum(np.random.default_rng(seed).integers(low, capacity + 1, size=len(documents)))
@@ -261,5 +261,5 @@ def _cut(lengths: npt.NDArray[np.int64], capacity: int, shortest: float, seed: i
     starts = np.where(np.diff(documents, prepend=-1) > 0, 0, np.roll(stops, 1))
     whole = np.repeat(lengths, n_sizes)
     stops = np.minimum(stops, whole)
-    units = np.stack((documents, starts, stops, stops == whole), axis=1)
-    return units[stops - starts >= MIN_UNIT_TOKENS]
+    chunks = np.stack((documents, starts, stops, stops == whole), axis=1)
+    return chunks[stops - starts >= MIN_CHUNK_TOKENS]

@@ -18,36 +18,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codekiln.files import Record
-from codekiln.model.families import ModelConfig
-from codekiln.model.huggingface import StoredWeights, read_config
-from codekiln.model.transformer import Transformer, initialize
-from codekiln.progress import sparkline, task
+from codekiln.files import JsonObject
+from codekiln.model.configs import ModelConfig
+from codekiln.model.huggingface import CheckpointReader, read_config
+from codekiln.model.transformer import Transformer, init_weights
+from codekiln.progress import progress_bar, sparkline
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.checkpoints import Checkpoints, checkpoint_state, checkpoints
+from codekiln.train.checkpoint import Checkpointer, checkpoint_state_dict, list_checkpoints
 from codekiln.train.compile_cache import use_private_compile_cache
-from codekiln.train.loader import MIN_UNIT_TOKENS, Batch, Loader, Packing, predicted_bytes
-from codekiln.train.lora import LoraPlan, adapt
-from codekiln.train.metrics import MetricsLog, Mirror, bits_per_byte, matmul_peak, read_metrics
+from codekiln.train.loader import MIN_CHUNK_TOKENS, Batch, BatchLoader, Packing, target_bytes
+from codekiln.train.lora import LoraConfig, inject_lora
+from codekiln.train.metrics import MetricSink, MetricsLog, bits_per_byte, measure_peak_flops, read_metrics
 from codekiln.train.objectives import NextToken, Objective
-from codekiln.train.optimizer import MuonPlan, OptimizerPlan, Optimizers
-from codekiln.train.parallel import ALONE, Ranks, local, put, put_away, scale_gradients, spread, squared_gradient_norm
-from codekiln.train.prepare import Shards, open_shards
+from codekiln.train.optimizer import MuonConfig, OptimizerConfig, OptimizerGroup
+from codekiln.train.parallel import (
+    SINGLE_PROCESS,
+    World,
+    build_sharded_model,
+    copy_full_,
+    local_tensor,
+    reshard,
+    scale_grads,
+    total_grad_norm,
+)
+from codekiln.train.prepare import TokenShards, open_token_shards
 
-SMOOTHED_STEPS = 20
-MIN_NORMS = 20  # that are needed to know what is usual
-MOST_LEFT_OUT = 20  # batches in a row, before training stops
+LOSS_WINDOW = 20
+MIN_NORM_HISTORY = 20  # that are needed to know what is usual
+MAX_SKIPPED_IN_A_ROW = 20  # batches in a row, before training stops
 
-MicroBatch = tuple[Tensor | None, ...]  # what `Transformer.loss_sums` takes
+MicroBatch = tuple[Tensor | None, ...]  # what `Transformer.loss_fn` takes
 
 
 @dataclass(frozen=True)
-class TrainPlan:
-    """What is trained, on how many tokens or how many times the corpus over. A step's batch is `batch_rows` rows of
+class TrainConfig:
+    """What is trained, on how many tokens or how many times the corpus over. A step's batch is `global_batch_size` rows of
     `context_length` tokens, or of the model's context where that is None.
 
-    By epochs a step has no more rows than an epoch: the most below that which divide `batch_rows`. `z_loss` weighs the square
-    of the logarithm of the softmax' normalizer, which keeps logits small (CodeGen's code). A batch whose gradient is `spike`
+    By epochs a step has no more rows than an epoch: the most below that which divide `global_batch_size`. `z_loss` weighs the square
+    of the logarithm of the softmax' normalizer, which keeps logits small (CodeGen's code). A batch whose gradient is `max_grad_norm_ratio`
     times the median of the last hundred, or not finite, is left out and recorded. The last two checkpoints are kept, and those
     of steps that `keep_every` divides.
     """
@@ -55,76 +64,78 @@ class TrainPlan:
     objective: Objective
     total_tokens: int = 0
     epochs: int = 0
-    batch_rows: int = 16
+    global_batch_size: int = 16
     context_length: int | None = None
-    lora: LoraPlan | None = None
-    optimizer: OptimizerPlan = MuonPlan()
-    packing: Packing = "apart"
+    lora: LoraConfig | None = None
+    optimizer: OptimizerConfig = MuonConfig()
+    packing: Packing = "packed"
     z_loss: float = 0.0
-    spike: float = 30.0
-    valid_every: int = 50
-    valid_rows: int = 64
-    checkpoint_every: int = 50
+    max_grad_norm_ratio: float = 30.0
+    eval_every: int = 50
+    eval_sequences: int = 64
+    save_every: int = 50
     keep_every: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "valid_every", "valid_rows", "checkpoint_every"):
+        for name in ("global_batch_size", "eval_every", "eval_sequences", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.keep_every < 0 or self.keep_every % self.checkpoint_every:
+        if self.keep_every < 0 or self.keep_every % self.save_every:
             raise ValueError(
-                f"train.keep_every is {self.keep_every}: it must be a multiple of checkpoint_every, {self.checkpoint_every}"
+                f"train.keep_every is {self.keep_every}: it must be a multiple of save_every, {self.save_every}"
             )
         if self.seed < 0:
             raise ValueError(f"train.seed is {self.seed}: it must not be negative")
-        if self.spike <= 1 or self.z_loss < 0:
-            raise ValueError(f"train.spike is {self.spike}, z_loss {self.z_loss}: above 1, and not below 0, is needed")
+        if self.max_grad_norm_ratio <= 1 or self.z_loss < 0:
+            raise ValueError(
+                f"train.max_grad_norm_ratio is {self.max_grad_norm_ratio}, z_loss {self.z_loss}: above 1, and not below 0, is needed"
+            )
         if (self.total_tokens < 1) == (self.epochs < 1):
             raise ValueError(
                 f"train.total_tokens is {self.total_tokens} and train.epochs {self.epochs}: set one of them, the other to 0"
             )
-        if self.packing == "joined" and not isinstance(self.objective, NextToken):
+        if self.packing == "concat" and not isinstance(self.objective, NextToken):
             raise ValueError(
                 f"train.packing is joined and the objective {type(self.objective).__name__}: "
                 "documents that run on can be learned left to right only"
             )
 
-    def row_length(self, config: ModelConfig) -> int:
+    def seq_len(self, model_config: ModelConfig) -> int:
         """Tokens of a row. Raises ValueError where the model reads fewer."""
-        wanted = config.context_length if self.context_length is None else self.context_length
-        if wanted > config.context_length:
-            raise ValueError(f"train.context_length is {wanted}: the model reads {config.context_length}")
+        wanted = model_config.context_length if self.context_length is None else self.context_length
+        if wanted > model_config.context_length:
+            raise ValueError(f"train.context_length is {wanted}: the model reads {model_config.context_length}")
         return wanted
 
-    def rows_of_a_rank(self, data_size: int) -> int:
-        """Rows of a step that one of `data_size` ranks reads. Raises ValueError where they do not divide."""
-        if self.batch_rows % data_size:
+    def sequences_per_rank(self, dp_size: int) -> int:
+        """Rows of a step that one of `dp_size` ranks reads. Raises ValueError where they do not divide."""
+        if self.global_batch_size % dp_size:
             raise ValueError(
-                f"train.batch_rows is {self.batch_rows}: it does not divide over {data_size} ranks that read different rows; "
+                f"train.global_batch_size is {self.global_batch_size}: it does not divide over {dp_size} ranks that read different rows; "
                 "set it to a multiple, or take another number of ranks"
             )
-        return self.batch_rows // data_size
+        return self.global_batch_size // dp_size
 
-    def n_kept_for_good(self, config: ModelConfig) -> int:
+    def n_permanent_checkpoints(self, model_config: ModelConfig) -> int:
         """Checkpoints that stay beside the last two; of a plan by epochs none is foreseen."""
-        n_steps = self.total_tokens // (self.batch_rows * self.row_length(config))
+        n_steps = self.total_tokens // (self.global_batch_size * self.seq_len(model_config))
         return n_steps // self.keep_every if self.keep_every else 0
 
 
 @dataclass(frozen=True)
-class Hardware:
+class RuntimeConfig:
     """Where and how fast. `compile` None means: where a C++ compiler is found.
 
-    `tensor_ranks` share a layer; `recompute` computes blocks anew in the backward pass, which takes a third more time and
+    `tensor_parallel` share a layer; `activation_checkpointing` computes blocks anew in the backward pass, which takes a third more time and
     keeps one layer's activations instead of all.
     """
 
     device: str = "cpu"
     micro_batch_tokens: int = 2048
     compile: bool | None = None
-    tensor_ranks: int = 1
-    recompute: bool = False
+    tensor_parallel: int = 1
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
@@ -140,17 +151,17 @@ class Preempted(KeyboardInterrupt):
 
 
 def train(  # noqa: PLR0912, PLR0915 - one story
-    plan: TrainPlan,
-    config: ModelConfig,
+    config: TrainConfig,
+    model_config: ModelConfig,
     *,
     tokens: Path,
     tokenizer: Tokenizer,
     run: Path,
-    hardware: Hardware,
-    made_from: Record,
-    start: Path | None = None,
-    ranks: Ranks = ALONE,
-    mirrors: Sequence[Mirror] = (),
+    runtime: RuntimeConfig,
+    inputs: JsonObject,
+    init_from: Path | None = None,
+    world: World = SINGLE_PROCESS,
+    loggers: Sequence[MetricSink] = (),
 ) -> Transformer:
     """Trains, or goes on from the last whole checkpoint in `run`, and returns the model at its end.
 
@@ -159,126 +170,126 @@ def train(  # noqa: PLR0912, PLR0915 - one story
     shards and processors give the same weights to the bit, however often the run was interrupted or killed; on GPUs, and on
     another number of ranks, the same batches are read, and sums differ by rounding.
     """
-    if plan.lora is not None and ranks.size > 1:
+    if config.lora is not None and world.world_size > 1:
         raise ValueError("LoRA learns in one process: start it without torchrun")
-    context = plan.row_length(config)
-    shards = open_shards(tokens, "train", ranks.part)
-    loader = _loader(plan, context, shards, tokenizer)
-    if plan.epochs and loader.rows_per_epoch < plan.batch_rows:
-        fewer = max(n for n in range(1, loader.rows_per_epoch + 1) if plan.batch_rows % n == 0)
-        plan = replace(plan, batch_rows=fewer)
-        loader = _loader(plan, context, shards, tokenizer)
-    plan.rows_of_a_rank(ranks.data_size)
-    model = _model(config, ranks, hardware, plan, start)
-    optimizers = Optimizers(model, plan.optimizer)
-    kept = Checkpoints(run / "checkpoints", ranks, made_from, keep_every=plan.keep_every)
-    step = _resume(run, kept, model, optimizers, ranks)
-    n_tokens = plan.batch_rows * context
+    context = config.seq_len(model_config)
+    shards = open_token_shards(tokens, "train", (world.rank, world.world_size))
+    loader = _loader(config, context, shards, tokenizer)
+    if config.epochs and loader.sequences_per_epoch < config.global_batch_size:
+        fewer = max(n for n in range(1, loader.sequences_per_epoch + 1) if config.global_batch_size % n == 0)
+        config = replace(config, global_batch_size=fewer)
+        loader = _loader(config, context, shards, tokenizer)
+    config.sequences_per_rank(world.dp_size)
+    model = _model(model_config, world, runtime, config, init_from)
+    optimizers = OptimizerGroup(model, config.optimizer)
+    checkpointer = Checkpointer(run / "checkpoints", world, inputs, keep_every=config.keep_every)
+    step = _resume(run, checkpointer, model, optimizers, world)
+    n_tokens = config.global_batch_size * context
     # What LoRA leaves as it is has no gradient of its own, which is a third of a step.
-    flops = config.training_flops(context) * (1 if plan.lora is None else 2 / 3)
-    if plan.epochs:
-        n_steps = math.ceil(plan.epochs * loader.rows_per_epoch / plan.batch_rows)
+    flops = model_config.training_flops(context) * (1 if config.lora is None else 2 / 3)
+    if config.epochs:
+        n_steps = math.ceil(config.epochs * loader.sequences_per_epoch / config.global_batch_size)
     else:
-        n_steps = max(1, round(plan.total_tokens / n_tokens))
+        n_steps = max(1, round(config.total_tokens / n_tokens))
     if step >= n_steps:
         return model
-    micro_rows = max(1, min(plan.rows_of_a_rank(ranks.data_size), hardware.micro_batch_tokens // context))
-    valid = _validation_batches(plan, context, tokens, tokenizer, micro_rows, ranks)
-    loss_sums = _loss_sums(model, ranks, hardware)
-    peak = matmul_peak(ranks.device, ranks.dtype)
-    log = MetricsLog(run / "metrics.jsonl", step=step, mirrors=mirrors) if ranks.is_first else None
-    past = [row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row]
-    norms = deque(ranks.told_by_first(past[-100:]), 100)
+    micro_rows = max(1, min(config.sequences_per_rank(world.dp_size), runtime.micro_batch_tokens // context))
+    valid = _validation_batches(config, context, tokens, tokenizer, micro_rows, world)
+    loss_fn = compile_loss(model, world, runtime)
+    peak = measure_peak_flops(world.device, world.dtype)
+    log = MetricsLog(run / "metrics.jsonl", step=step, loggers=loggers) if world.is_main else None
+    past_norms = [row["grad_norm"] for row in read_metrics(run / "metrics.jsonl")[:step] if "skipped" not in row]
+    norm_history = deque(world.broadcast_object(past_norms[-100:]), 100)
     seen_loss: list[float] = []
     valid_bits: float | None = None  # the last one found
-    n_left_out = 0  # batches, one after the other
+    n_skipped_in_a_row = 0  # batches, one after the other
     with (
         closing(log) if log is not None else nullcontext(),
-        task("Train", n_steps, done=step) if ranks.is_first else nullcontext() as progress,
-        _noted_signals() as noted,
-        _deterministic(ranks.device),
-        kept,
-        ThreadPoolExecutor(1) as reader,  # makes the next batch while this one is learned
+        progress_bar("Train", n_steps, done=step) if world.is_main else nullcontext() as progress,
+        defer_signals() as signals,
+        _deterministic(world.device),
+        checkpointer,
+        ThreadPoolExecutor(1) as prefetcher,  # makes the next batch while this one is learned
     ):
-        coming = reader.submit(loader.batch, step, ranks.data_part)
+        next_batch = prefetcher.submit(loader.batch, step, world.data_part)
         while step < n_steps:
             begun = time.perf_counter()
-            batch = coming.result()
+            batch = next_batch.result()
             if step + 1 < n_steps:
-                coming = reader.submit(loader.batch, step + 1, ranks.data_part)
-            nats, penalty = backward(
+                next_batch = prefetcher.submit(loader.batch, step + 1, world.data_part)
+            nats, penalty = forward_backward(
                 model,
-                loss_sums,
-                list(_micro_batches(batch, micro_rows, ranks.device)),
-                plan.z_loss,
-                ranks.data_size / n_tokens,
+                loss_fn,
+                list(_micro_batches(batch, micro_rows, world.device)),
+                config.z_loss,
+                world.dp_size / n_tokens,
             ).tolist()
-            sums = [nats, penalty, float(batch.weights.sum()), float(kept.is_written)]
-            total_nats, total_penalty, weight, n_written, *signals = ranks.summed([*sums, *noted.counts()])
-            if n_written == ranks.data_size:
-                kept.finish()
-            mean = n_tokens / max(1.0, weight)
-            norm = float(squared_gradient_norm(model, ranks).sqrt()) * mean
+            sums = [nats, penalty, float(batch.loss_weights.sum()), float(checkpointer.is_done)]
+            total_nats, total_penalty, weight, n_written, *counts = world.all_reduce_sum([*sums, *signals.counts()])
+            if n_written == world.dp_size:
+                checkpointer.wait()
+            grad_scale = n_tokens / max(1.0, weight)
+            grad_norm = float(total_grad_norm(model, world)) * grad_scale
             loss = total_nats / max(1.0, weight)
-            row: Record = {"step": step, "tokens": (step + 1) * n_tokens, "loss": loss, "grad_norm": norm}
-            if fault := _fault(loss, norm, norms, plan.spike):
-                n_left_out += 1
-                kept.finish()
-                _require_learning(model, ranks, run, fault, step, n_left_out)
-                optimizers.clear()
+            row: JsonObject = {"step": step, "tokens": (step + 1) * n_tokens, "loss": loss, "grad_norm": grad_norm}
+            if reason := _skip_reason(loss, grad_norm, norm_history, config.max_grad_norm_ratio):
+                n_skipped_in_a_row += 1
+                checkpointer.wait()
+                _raise_if_diverged(model, world, run, reason, step, n_skipped_in_a_row)
+                optimizers.zero_grad()
                 row |= {
-                    "skipped": fault,
-                    "documents": reader.submit(loader.documents, step).result(),
-                    "rate_factor": 0.0,
+                    "skipped": reason,
+                    "documents": prefetcher.submit(loader.documents, step).result(),
+                    "lr_scale": 0.0,
                 }
             else:
-                n_left_out = 0
-                norms.append(norm)
-                scale_gradients(model, mean * min(1.0, plan.optimizer.max_grad_norm / (norm + 1e-6)))
-                row["rate_factor"] = optimizers.step(step, n_steps)
+                n_skipped_in_a_row = 0
+                norm_history.append(grad_norm)
+                scale_grads(model, grad_scale * min(1.0, config.optimizer.max_grad_norm / (grad_norm + 1e-6)))
+                row["lr_scale"] = optimizers.step(step, n_steps)
             seconds = time.perf_counter() - begun
             row |= {
                 "seconds": round(seconds, 4),
                 "tokens_per_second": round(n_tokens / seconds, 1),
-                "utilization": round(n_tokens / seconds * flops / (peak * ranks.size), 4),
+                "matmul_efficiency": round(n_tokens / seconds * flops / (peak * world.world_size), 4),
             }
-            if plan.z_loss > 0:
-                row["z_penalty"] = total_penalty / max(1.0, weight)
+            if config.z_loss > 0:
+                row["z_loss"] = total_penalty / max(1.0, weight)
             step += 1
-            if step % plan.valid_every == 0 or step == n_steps:
+            if step % config.eval_every == 0 or step == n_steps:
                 # Other work on this machine hides the peak now and then; it is the best seen.
-                peak = max(peak, matmul_peak(ranks.device, ranks.dtype, seconds=0.1))
-                valid_bits = row["valid_bits_per_byte"] = _valid_bits_per_byte(loss_sums, valid, ranks)
-                put_away(model)
+                peak = max(peak, measure_peak_flops(world.device, world.dtype, seconds=0.1))
+                valid_bits = row["validation_bits_per_byte"] = _valid_bits_per_byte(loss_fn, valid, world)
+                reshard(model)
             if log is not None and progress is not None:
                 log.write(row)
                 seen_loss += [loss] * ("skipped" not in row)
                 progress.advance(note=_note(row, seen_loss, valid_bits))
-            is_asked_to_end = sum(signals) > 0
-            if step % plan.checkpoint_every == 0 or step == n_steps or is_asked_to_end:
-                if not _is_finite(model, ranks):
-                    kept.finish()
-                    raise _stopped(run, f"weights are not finite after step {step - 1}")
-                kept.save(step, checkpoint_state(_learning(model), optimizers.state()))
+            is_asked_to_end = sum(counts) > 0
+            if step % config.save_every == 0 or step == n_steps or is_asked_to_end:
+                if not _is_finite(model, world):
+                    checkpointer.wait()
+                    raise _diverged_error(run, f"weights are not finite after step {step - 1}")
+                checkpointer.save(step, checkpoint_state_dict(_trainable_parameters(model), optimizers.state_dict()))
             if step == n_steps:
-                signals = ranks.summed(noted.counts())  # what came since is not lost
-            if sum(signals):
-                kept.finish()
-                raise KeyboardInterrupt if signals[0] else Preempted
+                counts = world.all_reduce_sum(signals.counts())  # what came since is not lost
+            if sum(counts):
+                checkpointer.wait()
+                raise KeyboardInterrupt if counts[0] else Preempted
     return model
 
 
-def backward(
-    model: Transformer, loss_sums: "LossSums", micro_batches: Sequence[MicroBatch], z_loss: float, scale: float
+def forward_backward(
+    model: Transformer, loss_fn: "LossFn", micro_batches: Sequence[MicroBatch], z_loss: float, scale: float
 ) -> Tensor:
     """Adds a step's gradients, micro-batch by micro-batch, and tells the sums of nats and of penalties: (2,) in float64.
 
-    A micro-batch is what `Transformer.loss_sums` takes; over ranks its gradients are summed at once, so that none holds more
+    A micro-batch is what `Transformer.loss_fn` takes; over ranks its gradients are summed at once, so that none holds more
     than its share of them. Sums over rows become means by `scale`, as far as it is known.
     """
     total = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
     for tensors in micro_batches:
-        nats, penalty = loss_sums(*tensors, has_penalty=z_loss > 0)
+        nats, penalty = loss_fn(*tensors, with_z_loss=z_loss > 0)
         mean_loss: Tensor = (nats + z_loss * penalty) * scale
         mean_loss.backward()  # type: ignore[no-untyped-call]
         total += torch.stack((nats, penalty)).detach().to(total)
@@ -290,110 +301,114 @@ def has_cxx_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def _loader(plan: TrainPlan, context: int, shards: Shards, tokenizer: Tokenizer) -> Loader:
-    return Loader(
+def _loader(config: TrainConfig, context: int, shards: TokenShards, tokenizer: Tokenizer) -> BatchLoader:
+    return BatchLoader(
         shards,
         tokenizer,
-        plan.objective,
+        config.objective,
         context_length=context,
-        rows=plan.batch_rows,
-        seed=plan.seed,
-        packing=plan.packing,
+        rows=config.global_batch_size,
+        seed=config.seed,
+        packing=config.packing,
     )
 
 
-def _model(config: ModelConfig, ranks: Ranks, hardware: Hardware, plan: TrainPlan, start: Path | None) -> Transformer:
+def _model(
+    model_config: ModelConfig, world: World, runtime: RuntimeConfig, config: TrainConfig, init_from: Path | None
+) -> Transformer:
     """A model spread over the ranks, with the weights of a directory or those that one process would draw."""
-    model = spread(config, ranks, recompute=hardware.recompute)
-    model.to_empty(device=ranks.device)
-    model.tie()
-    if start is None:
-        initialize(model, torch.Generator().manual_seed(plan.seed), put)
+    model = build_sharded_model(model_config, world, activation_checkpointing=runtime.activation_checkpointing)
+    model.to_empty(device=world.device)
+    model.tie_weights()
+    if init_from is None:
+        init_weights(model, torch.Generator().manual_seed(config.seed), copy_full_)
     else:
-        layout, found = read_config(start)
-        if found != config:
-            raise ValueError(f"{start} has another shape ({found}) than the recipe ({config})")
+        layout, found = read_config(init_from)
+        if found != model_config:
+            raise ValueError(f"{init_from} has another shape ({found}) than the recipe ({model_config})")
         weights = dict(model.named_parameters())
         with torch.no_grad():
-            for name, tensor in StoredWeights(start, layout, config).read():
-                put(weights[name], tensor.to(ranks.device, torch.float32))
-    if plan.lora is not None:
-        adapt(model, plan.lora, seed=plan.seed)
+            for name, tensor in CheckpointReader(init_from, layout, model_config).read():
+                copy_full_(weights[name], tensor.to(world.device, torch.float32))
+    if config.lora is not None:
+        inject_lora(model, config.lora, seed=config.seed)
     return model
 
 
-def _learning(model: Transformer) -> dict[str, Tensor]:
+def _trainable_parameters(model: Transformer) -> dict[str, Tensor]:
     """The weights that training changes, by name."""
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _resume(run: Path, kept: Checkpoints, model: Transformer, optimizers: Optimizers, ranks: Ranks) -> int:
+def _resume(run: Path, checkpointer: Checkpointer, model: Transformer, optimizers: OptimizerGroup, world: World) -> int:
     """The step to go on with: that of the last whole checkpoint, or 0."""
-    last = ranks.told_by_first(_last_checkpoint(run))
+    last = world.broadcast_object(_last_checkpoint(run))
     if last is None:
         return 0
-    step, moments = kept.load(last, _learning(model))
-    optimizers.load(moments)
+    step, optimizer_state = checkpointer.load(last, _trainable_parameters(model))
+    optimizers.load_state_dict(optimizer_state)
     return step
 
 
-LossSums = Callable[..., tuple[Tensor, Tensor]]
+LossFn = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _loss_sums(model: Transformer, ranks: Ranks, hardware: Hardware) -> LossSums:
-    """`Transformer.loss_sums` as fast as it goes here: compiled; where the model is spread over ranks, each block and the loss.
+def compile_loss(model: Transformer, world: World, runtime: RuntimeConfig) -> LossFn:
+    """`Transformer.loss_fn` as fast as it goes here: compiled; where the model is spread over ranks, each block and the loss.
 
     Compiled code is kept in the user's cache. Where no C++ compiler is found it is as it is.
     """
-    loss_sums = plain_loss_sums(model, ranks)
-    wanted = hardware.compile if hardware.compile is not None else has_cxx_compiler()
+    loss_fn = with_autocast(model, world)
+    wanted = runtime.compile if runtime.compile is not None else has_cxx_compiler()
     if not wanted:
-        return loss_sums
+        return loss_fn
     use_private_compile_cache()
-    if ranks.mesh is None:
-        compiled: LossSums = torch.compile(loss_sums, dynamic=False)
+    if world.mesh is None:
+        compiled: LossFn = torch.compile(loss_fn, dynamic=False)
         return compiled
     for part in (*model.blocks, model.loss):
         part.compile(dynamic=False)
-    return loss_sums
+    return loss_fn
 
 
-def plain_loss_sums(model: Transformer, ranks: Ranks) -> LossSums:
-    """`Transformer.loss_sums` with products in the ranks' precision; of a model that is spread, its shards see to that."""
-    is_cast = ranks.dtype != torch.float32 and ranks.mesh is None
+def with_autocast(model: Transformer, world: World) -> LossFn:
+    """`Transformer.loss_fn` with products in the ranks' precision; of a model that is spread, its shards see to that."""
+    is_cast = world.dtype != torch.float32 and world.mesh is None
 
-    def loss_sums(
-        ids: Tensor, targets: Tensor, weights: Tensor, documents: Tensor | None, *, has_penalty: bool = False
+    def loss_fn(
+        ids: Tensor, targets: Tensor, weights: Tensor, documents: Tensor | None, *, with_z_loss: bool = False
     ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(ranks.device.type, ranks.dtype, enabled=is_cast):
-            return model.loss_sums(ids, targets, weights, documents, has_penalty=has_penalty)
+        with torch.autocast(world.device.type, world.dtype, enabled=is_cast):
+            return model.loss_sums(ids, targets, weights, documents, with_z_loss=with_z_loss)
 
-    return loss_sums
+    return loss_fn
 
 
-def _fault(loss: float, norm: float, norms: Sequence[float], spike: float) -> str | None:
+def _skip_reason(loss: float, norm: float, norm_history: Sequence[float], max_grad_norm_ratio: float) -> str | None:
     """What is wrong with a batch, in words; None where nothing is."""
     if not math.isfinite(loss) or not math.isfinite(norm):
         return f"the loss is {loss} and the gradient's norm {norm}"
-    usual = (sorted(norms)[len(norms) // 2] if len(norms) >= MIN_NORMS else 0.0) or math.inf
-    return f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual" if norm > spike * usual else None
+    usual = (sorted(norm_history)[len(norm_history) // 2] if len(norm_history) >= MIN_NORM_HISTORY else 0.0) or math.inf
+    return f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times the usual" if norm > max_grad_norm_ratio * usual else None
 
 
-def _require_learning(model: Transformer, ranks: Ranks, run: Path, fault: str, step: int, n_left_out: int) -> None:
+def _raise_if_diverged(
+    model: Transformer, world: World, run: Path, reason: str, step: int, n_skipped_in_a_row: int
+) -> None:
     """Raises ValueError where a weight is not finite, or too many batches in a row were bad: no other will be good."""
-    if not _is_finite(model, ranks):
-        raise _stopped(run, f"{fault} at step {step}, and weights are not finite")
-    if n_left_out >= MOST_LEFT_OUT:
-        raise _stopped(run, f"{fault} at step {step}, and {n_left_out} batches in a row were bad")
+    if not _is_finite(model, world):
+        raise _diverged_error(run, f"{reason} at step {step}, and weights are not finite")
+    if n_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise _diverged_error(run, f"{reason} at step {step}, and {n_skipped_in_a_row} batches in a row were bad")
 
 
-def _is_finite(model: Transformer, ranks: Ranks) -> bool:
+def _is_finite(model: Transformer, world: World) -> bool:
     """Whether all weights are, on all ranks."""
-    is_bad = any(not bool(torch.isfinite(local(weight)).all()) for weight in model.parameters())
-    return not ranks.summed([float(is_bad)])[0]
+    is_bad = any(not bool(torch.isfinite(local_tensor(weight)).all()) for weight in model.parameters())
+    return not world.all_reduce_sum([float(is_bad)])[0]
 
 
-def _stopped(run: Path, why: str) -> ValueError:
+def _diverged_error(run: Path, why: str) -> ValueError:
     """The error that ends a run which learns nothing more."""
     return ValueError(
         f"{why}: lower the learning rate and start from another --out; "
@@ -402,37 +417,37 @@ def _stopped(run: Path, why: str) -> ValueError:
 
 
 def _last_checkpoint(run: Path) -> Path | None:
-    return next(iter(checkpoints(run / "checkpoints")[-1:]), None)
+    return next(iter(list_checkpoints(run / "checkpoints")[-1:]), None)
 
 
 def _validation_batches(
-    plan: TrainPlan, context: int, tokens: Path, tokenizer: Tokenizer, rows: int, ranks: Ranks
+    config: TrainConfig, context: int, tokens: Path, tokenizer: Tokenizer, rows: int, world: World
 ) -> list[Batch]:
     """The same rows at every validation, left to right, this rank's of them; none where nothing held out fills one.
 
-    The first `plan.valid_rows` of an epoch, whatever the ranks and `rows`; what fills the last batches has no weight.
+    The first `config.eval_sequences` of an epoch, whatever the ranks and `rows`; what fills the last batches has no weight.
     """
-    shards = open_shards(tokens, "heldout", ranks.part)
-    if not shards.n_documents or shards.lengths().max() < MIN_UNIT_TOKENS:
+    shards = open_token_shards(tokens, "heldout", (world.rank, world.world_size))
+    if not shards.n_documents or shards.lengths().max() < MIN_CHUNK_TOKENS:
         return []
-    at_once = rows * ranks.data_size
-    loader = Loader(shards, tokenizer, NextToken(), context_length=context, rows=at_once, seed=plan.seed)
-    n_rows = min(plan.valid_rows, loader.rows_per_epoch)
+    at_once = rows * world.dp_size
+    loader = BatchLoader(shards, tokenizer, NextToken(), context_length=context, rows=at_once, seed=config.seed)
+    n_rows = min(config.eval_sequences, loader.sequences_per_epoch)
     batches = []
     for step in range(-(-n_rows // at_once)):
-        batch = loader.batch(step, ranks.data_part)
-        first = step * at_once + ranks.data_rank * rows
-        batch.weights[max(0, n_rows - first) :] = 0
-        batches.append(replace(batch, n_bytes=predicted_bytes(tokenizer, batch.targets, batch.weights)))
+        batch = loader.batch(step, world.data_part)
+        first = step * at_once + world.dp_rank * rows
+        batch.loss_weights[max(0, n_rows - first) :] = 0
+        batches.append(replace(batch, n_bytes=target_bytes(tokenizer, batch.targets, batch.loss_weights)))
     return batches
 
 
-def _valid_bits_per_byte(loss_sums: LossSums, batches: list[Batch], ranks: Ranks) -> float | None:
+def _valid_bits_per_byte(loss_fn: LossFn, batches: list[Batch], world: World) -> float | None:
     if not batches:
         return None
     with torch.no_grad():
-        nats = sum(float(loss_sums(*_tensors(batch, ranks.device))[0]) for batch in batches)
-    return bits_per_byte(*ranks.summed([nats, sum(batch.n_bytes for batch in batches)]))
+        nats = sum(float(loss_fn(*_tensors(batch, world.device))[0]) for batch in batches)
+    return bits_per_byte(*world.all_reduce_sum([nats, sum(batch.n_bytes for batch in batches)]))
 
 
 def _micro_batches(batch: Batch, rows: int, device: torch.device) -> Iterator[MicroBatch]:
@@ -442,12 +457,12 @@ def _micro_batches(batch: Batch, rows: int, device: torch.device) -> Iterator[Mi
 
 
 def _tensors(batch: Batch, device: torch.device) -> MicroBatch:
-    """What `Transformer.loss_sums` takes of a batch."""
-    arrays = (batch.ids, batch.targets, batch.weights, batch.documents)
+    """What `Transformer.loss_fn` takes of a batch."""
+    arrays = (batch.ids, batch.targets, batch.loss_weights, batch.document_ids)
     return tuple(array if array is None else torch.from_numpy(array).to(device) for array in arrays)
 
 
-class _Noted:
+class SignalCounts:
     """How often Ctrl-C and SIGTERM came."""
 
     def __init__(self) -> None:
@@ -464,15 +479,15 @@ class _Noted:
 
 
 @contextmanager
-def _noted_signals() -> Iterator[_Noted]:
+def defer_signals() -> Iterator[SignalCounts]:
     """Within the block the first Ctrl-C and any SIGTERM are only noted; a second Ctrl-C interrupts at once."""
-    noted = _Noted()
+    signals = SignalCounts()
     if threading.current_thread() is not threading.main_thread():
-        yield noted
+        yield signals
         return
-    before = {number: signal.signal(number, noted.note) for number in noted.seen}
+    before = {number: signal.signal(number, signals.note) for number in signals.seen}
     try:
-        yield noted
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -495,9 +510,9 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         memory.fill_uninitialized_memory = before[1]
 
 
-def _note(row: Record, losses: list[float], valid: float | None) -> str:
-    recent = losses[-SMOOTHED_STEPS:] or [math.nan]
+def _note(row: JsonObject, losses: list[float], valid: float | None) -> str:
+    recent = losses[-LOSS_WINDOW:] or [math.nan]
     parts = [f"loss {sum(recent) / len(recent):.3f}", sparkline(losses), f"norm {row['grad_norm']:.2f}"]
-    parts += [f"{row['tokens_per_second']:,.0f} tokens/s", f"{row['utilization']:.0%} of peak"]
+    parts += [f"{row['tokens_per_second']:,.0f} tokens/s", f"{row['matmul_efficiency']:.0%} of peak"]
     parts += ["batch left out"] if "skipped" in row else []
     return "  ".join(parts + ([f"valid {valid:.3f} bits/byte"] if valid is not None else []))

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from codekiln.extras import optional
+from codekiln.extras import import_optional
 
 TARGETS = r"blocks\.\d+\.(attention\.(q|k|v|out)|mlp\.(gate|up|down))"
 _ADAPTER = "default"  # the library's name for an only one
 
 
 @dataclass(frozen=True)
-class LoraPlan:
+class LoraConfig:
     """`rank` of the change, which is multiplied by `alpha` / `rank`."""
 
     rank: int = 16
@@ -24,19 +24,19 @@ class LoraPlan:
             raise ValueError(f"train.lora.rank is {self.rank}: it must be at least 1")
 
 
-def adapt(model: nn.Module, plan: LoraPlan, *, seed: int) -> None:
+def inject_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
     """Puts adapters into the blocks in place, so that only they learn; at the start they change nothing.
 
     Raises ValueError where the library is not installed.
     """
-    peft = optional("peft", "lora")
+    peft = import_optional("peft", "lora")
     torch.manual_seed(seed)  # the library draws from the global generator
-    config = peft.LoraConfig(r=plan.rank, lora_alpha=plan.alpha, lora_dropout=0.0, target_modules=TARGETS)
+    config = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=TARGETS)
     peft.inject_adapter_in_model(config, model)
 
 
-def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights by the names they had before `adapt`, each with its change added."""
+def iter_merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights by the names they had before `inject_lora`, each with its change added."""
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             continue

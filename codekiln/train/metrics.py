@@ -9,13 +9,13 @@ from typing import Protocol
 
 import torch
 
-from codekiln.files import Record, replacing
+from codekiln.files import JsonObject, atomic_write
 
 
-class Mirror(Protocol):
+class MetricSink(Protocol):
     """Where the rows of a log go too. It is told every row of the log from the first, in order, each time it is opened."""
 
-    def write(self, row: Record) -> None: ...
+    def write(self, row: JsonObject) -> None: ...
 
     def close(self) -> None: ...
 
@@ -27,31 +27,31 @@ class MetricsLog:
     is whole again.
     """
 
-    def __init__(self, path: Path, *, step: int, mirrors: Sequence[Mirror] = ()) -> None:
+    def __init__(self, path: Path, *, step: int, loggers: Sequence[MetricSink] = ()) -> None:
         kept = [row for row in read_metrics(path) if row["step"] < step]
-        with replacing(path) as draft:
-            draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self._mirrors = mirrors
+        with atomic_write(path) as temp_path:
+            temp_path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._sinks = loggers
         for row in kept:
-            self._tell(row)
+            self._emit(row)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, row: Record) -> None:
+    def write(self, row: JsonObject) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        self._tell(row)
+        self._emit(row)
 
     def close(self) -> None:
         self._file.close()
-        for mirror in self._mirrors:
+        for mirror in self._sinks:
             mirror.close()
 
-    def _tell(self, row: Record) -> None:
-        for mirror in self._mirrors:
+    def _emit(self, row: JsonObject) -> None:
+        for mirror in self._sinks:
             mirror.write(row)
 
 
-def read_metrics(path: Path) -> list[Record]:
+def read_metrics(path: Path) -> list[JsonObject]:
     """The whole rows of a log; a row that a killed run tore, and what follows it, is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -62,25 +62,25 @@ def read_metrics(path: Path) -> list[Record]:
     return rows
 
 
-def totals(rows: list[Record]) -> Record:
+def summarize(rows: list[JsonObject]) -> JsonObject:
     """What the rows of a log come to: steps, tokens, seconds of training, median speed and utilization, last validation.
 
     The first step, which may have compiled, is left out of the medians.
     """
     steady = sorted(rows[1:] or rows, key=lambda row: float(row["tokens_per_second"]))
     median = steady[len(steady) // 2]
-    validated = [row["valid_bits_per_byte"] for row in rows if row.get("valid_bits_per_byte") is not None]
+    validated = [row["validation_bits_per_byte"] for row in rows if row.get("validation_bits_per_byte") is not None]
     return {
         "steps": len(rows),
         "tokens": rows[-1]["tokens"],
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "tokens_per_second": median["tokens_per_second"],
-        "utilization": median["utilization"],
-        "valid_bits_per_byte": validated[-1] if validated else None,
+        "matmul_efficiency": median["matmul_efficiency"],
+        "validation_bits_per_byte": validated[-1] if validated else None,
     }
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.5) -> float:
+def measure_peak_flops(device: torch.device, dtype: torch.dtype, *, size: int = 1024, seconds: float = 0.5) -> float:
     """Floating-point operations a second of the best matrix product seen within `seconds`."""
     size = size if device.type == "cpu" else 8 * size
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

@@ -31,50 +31,50 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from codekiln.model.families import ModelConfig
+from codekiln.model.configs import ModelConfig
 from codekiln.model.transformer import Transformer
 
 # A rank that waits this long for another gives up; torchrun sees one that died at once.
-PATIENCE = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 # How long ranks wait while the first one builds a corpus or measures.
-LONG_PATIENCE = timedelta(days=7)
-LETTING_GO = 0.2  # seconds
+CONTROL_TIMEOUT = timedelta(days=7)
+GLOO_EXIT_SECONDS = 0.2  # seconds
 
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """The world as one rank sees it. `mesh` is None for a process alone; products are computed in `dtype`."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
     mesh: DeviceMesh | None = None
-    quiet_group: dist.ProcessGroup | None = None  # for what takes long
+    control_group: dist.ProcessGroup | None = None  # for what takes long
     checkpoint_group: dist.ProcessGroup | None = None  # for checkpoints, which are written beside training
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     @property
-    def data_size(self) -> int:
+    def dp_size(self) -> int:
         """Ranks that read different rows."""
         return 1 if self.mesh is None else self.mesh["data"].size()
 
     @property
-    def data_rank(self) -> int:
+    def dp_rank(self) -> int:
         return 0 if self.mesh is None else self.mesh["data"].get_local_rank()
 
     @property
     def data_part(self) -> tuple[int, int]:
         """Which part of a step's rows is this rank's, of how many."""
-        return self.data_rank, self.data_size
+        return self.dp_rank, self.dp_size
 
-    def summed(self, values: Iterable[float]) -> list[float]:
+    def all_reduce_sum(self, values: Iterable[float]) -> list[float]:
         """Sums over the ranks that read different rows, the same on every rank to the bit.
 
         Ranks that share a layer have the same sums over rows; what differs there, as a signal does, is their mean.
@@ -90,70 +90,70 @@ class Ranks:
     @property
     def part(self) -> tuple[int, int]:
         """Which part of work that ranks share is this rank's, of how many."""
-        return self.rank, self.size
+        return self.rank, self.world_size
 
-    def told_by_first(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The first rank's value, on every rank."""
-        heard = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(heard, src=0, group=self.quiet_group)
-        return heard[0]
+        received = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(received, src=0, group=self.control_group)
+        return received[0]
 
-    def lead(self, order: str, told: Any = None) -> None:
-        """Tells the ranks that `follow` what to do now, and with what."""
-        self.told_by_first((order, told))
+    def send_command(self, command: str, message: Any = None) -> None:
+        """Tells the ranks that `serve_commands` what to do now, and with what."""
+        self.broadcast_object((command, message))
 
-    def follow(self, work: dict[str, Callable[[Any], object]]) -> None:
+    def serve_commands(self, work: dict[str, Callable[[Any], object]]) -> None:
         """Does what the first rank leads in, with what it tells, until it tells the end.
 
         Raises ValueError where the first rank is gone.
         """
         while True:
             try:
-                order, told = self.told_by_first(None)
+                command, message = self.broadcast_object(None)
             except RuntimeError:
                 raise ValueError(f"rank {self.rank} ends, for the first one did, which tells why") from None
-            if order == END:
+            if command == EXIT:
                 return
-            work[order](told)
+            work[command](message)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = World()
 _worlds = itertools.count()  # that this process has joined
-END = "end"
+EXIT = "end"
 
 
 @contextmanager
-def joined_ranks(device: str, *, tensor_size: int = 1) -> Iterator[Ranks]:
+def init_distributed(device: str, *, tensor_parallel: int = 1) -> Iterator[World]:
     """The world that torchrun made, joined for the block; a process that it did not start is alone.
 
-    Raises ValueError where the world does not divide into `tensor_size`, or could not start again.
+    Raises ValueError where the world does not divide into `tensor_parallel`, or could not start again.
     """
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
-        if tensor_size > 1:
+        if tensor_parallel > 1:
             raise ValueError(
-                f"{tensor_size} ranks are to share a layer and this process is alone: start it with torchrun"
+                f"{tensor_parallel} ranks are to share a layer and this process is alone: start it with torchrun"
             )
-        yield Ranks(device=torch.device(device), dtype=dtype)
+        yield World(device=torch.device(device), dtype=dtype)
         return
     size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    n_data = data_ranks(size, tensor_size)
+    n_data = dp_size_of(size, tensor_parallel)
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     store, rank = _fresh_store()
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     try:
-        mesh = init_device_mesh(device, (n_data, tensor_size), mesh_dim_names=("data", "tensor"))
+        mesh = init_device_mesh(device, (n_data, tensor_parallel), mesh_dim_names=("data", "tensor"))
         here = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
-        quiet = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
-        beside = dist.new_group(backend="gloo", timeout=PATIENCE)
-        yield Ranks(dist.get_rank(), size, here, dtype, mesh, quiet, beside)
+        quiet = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        beside = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        yield World(dist.get_rank(), size, here, dtype, mesh, quiet, beside)
     finally:
         dist.destroy_process_group()
         # Gloo's threads outlive it, and need the interpreter to let go of what they sent last: at its end they would abort.
-        time.sleep(LETTING_GO)
+        time.sleep(GLOO_EXIT_SECONDS)
 
 
 def _fresh_store() -> tuple[Store, int]:
@@ -174,23 +174,23 @@ def _fresh_store() -> tuple[Store, int]:
 @cache
 def _torchrun_store() -> tuple[Store, int]:
     """The store that torchrun names, and this process' rank in it."""
-    store, rank, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    store, rank, _ = next(iter(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
     return store, rank
 
 
-def data_ranks(size: int, tensor_size: int) -> int:
-    """How many of `size` ranks read different rows. Raises ValueError where they do not divide into `tensor_size`."""
-    if size % tensor_size:
-        raise ValueError(f"{size} ranks do not divide into groups of {tensor_size} that share a layer")
-    return size // tensor_size
+def dp_size_of(size: int, tensor_parallel: int) -> int:
+    """How many of `size` ranks read different rows. Raises ValueError where they do not divide into `tensor_parallel`."""
+    if size % tensor_parallel:
+        raise ValueError(f"{size} ranks do not divide into groups of {tensor_parallel} that share a layer")
+    return size // tensor_parallel
 
 
-def shard(model: Transformer, ranks: Ranks) -> None:
+def parallelize_model(model: Transformer, world: World) -> None:
     """Spreads a model, on whatever device its weights are, over the mesh in place.
 
     Raises ValueError where heads or channels do not divide over the ranks that share a layer.
     """
-    mesh, config = ranks.mesh, model.config
+    mesh, config = world.mesh, model.config
     if mesh is None:
         return
     n_tensor = mesh["tensor"].size()
@@ -201,25 +201,25 @@ def shard(model: Transformer, ranks: Ranks) -> None:
         plan = _tensor_plan(config)
         for block in model.blocks:
             parallelize_module(block, mesh["tensor"], plan)
-    policy = MixedPrecisionPolicy(ranks.dtype, torch.float32)
-    ends: list[nn.Module] = [model.embedding, model.head]
-    together = [ends] if config.tied_head else [ends[:1], ends[1:]]
+    policy = MixedPrecisionPolicy(world.dtype, torch.float32)
+    outer_modules: list[nn.Module] = [model.embedding, model.lm_head]
+    together = [outer_modules] if config.tie_embeddings else [outer_modules[:1], outer_modules[1:]]
     # Put away after each pass, the outermost too: a checkpoint takes the weights between passes, spread and in float32.
     groups: list[list[nn.Module]] = [*([block] for block in model.blocks), *together, [model]]
     for group in groups:
         fully_shard(group, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=True)
 
 
-def spread(config: ModelConfig, ranks: Ranks, *, recompute: bool) -> Transformer:
+def build_sharded_model(config: ModelConfig, world: World, *, activation_checkpointing: bool) -> Transformer:
     """A model over the ranks, on the meta device: `to_empty` and `tie` make it one with weights to fill."""
     with torch.device("meta"):
         model = Transformer(config)
-    model.recomputes = recompute
-    shard(model, ranks)
+    model.activation_checkpointing = activation_checkpointing
+    parallelize_model(model, world)
     return model
 
 
-def put_away(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Spreads what a forward pass left whole that no backward pass followed: a tied head."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -247,48 +247,48 @@ def _tensor_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
     return plan
 
 
-def squared_gradient_norm(model: nn.Module, ranks: Ranks) -> Tensor:
-    """The square of the norm of all gradients together, the same on every rank to the bit."""
-    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+def total_grad_norm(model: nn.Module, world: World) -> Tensor:
+    """The norm of all gradients together, the same on every rank to the bit."""
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
     for weight in model.parameters():
         if weight.grad is not None:
-            norm = torch.linalg.vector_norm(local(weight.grad), dtype=torch.float32)
-            total += norm.double().square() / _copies(weight.grad, ranks)
-    if ranks.mesh is not None:
+            norm = torch.linalg.vector_norm(local_tensor(weight.grad), dtype=torch.float32)
+            total += norm.double().square() / _replication(weight.grad, world)
+    if world.mesh is not None:
         dist.all_reduce(total)
-    return total
+    return total.sqrt()
 
 
-def scale_gradients(model: nn.Module, factor: float) -> None:
+def scale_grads(model: nn.Module, factor: float) -> None:
     """Multiplies all gradients."""
-    gradients = [local(weight.grad) for weight in model.parameters() if weight.grad is not None]
+    gradients = [local_tensor(weight.grad) for weight in model.parameters() if weight.grad is not None]
     torch._foreach_mul_(gradients, factor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor as one process has it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def iter_full_tensors(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Every weight whole, one at a time; all ranks go through them together."""
     for name, weight in weights.items():
-        yield name, whole(weight)
+        yield name, full_tensor(weight)
 
 
-def like(target: Tensor, source: Tensor) -> Tensor:
+def distribute_like(target: Tensor, source: Tensor) -> Tensor:
     """A whole tensor, the same on every rank, spread as `target` is; nothing is sent."""
     if not isinstance(target, DTensor):
         return source
     return distribute_tensor(source.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
-def put(target: Tensor, source: Tensor) -> None:
+def copy_full_(target: Tensor, source: Tensor) -> None:
     """Copies a whole tensor, the same on every rank, into one that may be spread."""
-    target.copy_(like(target, source))
+    target.copy_(distribute_like(target, source))
 
 
-def applied_by_owners(work: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
+def apply_on_owner_rank(work: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
     """What `work` makes of matrices of one shape (R, C), stacked (N, R, C): of each the part that is on this rank.
 
     Where rows are spread over ranks, each takes its share of the matrices whole, works, and gives rows back: every number
@@ -299,15 +299,15 @@ def applied_by_owners(work: Callable[[Tensor], Tensor], matrices: Sequence[Tenso
         return list(work(torch.stack(list(matrices))))
     mesh = first.device_mesh
     if mesh.ndim > 1 or first.placements != (Shard(0),):
-        done = work(torch.stack([whole(matrix) for matrix in matrices]))
-        return [local(like(matrix, part)) for matrix, part in zip(matrices, done, strict=True)]
+        done = work(torch.stack([full_tensor(matrix) for matrix in matrices]))
+        return [local_tensor(distribute_like(matrix, part)) for matrix, part in zip(matrices, done, strict=True)]
     n, rank, (R, C) = mesh.size(), mesh.get_local_rank(), first.shape
     per_rank = -(-R // n)
     rows = [max(0, min(per_rank, R - r * per_rank)) for r in range(n)]  # of each rank
     owned = [range(r, len(matrices), n) for r in range(n)]
     to_owners = [len(numbers) * rows[rank] * C for numbers in owned]
     from_ranks = [len(owned[rank]) * n_rows * C for n_rows in rows]
-    parts = [local(matrix).reshape(-1) for matrix in matrices]
+    parts = [local_tensor(matrix).reshape(-1) for matrix in matrices]
     sent = torch.cat([parts[k] for numbers in owned for k in numbers])
     received = sent.new_empty(sum(from_ranks))
     dist.all_to_all_single(received, sent, from_ranks, to_owners, group=mesh.get_group())
@@ -325,17 +325,17 @@ def applied_by_owners(work: Callable[[Tensor], Tensor], matrices: Sequence[Tenso
     return made
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """The part of a tensor that is on this rank."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _copies(tensor: Tensor, ranks: Ranks) -> int:
+def _replication(tensor: Tensor, world: World) -> int:
     """On how many ranks each part of a tensor is."""
     if not isinstance(tensor, DTensor):
-        return ranks.size
+        return world.world_size
     mesh = tensor.device_mesh
     parts = 1
     for axis, placement in enumerate(tensor.placements):
         parts *= 1 if isinstance(placement, Replicate) else mesh.size(axis)
-    return ranks.size // parts
+    return world.world_size // parts

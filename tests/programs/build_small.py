@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from codekiln.recipe import build
-from codekiln.train.loop import Hardware
+from codekiln.train.loop import RuntimeConfig
 from tests.small import small_recipe
 
-build(small_recipe(Path(sys.argv[1]), total_tokens=2048), Path(sys.argv[2]), Hardware(compile=True), until="train")
+build(small_recipe(Path(sys.argv[1]), total_tokens=2048), Path(sys.argv[2]), RuntimeConfig(compile=True), until="train")

@@ -14,46 +14,52 @@ from typing import Any
 import pyarrow as pa
 
 from codekiln.corpus.documents import SCHEMA, write_parts
-from codekiln.files import write_record
-from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig
-from codekiln.tokenizer.training import FIM_CONTROL, INCODER_CONTROL, PSM_CONTROL, TokenizerPlan, train_tokenizer
-from codekiln.train.loop import Hardware, TrainPlan, train
+from codekiln.files import write_json
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig
+from codekiln.tokenizer.training import (
+    INCODER_SPECIAL_TOKENS,
+    PSM_SPECIAL_TOKENS,
+    SPM_SPECIAL_TOKENS,
+    TokenizerConfig,
+    train_tokenizer,
+)
+from codekiln.train.loop import RuntimeConfig, TrainConfig, train
 from codekiln.train.metrics import read_metrics
-from codekiln.train.objectives import CausalMasking, FillInTheMiddle, InfillMixture, NextToken
+from codekiln.train.objectives import CausalMasking, FillInTheMiddle, NextToken, SpmInfill
 from codekiln.train.optimizer import (
-    AdamWPlan,
-    MuonPlan,
+    WSD,
+    AdamWConfig,
+    MuonConfig,
     WarmupCosine,
     WarmupPolynomial,
-    WarmupStableDecay,
 )
-from codekiln.train.parallel import joined_ranks
+from codekiln.train.parallel import init_distributed
 from codekiln.train.prepare import prepare_shards
 from tests.small import write_tree
 
 N_STEPS, ROWS, CONTEXT = 20, 8, 128
 VOCAB = 640
 SHAPE: dict[str, Any] = {"n_layers": 2, "d_model": 32, "n_heads": 4, "vocab_size": VOCAB, "context_length": CONTEXT}
-KILN = KilnConfig(**SHAPE, n_kv_heads=2, d_head=16, d_ff=64, tied_head=False)
+KILN = KilnConfig(**SHAPE, n_kv_heads=2, d_head=16, d_ff=64, tie_embeddings=False)
 CODEGEN = CodeGenConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128, rotary_dim=4)
 INCODER = InCoderConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128)
-ADAMW = AdamWPlan(rate=3e-3, schedule=WarmupCosine(4))
-POLYNOMIAL = AdamWPlan(rate=3e-3, betas=(0.9, 0.98), weight_decay=0.01, schedule=WarmupPolynomial(4))
-MUON = MuonPlan(schedule=WarmupStableDecay(decay_share=0.5))
+ADAMW = AdamWConfig(lr=3e-3, schedule=WarmupCosine(4))
+POLYNOMIAL = AdamWConfig(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, schedule=WarmupPolynomial(4))
+MUON = MuonConfig(schedule=WSD(decay_fraction=0.5))
 
 CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
-    "next-token, packed, kiln, AdamW": (KILN, FIM_CONTROL, {"objective": NextToken(), "optimizer": ADAMW}),
+    "next-token, packed, kiln, AdamW": (KILN, SPM_SPECIAL_TOKENS, {"objective": NextToken(), "optimizer": ADAMW}),
     "next-token, concatenated, codegen, AdamW, z-loss": (
-        CODEGEN, FIM_CONTROL, {"objective": NextToken(), "optimizer": ADAMW, "packing": "joined", "z_loss": 1e-4},
+        CODEGEN, SPM_SPECIAL_TOKENS, {"objective": NextToken(), "optimizer": ADAMW, "packing": "concat", "z_loss": 1e-4},
     ),
     "causal masking, released, incoder, AdamW": (
-        INCODER, INCODER_CONTROL, {"objective": CausalMasking("released"), "optimizer": POLYNOMIAL},
+        INCODER, INCODER_SPECIAL_TOKENS, {"objective": CausalMasking("released"), "optimizer": POLYNOMIAL},
     ),
     "causal masking, paper, kiln, Muon": (
-        KILN, INCODER_CONTROL, {"objective": CausalMasking("paper"), "optimizer": MUON},
+        KILN, INCODER_SPECIAL_TOKENS, {"objective": CausalMasking("paper"), "optimizer": MUON},
     ),
-    "fill in the middle, kiln, AdamW": (KILN, PSM_CONTROL, {"objective": FillInTheMiddle(), "optimizer": ADAMW}),
-    "suffix-prefix-middle, kiln, Muon": (KILN, FIM_CONTROL, {"objective": InfillMixture(), "optimizer": MUON}),
+    "fill in the middle, kiln, AdamW": (KILN, PSM_SPECIAL_TOKENS, {"objective": FillInTheMiddle(), "optimizer": ADAMW}),
+    "suffix-prefix-middle, kiln, Muon": (KILN, SPM_SPECIAL_TOKENS, {"objective": SpmInfill(), "optimizer": MUON}),
 }  # fmt: skip
 
 
@@ -67,9 +73,9 @@ def prepare(folder: Path) -> None:
         parts = write_parts(folder / "corpus" / split, iter([pa.RecordBatch.from_pylist(rows, SCHEMA)]))
         n_bytes = sum(len(text.encode()) for text in chosen)
         splits[split] = {"documents": len(rows), "text_bytes": n_bytes, "parts": parts}
-    write_record(folder / "corpus" / "manifest.json", {"splits": splits})
-    for k, control in enumerate((FIM_CONTROL, INCODER_CONTROL, PSM_CONTROL)):
-        tokenizer = train_tokenizer(TokenizerPlan(vocab_size=300 + len(control), control=control), texts)
+    write_json(folder / "corpus" / "manifest.json", {"splits": splits})
+    for k, control in enumerate((SPM_SPECIAL_TOKENS, INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS)):
+        tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300 + len(control), special_tokens=control), texts)
         tokenizer.save(folder / f"{k}.json")
         prepare_shards(folder / "corpus", folder / f"{k}.json", folder / f"tokens{k}")
 
@@ -78,28 +84,30 @@ def main(folder: Path, output: Path) -> None:
     from codekiln.tokenizer.bpe import Tokenizer
 
     losses: dict[str, dict[str, list[float]]] = {}
-    with joined_ranks("cpu") as ranks:
-        if ranks.is_first:
+    with init_distributed("cpu") as world:
+        if world.is_main:
             prepare(folder)
-        ranks.told_by_first(None)
+        world.broadcast_object(None)
         for name, (config, control, fields) in CASES.items():
-            k = (FIM_CONTROL, INCODER_CONTROL, PSM_CONTROL).index(control)
-            plan = TrainPlan(
-                **fields, total_tokens=N_STEPS * ROWS * CONTEXT, batch_rows=ROWS, valid_every=10, valid_rows=8,
-                checkpoint_every=N_STEPS,
+            k = (SPM_SPECIAL_TOKENS, INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS).index(control)
+            plan = TrainConfig(
+                **fields, total_tokens=N_STEPS * ROWS * CONTEXT, global_batch_size=ROWS, eval_every=10, eval_sequences=8,
+                save_every=N_STEPS,
             )  # fmt: skip
             run = folder / f"run{len(losses)}"
             train(
                 plan, config, tokens=folder / f"tokens{k}", tokenizer=Tokenizer.load(folder / f"{k}.json"), run=run,
-                hardware=Hardware(micro_batch_tokens=2 * CONTEXT, compile=False), made_from={}, ranks=ranks,
+                runtime=RuntimeConfig(micro_batch_tokens=2 * CONTEXT, compile=False), inputs={}, world=world,
             )  # fmt: skip
-            rows = read_metrics(run / "metrics.jsonl") if ranks.is_first else []
+            rows = read_metrics(run / "metrics.jsonl") if world.is_main else []
             losses[name] = {
                 "loss": [float(f"{row['loss']:.7g}") for row in rows],
                 "grad_norm": [float(f"{row['grad_norm']:.7g}") for row in rows],
-                "valid": [float(f"{r['valid_bits_per_byte']:.7g}") for r in rows if r.get("valid_bits_per_byte")],
+                "valid": [
+                    float(f"{r['validation_bits_per_byte']:.7g}") for r in rows if r.get("validation_bits_per_byte")
+                ],
             }
-        if ranks.is_first:
+        if world.is_main:
             output.write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
 
 

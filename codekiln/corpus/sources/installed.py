@@ -22,7 +22,7 @@ PYTHON_LICENSE = "PSF-2.0"
 
 
 @dataclass(frozen=True)
-class Installed:
+class InstalledPackages:
     """Distributions that this interpreter and the one beneath its virtual environment can import."""
 
     languages: tuple[str, ...] = ("Python",)

@@ -12,7 +12,7 @@ from codekiln.corpus.sources.files import SourceFile
 
 
 @dataclass(frozen=True)
-class Tree:
+class LocalRepositories:
     """Files below `folder`. `license` is the SPDX expression for all of it; None asks each repository's pyproject.toml.
 
     Hidden files and folders, and links, are left out.

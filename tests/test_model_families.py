@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codekiln.generate.engine import generate
-from codekiln.generate.sampler import GREEDY
+from codekiln.generate.sampling import GREEDY
 from codekiln.model import huggingface
+from codekiln.model.architectures import GPTJ, join_fused, split_fused
 from codekiln.model.cache import empty_cache
-from codekiln.model.families import ModelConfig, codegen, incoder, kiln
+from codekiln.model.configs import ModelConfig, codegen, incoder, kiln
 from codekiln.model.huggingface import convert, load_model, read_config, save_model
-from codekiln.model.layouts import GPTJ, join_fused, split_fused
 from codekiln.model.transformer import Transformer
 from tests.small import assert_greedy
 
@@ -117,7 +117,7 @@ def test_an_unknown_size_is_answered_with_the_known_ones() -> None:
 def test_logits_and_gradients_equal_theirs(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
     ours, theirs = pair
     ids = random_ids(3, 20)
-    logits, expected = ours.head(ours(ids)), theirs(ids).logits
+    logits, expected = ours.lm_head(ours(ids)), theirs(ids).logits
     assert (logits - expected).abs().max() < 1e-4
     logits.logsumexp(-1).sum().backward()
     expected.logsumexp(-1).sum().backward()
@@ -133,9 +133,9 @@ def test_bfloat16_is_as_close_as_its_rounding(pair: tuple[Transformer, transform
 
     ours, theirs = (copy.deepcopy(model).bfloat16() for model in pair)
     ids = random_ids(2, 16)
-    exact = pair[0].head(pair[0](ids))
+    exact = pair[0].lm_head(pair[0](ids))
     error, their_error = (
-        (logits.float() - exact).abs().mean() for logits in (ours.head(ours(ids)), theirs(ids).logits)
+        (logits.float() - exact).abs().mean() for logits in (ours.lm_head(ours(ids)), theirs(ids).logits)
     )
     assert error < 1.5 * their_error + 1e-3
 
@@ -148,7 +148,7 @@ def test_greedy_tokens_of_rows_of_other_lengths_equal_theirs_one_by_one(
     prompts = [random_ids(1, n, seed=n)[0].tolist() for n in (3, 9, 14)]
     rows: list[list[int]] = [[], [], []]
     for step in generate(
-        ours, prompts, max_new_tokens=24, stop_tokens=frozenset(), banned_tokens=frozenset(), sampling=GREEDY
+        ours, prompts, max_new_tokens=24, stop_token_ids=frozenset(), forbidden_token_ids=frozenset(), sampling=GREEDY
     ):
         rows[step.row].append(step.token)
     for prompt, row in zip(prompts, rows, strict=True):
@@ -163,7 +163,7 @@ def test_left_padded_rows_equal_rows_alone(pair: tuple[Transformer, transformers
     padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), alone], dim=1)
     documents = torch.tensor([[0] * 5 + [1] * 7])
     positions = torch.tensor([[0] * 5 + list(range(7))])
-    assert (ours(padded, positions=positions, documents=documents)[:, 5:] - ours(alone)).abs().max() < 1e-5
+    assert (ours(padded, positions=positions, document_ids=documents)[:, 5:] - ours(alone)).abs().max() < 1e-5
 
 
 def test_a_cache_changes_nothing(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
@@ -235,7 +235,7 @@ def test_shards_old_buffers_and_pickles_are_read_alike(tmp_path: Path, monkeypat
 
     for folder in ("whole", "sharded", "old", "parts"):
         model = load_model(tmp_path / folder)
-        assert (model.head(model(ids)) - expected).abs().max() < 1e-5, folder
+        assert (model.lm_head(model(ids)) - expected).abs().max() < 1e-5, folder
 
 
 class Bomb:
@@ -340,12 +340,12 @@ def resident(kind):
     return int(Path("/proc/self/status").read_text().split(kind + ":")[1].split()[0]) * 1024
 before = resident("RssAnon")
 peak = [0]
-kept = huggingface.write_tensors
+kept = huggingface.save_safetensors
 def watched(*arguments):
     peak[0] = max(peak[0], resident("RssAnon"))
     kept(*arguments)
     peak[0] = max(peak[0], resident("RssAnon"))
-huggingface.write_tensors = watched
+huggingface.save_safetensors = watched
 huggingface.convert(Path({str(tmp_path / "source")!r}), Path({str(tmp_path / "target")!r}), {{}}, {{}}, {{}})
 print(peak[0] - before)
 """

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codekiln.charts import is_written_by_codekiln, training_charts, write_page
-from codekiln.files import Record, read_record
+from codekiln.files import JsonObject, read_json
 from codekiln.folders import require_replaceable_file
-from codekiln.model.families import config_of
-from codekiln.train.metrics import read_metrics, totals
+from codekiln.model.configs import config_from_record
+from codekiln.report.charts import is_written_by_codekiln, training_charts, write_page
+from codekiln.train.metrics import read_metrics, summarize
 
-NOTHING = "–"
+MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Run:
     """A run as its records tell it, at work, interrupted or finished. `rows` are its metrics, one for each step, never none."""
 
     name: str
-    recipe: Record
-    rows: list[Record]
+    recipe: JsonObject
+    rows: list[JsonObject]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -46,21 +46,22 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         rows = read_metrics(folder / "metrics.jsonl")
         if not rows:
             raise ValueError(f"{folder} has no metrics yet: wait for its first step of training, or leave it out")
-        runs.append(Run(names[k], read_record(folder / "recipe.json"), rows))
+        runs.append(Run(names[k], read_json(folder / "recipe.json"), rows))
     return runs
 
 
-def told(runs: Sequence[Run]) -> Record:
+def compare_runs(runs: Sequence[Run]) -> JsonObject:
     """What a comparison says, as plain JSON: each run's totals, and by dotted path the fields in which the recipes differ."""
     return {
         "runs": {
-            run.name: {"parameters": config_of(run.recipe["model"]).n_parameters} | totals(run.rows) for run in runs
+            run.name: {"parameters": config_from_record(run.recipe["model"]).n_parameters} | summarize(run.rows)
+            for run in runs
         },
-        "recipe": _differing({run.name: dict(_fields(run.recipe)) for run in runs}),
+        "recipe": _differing_fields({run.name: dict(_fields(run.recipe)) for run in runs}),
     }
 
 
-def totals_table(comparison: Record) -> list[list[str]]:
+def totals_table(comparison: JsonObject) -> list[list[str]]:
     """The totals as text, a heading and one row for each run."""
     heading = ["run", "parameters", "tokens", "steps", "seconds", "tokens/s", "of peak", "bits/byte"]
     return [heading] + [
@@ -69,18 +70,18 @@ def totals_table(comparison: Record) -> list[list[str]]:
             *(f"{entry[key]:,}" for key in ("parameters", "tokens", "steps")),
             f"{entry['seconds']:,.1f}",
             f"{entry['tokens_per_second']:,.0f}",
-            f"{entry['utilization']:.0%}",
-            NOTHING if entry["valid_bits_per_byte"] is None else f"{entry['valid_bits_per_byte']:.3f}",
+            f"{entry['matmul_efficiency']:.0%}",
+            MISSING if entry["validation_bits_per_byte"] is None else f"{entry['validation_bits_per_byte']:.3f}",
         ]
         for name, entry in comparison["runs"].items()
     ]
 
 
-def recipe_table(comparison: Record) -> list[list[str]]:
+def recipe_table(comparison: JsonObject) -> list[list[str]]:
     """The differing fields as text, a heading and one row for each field."""
     names = list(comparison["runs"])
     return [["field", *names]] + [
-        [field, *(json.dumps(values[name], ensure_ascii=False) if name in values else NOTHING for name in names)]
+        [field, *(json.dumps(values[name], ensure_ascii=False) if name in values else MISSING for name in names)]
         for field, values in comparison["recipe"].items()
     ]
 
@@ -91,12 +92,12 @@ def write_comparison(runs: Sequence[Run], path: Path, *, force: bool = False) ->
     Raises OutputExistsError if `path` is a file that Codekiln did not write, unless `force` is set.
     """
     require_replaceable_file(path, is_ours=is_written_by_codekiln(path), force=force)
-    comparison = told(runs)
+    comparison = compare_runs(runs)
     write_page(
         path,
         "comparison.html.jinja",
         title=", ".join(comparison["runs"]),
-        totals=totals_table(comparison),
+        summarize=totals_table(comparison),
         recipe=recipe_table(comparison),
         charts=training_charts({run.name: run.rows for run in runs}),
     )
@@ -114,7 +115,7 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _differing(recipes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _differing_fields(recipes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By field, the values of the runs that have it, where they are not all equal or not all there."""
     fields = dict.fromkeys(field for recipe in recipes.values() for field in recipe)
     values = {f: {name: recipe[f] for name, recipe in recipes.items() if f in recipe} for f in fields}

@@ -13,48 +13,48 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from plotly.colors import qualitative
 from plotly.offline import get_plotlyjs
 
-from codekiln.files import Record, replacing
-from codekiln.train.loop import SMOOTHED_STEPS
+from codekiln.files import JsonObject, atomic_write
+from codekiln.train.loop import LOSS_WINDOW
 
 # Title, field of metrics.jsonl, what it is, what it is drawn along.
 _CURVES = (
     ("Loss", "loss", "training, nats a token", "tokens"),
-    ("Validation", "valid_bits_per_byte", "held-out, bits a byte", "tokens"),
-    ("Validation by time", "valid_bits_per_byte", "held-out, bits a byte", "seconds of training"),
+    ("Validation", "validation_bits_per_byte", "held-out, bits a byte", "tokens"),
+    ("Validation by time", "validation_bits_per_byte", "held-out, bits a byte", "seconds of training"),
     ("Speed", "tokens_per_second", "tokens a second", "tokens"),
-    ("Utilization", "utilization", "share of the matmul peak", "tokens"),
+    ("Utilization", "matmul_efficiency", "share of the matmul peak", "tokens"),
     ("Gradient norm", "grad_norm", "before it is clipped", "tokens"),
-    ("Learning rate", "rate_factor", "share of its peak", "tokens"),
+    ("Learning rate", "lr_scale", "share of its peak", "tokens"),
 )
-_SHARES = 1000
+_MAX_BUCKETS = 1000
 
 Point = tuple[float, float]
 
 
-def training_charts(runs: Mapping[str, list[Record]]) -> dict[str, str]:
+def training_charts(runs: Mapping[str, list[JsonObject]]) -> dict[str, str]:
     """The curves of runs, their metrics by name, one over the other: HTML by title. What no run measured has no chart.
 
     The loss is the mean of the last steps, those that were skipped left out, before the loss of each step in pale.
     """
     charts = {}
-    for title, field, unit, along in _CURVES:
+    for title, field, unit, x_axis in _CURVES:
         figure = go.Figure()
         for (name, rows), colour in zip(runs.items(), cycle(qualitative.D3), strict=False):
-            points = _points(rows, field, along)
+            points = _points(rows, field, x_axis)
             style = {"name": html.escape(name), "legendgroup": name, "line": {"color": colour}}
             if field == "loss":
                 _add(figure, points, **style, opacity=0.25, showlegend=False, hoverinfo="skip")
-                points = _smoothed(_points([row for row in rows if "skipped" not in row], field, along))
+                points = _smoothed(_points([row for row in rows if "skipped" not in row], field, x_axis))
             _add(figure, points, **style, mode="lines+markers" if 0 < len(points) < 30 else "lines")
         if any(len(trace.x) for trace in figure.data):
             figure.update_layout(showlegend=len(runs) > 1, legend={"orientation": "h", "y": 1.15})
-            charts[title] = _drawn(figure, along, unit)
+            charts[title] = _figure_html(figure, x_axis, unit)
     return charts
 
 
 def bar_chart(heights: list[int], *, x_title: str, y_title: str) -> str:
     """Bars at 1, 2, 3 and so on, as HTML."""
-    return _drawn(go.Figure(go.Bar(x=list(range(1, len(heights) + 1)), y=heights)), x_title, y_title)
+    return _figure_html(go.Figure(go.Bar(x=list(range(1, len(heights) + 1)), y=heights)), x_title, y_title)
 
 
 def is_written_by_codekiln(path: Path) -> bool:
@@ -69,41 +69,41 @@ def write_page(path: Path, template: str, **told: object) -> None:
     """Writes a page of one of the package's templates. All text in it is escaped; charts come with what draws them."""
     environment = Environment(autoescape=True, loader=FunctionLoader(_template), undefined=StrictUndefined)
     page = environment.get_template(template).render(plotly=get_plotlyjs(), **told)
-    with replacing(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+    with atomic_write(path) as temp_path:
+        temp_path.write_text(page, encoding="utf-8")
 
 
 def _template(name: str) -> str:
-    return package_files("codekiln").joinpath(name).read_text(encoding="utf-8")
+    return package_files("codekiln.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _points(rows: list[Record], field: str, along: str) -> list[Point]:
-    xs = [row["tokens"] for row in rows] if along == "tokens" else accumulate(row["seconds"] for row in rows)
+def _points(rows: list[JsonObject], field: str, x_axis: str) -> list[Point]:
+    xs = [row["tokens"] for row in rows] if x_axis == "tokens" else accumulate(row["seconds"] for row in rows)
     measured = zip(xs, rows, strict=True)
     return [(x, row[field]) for x, row in measured if row.get(field) is not None and math.isfinite(row[field])]
 
 
 def _smoothed(points: list[Point]) -> list[Point]:
     sums = list(accumulate((y for _, y in points), initial=0.0))
-    first = [max(0, i + 1 - SMOOTHED_STEPS) for i in range(len(points))]
+    first = [max(0, i + 1 - LOSS_WINDOW) for i in range(len(points))]
     return [(x, (sums[i + 1] - sums[first[i]]) / (i + 1 - first[i])) for i, (x, _) in enumerate(points)]
 
 
-def _thinned(points: list[Point]) -> list[Point]:
+def _downsample(points: list[Point]) -> list[Point]:
     """The points, or of many the lowest and the highest in each of equal shares: a browser draws them, and no spike is lost."""
     n = len(points)
-    if n <= 2 * _SHARES:
+    if n <= 2 * _MAX_BUCKETS:
         return points
-    shares = [points[i * n // _SHARES : (i + 1) * n // _SHARES] for i in range(_SHARES)]
+    shares = [points[i * n // _MAX_BUCKETS : (i + 1) * n // _MAX_BUCKETS] for i in range(_MAX_BUCKETS)]
     return [point for share in shares for point in sorted({f(share, key=lambda p: p[1]) for f in (min, max)})]
 
 
 def _add(figure: Any, points: list[Point], **style: object) -> None:
-    points = _thinned(points)
+    points = _downsample(points)
     figure.add_scatter(**{"mode": "lines", "x": [x for x, _ in points], "y": [y for _, y in points]} | style)
 
 
-def _drawn(figure: Any, x_title: str, y_title: str) -> str:
+def _figure_html(figure: Any, x_title: str, y_title: str) -> str:
     figure.update_layout(
         height=300,
         margin={"l": 50, "r": 20, "t": 20, "b": 40},

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """Temperature 0 is greedy. `top_p` keeps the fewest tokens whose probabilities reach it (Holtzman et al. 2020)."""
 
     temperature: float = 0.2
@@ -21,13 +21,13 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
 
 
-GREEDY = Sampling(temperature=0.0)
-COLDEST = 1e-4  # below it logits overflow, and the most probable token is drawn in any case
+GREEDY = SamplingParams(temperature=0.0)
+MIN_TEMPERATURE = 1e-4  # below it logits overflow, and the most probable token is drawn in any case
 
 
-def next_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+def sample(logits: Tensor, sampling: SamplingParams, generator: torch.Generator) -> Tensor:
     """Tokens (B,) drawn from logits (B, V); what must not be drawn is -inf there."""
-    if sampling.temperature < COLDEST:
+    if sampling.temperature < MIN_TEMPERATURE:
         return logits.argmax(dim=-1)
     ordered, tokens = (logits.float() / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered

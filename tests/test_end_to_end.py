@@ -10,21 +10,19 @@ import httpx
 import pytest
 
 from codekiln.corpus.documents import read_documents
-from codekiln.recipe import build, replaced
-from codekiln.train.loop import Hardware
-from codekiln.train.objectives import InfillMixture
+from codekiln.recipe import apply_overrides, build
+from codekiln.train.loop import RuntimeConfig
+from codekiln.train.objectives import SpmInfill
 from tests.small import small_recipe, with_train, write_tree
 
 
 @pytest.mark.timeout(600)
 def test_a_document_learned_by_heart_gives_back_its_hidden_line(tmp_path: Path) -> None:
     recipe = small_recipe(write_tree(tmp_path / "code"), total_tokens=200_000)
-    recipe = with_train(
-        recipe, objective=InfillMixture(infill_rate=1.0, line_rate=1.0, max_lines=1, middle_weight=10.0)
-    )
-    recipe = replaced(recipe, ["train.checkpoint_every=1000", "train.valid_every=1000", "infilling.n_problems=1"])
+    recipe = with_train(recipe, objective=SpmInfill(fim_rate=1.0, line_rate=1.0, max_lines=1, middle_loss_weight=10.0))
+    recipe = apply_overrides(recipe, ["train.save_every=1000", "train.eval_every=1000", "infilling.n_problems=1"])
     run = tmp_path / "run"
-    build(dataclasses.replace(recipe, n_functions=0), run, Hardware(compile=False))
+    build(dataclasses.replace(recipe, n_report_samples=0), run, RuntimeConfig(compile=False))
 
     document = next(read_documents(run / "corpus", "train"))
     source = tmp_path / "code" / document.repository / document.path

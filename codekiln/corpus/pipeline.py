@@ -19,14 +19,14 @@ from daft.functions import when
 
 from codekiln.corpus.dedup import duplicate_key
 from codekiln.corpus.documents import MANIFEST, SCHEMA, SPLITS, write_parts
-from codekiln.corpus.filters import CODEGEN, INCODER, Rule, first_reason
+from codekiln.corpus.filters import CODEGEN, INCODER, Filter, drop_reason
 from codekiln.corpus.languages import language_of
 from codekiln.corpus.licenses import PERMISSIVE, is_permissive
 from codekiln.corpus.redact import redact_emails
 from codekiln.corpus.sources.files import Source, SourceFile
-from codekiln.files import Record, write_record
+from codekiln.files import JsonObject, write_json
 from codekiln.folders import claim_folder, clear_folder
-from codekiln.progress import Task, task
+from codekiln.progress import ProgressTask, progress_bar
 
 SCRATCH = ".scratch"  # the engine's rows, before it is decided which are kept
 # All that this module writes: what is removed before a corpus that was interrupted is built again.
@@ -36,23 +36,23 @@ DUPLICATE, CAPPED = "duplicate", "over its repository's cap"
 
 
 @dataclass(frozen=True)
-class CorpusPlan:
-    """What becomes a corpus. The order of `rules` decides which reason is counted where several hold."""
+class CorpusConfig:
+    """What becomes a corpus. The order of `filters` decides which reason is counted where several hold."""
 
     sources: tuple[Source, ...]
     licenses: frozenset[str] = PERMISSIVE
-    rules: tuple[Rule, ...] = CODEGEN + INCODER
+    filters: tuple[Filter, ...] = CODEGEN + INCODER
     max_file_bytes: int = 1_000_000
     max_repository_bytes: int | None = None
-    heldout_share: float = 0.02
+    validation_fraction: float = 0.02
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.heldout_share < 0.5:
-            raise ValueError(f"heldout_share is {self.heldout_share}: it must be at least 0 and below 0.5")
+        if not 0 <= self.validation_fraction < 0.5:
+            raise ValueError(f"validation_fraction is {self.validation_fraction}: it must be at least 0 and below 0.5")
 
 
-def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
+def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     """Writes the corpus into `folder`, which is new or unfinished; its manifest last. Returns the manifest.
 
     Raises ValueError where nothing is left to train on, telling what was found and dropped.
@@ -61,41 +61,43 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
     clear_folder(folder, "corpus", _FILES)
     scratch = folder / SCRATCH
     scratch.mkdir()
-    listed = [file for source in plan.sources for file in source.files()]
+    listed = [file for source in config.sources for file in source.files()]
     files = [file for file in listed if _is_utf8(_name(file))]
-    permitted = [file for file in files if is_permissive(file.license, plan.licenses)]
-    refused = [file for file in files if not is_permissive(file.license, plan.licenses)]
-    drops = _Drops()
+    permitted = [file for file in files if is_permissive(file.license, config.licenses)]
+    refused = [file for file in files if not is_permissive(file.license, config.licenses)]
+    drops = _DropCounts()
     for file in listed:
         if not _is_utf8(_name(file)):
             drops.add("name not UTF-8", ascii(_name(file)), _size(file.location))
     for file in refused:
         drops.add(f"licence {file.license}", _name(file), _size(file.location))
     if not permitted:
-        raise ValueError(_nothing_left("no file is under a permissive licence", len(listed), drops))
+        raise ValueError(_empty_corpus_error("no file is under a permissive licence", len(listed), drops))
 
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars here are ours
-    with task("Corpus: read and filter", len(permitted)) as progress:
-        _read(permitted, plan, progress).write_parquet(str(scratch), compression="zstd")
+    with progress_bar("Corpus: read and filter", len(permitted)) as progress:
+        _read(permitted, config, progress).write_parquet(str(scratch), compression="zstd")
     # Interrupted, the engine may return as if it had finished: rows are counted, so that no part is taken for the whole.
-    _interrupt_unless(sum(pq.read_metadata(path).num_rows for path in scratch.glob("*.parquet")) == len(permitted))
+    _require_complete(sum(pq.read_metadata(path).num_rows for path in scratch.glob("*.parquet")) == len(permitted))
     read = daft.read_parquet(str(scratch / "*.parquet"))
-    decided = _decide(read.exclude("text"), plan).collect()
+    decided = _mark_duplicates_and_caps(read.exclude("text"), config).collect()
     _count_drops(decided, drops)
     kept = decided.where(col("reason").is_null())
     sizes = kept.groupby("repository").agg(col("text_bytes").sum(), col("order").count().alias("n")).to_pydict()
     if not sizes["repository"]:
-        raise ValueError(_nothing_left("every file was dropped", len(listed), drops))
+        raise ValueError(_empty_corpus_error("every file was dropped", len(listed), drops))
 
-    split_by, heldout = _choose_heldout(dict(zip(sizes["repository"], sizes["text_bytes"], strict=True)), plan)
-    is_heldout = (
-        col("repository").is_in(sorted(heldout)) if split_by == "repository" else col("draw") < lit(_quantile(plan))
+    split_by, validation = _choose_validation(dict(zip(sizes["repository"], sizes["text_bytes"], strict=True)), config)
+    is_validation = (
+        col("repository").is_in(sorted(validation))
+        if split_by == "repository"
+        else col("draw") < lit(_hash_threshold(config))
     )
-    if split_by == "repository" and not heldout:
-        is_heldout = lit(False)
-    chosen = kept.select("order", is_heldout.alias("heldout"))
+    if split_by == "repository" and not validation:
+        is_validation = lit(False)
+    chosen = kept.select("order", is_validation.alias("heldout"))
     splits: dict[str, Any] = {}
-    with task("Corpus: write", len(SPLITS)) as progress:
+    with progress_bar("Corpus: write", len(SPLITS)) as progress:
         for split in SPLITS:
             mine = chosen.where(col("heldout") == lit(split == "heldout")).select("order")
             rows = read.join(mine, on="order", how="inner").sort("order").select(*SCHEMA.names)
@@ -107,12 +109,12 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
             }
             progress.advance()
     n_kept = sum(split["documents"] for split in splits.values())
-    _interrupt_unless(n_kept == sum(sizes["n"]) == len(listed) - drops.n_documents)
+    _require_complete(n_kept == sum(sizes["n"]) == len(listed) - drops.n_documents)
     if not splits["train"]["documents"]:
-        raise ValueError(_nothing_left("no document is left for training", len(listed), drops))
+        raise ValueError(_empty_corpus_error("no document is left for training", len(listed), drops))
 
     licenses = kept.groupby("license").agg(col("order").count().alias("n"), col("text_bytes").sum()).sort("license")
-    manifest: Record = {
+    manifest: JsonObject = {
         "splits": splits,
         "read": {"files": len(listed), "bytes": sum(_size(file.location) for file in listed)},
         "kept": {"documents": sum(sizes["n"]), "text_bytes": sum(sizes["text_bytes"])},
@@ -124,16 +126,16 @@ def build_corpus(plan: CorpusPlan, folder: Path) -> Record:
             .agg(col("order").count().alias("documents"), col("text_bytes").sum())
             .sort("repository")
         ),
-        "heldout": {"by": split_by, "repositories": sorted(heldout)},
+        "heldout": {"by": split_by, "repositories": sorted(validation)},
     }
     for path in scratch.glob("*.parquet"):
         path.unlink()
     scratch.rmdir()
-    write_record(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def _read(files: list[SourceFile], plan: CorpusPlan, progress: Task) -> daft.DataFrame:
+def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask) -> daft.DataFrame:
     """One row a file: its columns in the corpus, its key, and the reason to drop it or null."""
     result = DataType.struct(
         {
@@ -146,9 +148,9 @@ def _read(files: list[SourceFile], plan: CorpusPlan, progress: Task) -> daft.Dat
     )
 
     @daft.func.batch(return_dtype=result)
-    def read(location: daft.Series, path: daft.Series) -> list[Record]:
+    def read(location: daft.Series, path: daft.Series) -> list[JsonObject]:
         rows = [
-            _read_one(Path(loc), name, plan) for loc, name in zip(location.to_pylist(), path.to_pylist(), strict=True)
+            _read_one(Path(loc), name, config) for loc, name in zip(location.to_pylist(), path.to_pylist(), strict=True)
         ]
         progress.advance(len(rows))
         return rows
@@ -156,7 +158,7 @@ def _read(files: list[SourceFile], plan: CorpusPlan, progress: Task) -> daft.Dat
     columns = pa.table(
         {
             "order": pa.array(range(len(files)), pa.int64()),
-            "draw": [_draw(plan.seed, _name(file)) for file in files],
+            "draw": [hash_order(config.seed, _name(file)) for file in files],
             "source": [file.source for file in files],
             "repository": [file.repository for file in files],
             "revision": [file.revision for file in files],
@@ -171,13 +173,13 @@ def _read(files: list[SourceFile], plan: CorpusPlan, progress: Task) -> daft.Dat
     return frame.select(*[name for name in columns.column_names if name != "location"], *unpacked)
 
 
-def _read_one(location: Path, path: str, plan: CorpusPlan) -> Record:
+def _read_one(location: Path, path: str, config: CorpusConfig) -> JsonObject:
     """What is read and judged of one file; its text only where no rule drops it."""
-    dropped: Record = {"text": None, "text_bytes": 0, "emails": 0, "key": None}
+    dropped: JsonObject = {"text": None, "text_bytes": 0, "emails": 0, "key": None}
     try:
         size = location.stat().st_size
-        if size > plan.max_file_bytes:
-            return dropped | {"text_bytes": size, "reason": f"over {plan.max_file_bytes:,} bytes"}
+        if size > config.max_file_bytes:
+            return dropped | {"text_bytes": size, "reason": f"over {config.max_file_bytes:,} bytes"}
         raw = location.read_bytes()
     except OSError:
         return dropped | {"reason": "unreadable"}
@@ -186,36 +188,36 @@ def _read_one(location: Path, path: str, plan: CorpusPlan) -> Record:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         return dropped | {"reason": "not UTF-8"}
-    if reason := first_reason(text, plan.rules):
+    if reason := drop_reason(text, config.filters):
         return dropped | {"reason": reason}
     redacted, emails = redact_emails(text)
     size = len(redacted.encode())
     return {"text": redacted, "text_bytes": size, "emails": emails, "key": duplicate_key(path, text), "reason": None}
 
 
-def _decide(rows: daft.DataFrame, plan: CorpusPlan) -> daft.DataFrame:
+def _mark_duplicates_and_caps(rows: daft.DataFrame, config: CorpusConfig) -> daft.DataFrame:
     """Marks duplicates (the first in order stays) and what is over its repository's cap (the lowest draws stay)."""
     judged, passed = rows.where(col("reason").not_null()), rows.where(col("reason").is_null())
     first = passed.groupby("key").agg(col("order").min().alias("first"))
     passed = passed.join(first, on="key", how="inner")
     unique = passed.where(col("order") == col("first")).exclude("first")
     repeated = passed.where(col("order") != col("first")).exclude("first").with_column("reason", lit(DUPLICATE))
-    if plan.max_repository_bytes is not None:
+    if config.max_repository_bytes is not None:
         drawn = Window().partition_by("repository").order_by("draw", "order")
         drawn = drawn.rows_between(Window.unbounded_preceding, Window.current_row)
         running = unique.with_column("running", col("text_bytes").sum().over(drawn))
-        is_over = col("running") > lit(plan.max_repository_bytes)
+        is_over = col("running") > lit(config.max_repository_bytes)
         reason = when(is_over, lit(CAPPED)).otherwise(lit(None).cast(DataType.string()))
         unique = running.with_column("reason", reason).exclude("running")
     columns = rows.column_names
     return judged.select(*columns).concat(repeated.select(*columns)).concat(unique.select(*columns))
 
 
-class _Drops:
+class _DropCounts:
     """What was dropped, by reason: documents, bytes, and ten examples."""
 
     def __init__(self) -> None:
-        self._by_reason: dict[str, Record] = {}
+        self._by_reason: dict[str, JsonObject] = {}
 
     def add(self, reason: str, name: str, size: int, n: int = 1) -> None:
         entry = self._by_reason.setdefault(reason, {"documents": 0, "bytes": 0, "examples": []})
@@ -228,49 +230,49 @@ class _Drops:
     def n_documents(self) -> int:
         return sum(entry["documents"] for entry in self._by_reason.values())
 
-    def record(self) -> Record:
+    def record(self) -> JsonObject:
         return dict(sorted(self._by_reason.items(), key=lambda item: (-item[1]["documents"], item[0])))
 
 
-def _count_drops(decided: daft.DataFrame, drops: _Drops) -> None:
+def _count_drops(decided: daft.DataFrame, drops: _DropCounts) -> None:
     columns = ("reason", "repository", "revision", "path", "text_bytes")
     rows = decided.where(col("reason").not_null()).sort(["draw", "order"]).select(*columns).to_pydict()
     for reason, repository, revision, path, size in zip(*(rows[name] for name in columns), strict=True):
         drops.add(reason, f"{repository}@{revision}/{path}", size)
 
 
-def _choose_heldout(repository_bytes: dict[str, int], plan: CorpusPlan) -> tuple[str, set[str]]:
+def _choose_validation(repository_bytes: dict[str, int], config: CorpusConfig) -> tuple[str, set[str]]:
     """Which repositories are held out: in the order of their draws, each that fits, until the share is filled.
 
     A single repository cannot be on one side alone; then files are held out, and the manifest says so.
     """
-    if len(repository_bytes) == 1 and plan.heldout_share > 0:
+    if len(repository_bytes) == 1 and config.validation_fraction > 0:
         return "file", set()
-    wanted = plan.heldout_share * sum(repository_bytes.values())
-    heldout: set[str] = set()
+    wanted = config.validation_fraction * sum(repository_bytes.values())
+    validation: set[str] = set()
     held_bytes = 0
-    for name in sorted(repository_bytes, key=lambda name: _draw(plan.seed, name)):
+    for name in sorted(repository_bytes, key=lambda name: hash_order(config.seed, name)):
         if held_bytes + repository_bytes[name] <= 1.2 * wanted:
-            heldout.add(name)
+            validation.add(name)
             held_bytes += repository_bytes[name]
         if held_bytes >= wanted:
             break
-    if not heldout and wanted > 0:
-        heldout.add(min(repository_bytes, key=lambda name: (repository_bytes[name], name)))
-    return "repository", heldout
+    if not validation and wanted > 0:
+        validation.add(min(repository_bytes, key=lambda name: (repository_bytes[name], name)))
+    return "repository", validation
 
 
-def _quantile(plan: CorpusPlan) -> str:
-    """The draw below which a share of `plan.heldout_share` of all draws lies."""
-    return f"{int(plan.heldout_share * 16**16):016x}"
+def _hash_threshold(config: CorpusConfig) -> str:
+    """The draw below which a share of `config.validation_fraction` of all draws lies."""
+    return f"{int(config.validation_fraction * 16**16):016x}"
 
 
-def _draw(seed: int, name: str) -> str:
+def hash_order(seed: int, name: str) -> str:
     """A uniform draw for a name, as 16 hexadecimal digits; independent of all other names."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
 
 
-def _interrupt_unless(is_whole: bool) -> None:
+def _require_complete(is_whole: bool) -> None:
     if not is_whole:
         raise KeyboardInterrupt
 
@@ -299,12 +301,12 @@ def _batches(rows: daft.DataFrame) -> Iterator[pa.RecordBatch]:
             yield batch.slice(start, 256).cast(SCHEMA)
 
 
-def _rows(frame: daft.DataFrame) -> list[Record]:
-    rows: list[Record] = frame.to_pylist()
+def _rows(frame: daft.DataFrame) -> list[JsonObject]:
+    rows: list[JsonObject] = frame.to_pylist()
     return rows
 
 
-def _nothing_left(why: str, n_files: int, drops: _Drops) -> str:
+def _empty_corpus_error(why: str, n_files: int, drops: _DropCounts) -> str:
     counts = ", ".join(f"{reason}: {entry['documents']}" for reason, entry in drops.record().items())
     advice = (
         "name other sources, or give --license SPDX if the code is yours" if "licence" in why else "name other sources"

@@ -12,17 +12,17 @@ import tokenizers
 from gguf import Keys, TokenType
 from tokenizers import Regex, pre_tokenizers
 
-from codekiln.files import Record
-from codekiln.tokenizer.bpe import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer, byte_alphabet
-from codekiln.tokenizer.infill import END_OF_MASK, document_start
-from codekiln.tokenizer.training import WORDS
+from codekiln.files import JsonObject
+from codekiln.tokenizer.bpe import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer, bytes_to_unicode
+from codekiln.tokenizer.infill import END_OF_MASK, bos_ids
+from codekiln.tokenizer.training import WORD_SPLIT_PATTERN
 
-_LLAMA3 = WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # Qwen2's, but numbers in threes
+_LLAMA3 = WORD_SPLIT_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # Qwen2's, but numbers in threes
 # llama.cpp's names of the rules by which text is split before merging.
 GPT2, QWEN2, LLAMA3, GEMMA4 = "gpt-2", "qwen2", "llama-bpe", "gemma4"
 _RULES = {
     GPT2: pre_tokenizers.ByteLevel(add_prefix_space=False),
-    QWEN2: pre_tokenizers.Split(Regex(WORDS), "isolated"),
+    QWEN2: pre_tokenizers.Split(Regex(WORD_SPLIT_PATTERN), "isolated"),
     LLAMA3: pre_tokenizers.Split(Regex(_LLAMA3), "isolated"),
     GEMMA4: pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated"),
 }
@@ -40,11 +40,11 @@ _ROLES = {
 _SPACE = "\u2581"  # Gemma's stand-in
 
 
-def gguf_vocabulary(tokenizer: Tokenizer) -> Record:
+def gguf_vocab_fields(tokenizer: Tokenizer) -> JsonObject:
     """The fields by name. Raises ValueError for a tokenizer that llama.cpp has no rule for."""
-    rule = splitting_rule(tokenizer)
+    rule = pre_tokenizer_name(tokenizer)
     added = {int(token["id"]) for token in tokenizer.record.get("added_tokens") or []}
-    names = {number: token for token, number in tokenizer.control.items()}
+    names = {number: token for token, number in tokenizer.special_tokens.items()}
     spelled = {number: token for token, number in tokenizer.record["model"]["vocab"].items()}
     tokens, kinds = [], []
     for number, data in enumerate(tokenizer.token_bytes):
@@ -55,27 +55,29 @@ def gguf_vocabulary(tokenizer: Tokenizer) -> Record:
         elif number not in spelled:
             token, kind = f"<unused {number}>", TokenType.UNUSED
         elif rule == GEMMA4:
-            token, kind = _as_characters(data, number)
+            token, kind = _spm_token(data, number)
         else:
             token, kind = spelled[number], TokenType.NORMAL
         tokens.append(token)
         kinds.append(int(kind))
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in tokenizer.record["model"]["merges"]]
-    fields: Record = {
+    fields: JsonObject = {
         Keys.Tokenizer.MODEL: GEMMA4 if rule == GEMMA4 else "gpt2",  # gpt2 is any BPE of bytes
         Keys.Tokenizer.PRE: rule,
         Keys.Tokenizer.LIST: tokens,
         Keys.Tokenizer.TOKEN_TYPE: kinds,
         Keys.Tokenizer.MERGES: _character_merges(pairs) if rule == GEMMA4 else [" ".join(pair) for pair in pairs],
-        Keys.Tokenizer.BOS_ID: tokenizer.bos,
-        Keys.Tokenizer.EOS_ID: tokenizer.end_of_text,
-        Keys.Tokenizer.PAD_ID: tokenizer.pad,
-        Keys.Tokenizer.ADD_BOS: bool(document_start(tokenizer)),
+        Keys.Tokenizer.BOS_ID: tokenizer.bos_id,
+        Keys.Tokenizer.EOS_ID: tokenizer.eos_id,
+        Keys.Tokenizer.PAD_ID: tokenizer.pad_id,
+        Keys.Tokenizer.ADD_BOS: bool(bos_ids(tokenizer)),
     }
-    return fields | {key: tokenizer.control[token] for token, key in _ROLES.items() if token in tokenizer.control}
+    return fields | {
+        key: tokenizer.special_tokens[token] for token, key in _ROLES.items() if token in tokenizer.special_tokens
+    }
 
 
-def splitting_rule(tokenizer: Tokenizer) -> str:
+def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
     """llama.cpp's name of the rule by which a tokenizer splits text. Raises ValueError where it has none."""
     splitter = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.record)).pre_tokenizer
     if splitter is not None:
@@ -87,7 +89,7 @@ def splitting_rule(tokenizer: Tokenizer) -> str:
     raise ValueError(f"llama.cpp has no rule that splits text as this tokenizer does ({found}): export it to hf")
 
 
-def _as_characters(data: bytes, number: int) -> tuple[str, TokenType]:
+def _spm_token(data: bytes, number: int) -> tuple[str, TokenType]:
     """A token of Gemma's: text, or a single byte; one that is neither, or holds its stand-in, cannot be reached there."""
     if len(data) == 1 and not 0 < data[0] < 0x80:
         return f"<0x{data[0]:02X}>", TokenType.BYTE
@@ -102,7 +104,7 @@ def _as_characters(data: bytes, number: int) -> tuple[str, TokenType]:
 
 def _character_merges(pairs: list[tuple[str, ...]]) -> list[str]:
     """Merges of whole characters; newlines are not merged there, their runs are looked up."""
-    byte_of = {character: byte for byte, character in byte_alphabet().items()}
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     merges = []
     for pair in pairs:
         try:

@@ -25,23 +25,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from codekiln.model.families import ModelConfig
-from codekiln.train.loop import TrainPlan, backward, plain_loss_sums
-from codekiln.train.optimizer import Optimizers
-from codekiln.train.parallel import CPU, Ranks, data_ranks, scale_gradients, spread, squared_gradient_norm
+from codekiln.model.configs import ModelConfig
+from codekiln.train.loop import TrainConfig, forward_backward, with_autocast
+from codekiln.train.optimizer import OptimizerGroup
+from codekiln.train.parallel import CPU, World, build_sharded_model, dp_size_of, scale_grads, total_grad_norm
 
 
 @dataclass(frozen=True)
 class Accelerator:
     """One device, by its data sheet: dense FLOP/s in the precision that training uses there, bytes, bytes a second one way.
 
-    `product_share` is what matrix products reach of the peak over a long time, set by the published runs that
+    `matmul_efficiency` is what matrix products reach of the peak over a long time, set by the published runs that
     benchmarks/plan_errors.py names. `node_network` is what a node of `node_size` devices sends to others; `price` is dollars
     an hour, assumed. Training runs as it is planned where `is_supported`: on CUDA devices that have bfloat16.
     """
 
     peak: float
-    product_share: float
+    matmul_efficiency: float
     dtype: torch.dtype
     memory: float
     memory_bandwidth: float
@@ -61,11 +61,11 @@ ACCELERATORS = {
     "tpu-v4-like": Accelerator(275e12, 0.7, torch.bfloat16, 32e9, 1.2e12, 4096, 270e9, 270e9, 3.2, is_supported=False),
 }
 
-TRAFFIC_SHARE = 0.8  # of a bandwidth, that traffic reaches
-FUSED_SHARE = 0.4  # of the traffic between products, that is left where blocks are compiled
-HOP_SECONDS = 2e-6  # of a collective, for each rank it passes
+BANDWIDTH_EFFICIENCY = 0.8  # of a bandwidth, that traffic reaches
+FUSED_TRAFFIC_FRACTION = 0.4  # of the traffic between products, that is left where blocks are compiled
+LINK_LATENCY_SECONDS = 2e-6  # of a collective, for each rank it passes
 RESERVED_BYTES = 4e9  # of a device: its context, buffers of collectives
-FRAGMENTED_SHARE = 0.06  # of what is held, that lies unused between
+FRAGMENTATION = 0.06  # of what is held, that lies unused between
 
 DATA, TENSOR = "data", "tensor"
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
@@ -84,32 +84,32 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a step is run: rows that go through the model at once, and the rest as in `Hardware`."""
+class ParallelSettings:
+    """How a step is run: rows that go through the model at once, and the rest as in `RuntimeConfig`."""
 
     n_ranks: int
     micro_rows: int
-    tensor_ranks: int = 1
-    recompute: bool = False
+    tensor_parallel: int = 1
+    activation_checkpointing: bool = False
     compile: bool = True
 
 
 @dataclass(frozen=True)
-class PlannedStep:
+class StepEstimate:
     """Bytes by kind at the moment of the peak, FLOPs and collectives of a rank, and seconds of the whole step."""
 
-    settings: Settings
+    settings: ParallelSettings
     memory: dict[str, float]
     flops: float
     model_flops: float
     collectives: dict[tuple[str, str], list[float]]
     compute_seconds: float
-    exposed_seconds: float
+    exposed_comm_seconds: float
     tokens: int
 
     @property
     def seconds(self) -> float:
-        return self.compute_seconds + self.exposed_seconds
+        return self.compute_seconds + self.exposed_comm_seconds
 
     @property
     def peak_bytes(self) -> float:
@@ -120,29 +120,31 @@ class PlannedStep:
         return self.tokens / self.seconds
 
     def fits(self, accelerator: Accelerator) -> bool:
-        return self.peak_bytes <= _usable(accelerator)
+        return self.peak_bytes <= _usable_bytes(accelerator)
 
-    def utilization(self, accelerator: Accelerator) -> float:
+    def mfu(self, accelerator: Accelerator) -> float:
         """Of the peak, by the model's own operations: what is computed twice counts once."""
         return self.model_flops / self.seconds / accelerator.peak
 
 
-def _usable(accelerator: Accelerator) -> float:
+def _usable_bytes(accelerator: Accelerator) -> float:
     """Bytes that tensors can take."""
-    return (accelerator.memory - RESERVED_BYTES) / (1 + FRAGMENTED_SHARE)
+    return (accelerator.memory - RESERVED_BYTES) / (1 + FRAGMENTATION)
 
 
-def planned_step(plan: TrainPlan, config: ModelConfig, accelerator: Accelerator, settings: Settings) -> PlannedStep:
+def estimate_step(
+    config: TrainConfig, model_config: ModelConfig, accelerator: Accelerator, settings: ParallelSettings
+) -> StepEstimate:
     """Runs a step as the first of `n_ranks` ranks would. Raises ValueError where rows or layers do not divide over them."""
-    rows = plan.rows_of_a_rank(data_ranks(settings.n_ranks, settings.tensor_ranks))
-    context = plan.row_length(config)
+    rows = config.sequences_per_rank(dp_size_of(settings.n_ranks, settings.tensor_parallel))
+    context = config.seq_len(model_config)
     micro_rows = min(settings.micro_rows, rows)
     n_micro = -(-rows // micro_rows)
-    with _fake_world(settings, accelerator.dtype) as ranks:
-        recorder = _Recorder(accelerator, ranks)
-        memory = _record(plan, config, ranks, recorder, (micro_rows, context), min(n_micro, 2), settings)
+    with fake_process_group(settings, accelerator.dtype) as world:
+        recorder = _Recorder(accelerator, world)
+        memory = _record(config, model_config, world, recorder, (micro_rows, context), min(n_micro, 2), settings)
     phases = recorder.phases
-    seconds = [_seconds(phase, accelerator, settings, config.n_layers) for phase in phases]
+    seconds = [_seconds(phase, accelerator, settings, model_config.n_layers) for phase in phases]
     # Two micro-batches were recorded, forward and backward, and the update; all but the first are as the second is.
     times = [1, 1, n_micro - 1, n_micro - 1, 1] if n_micro > 1 else [1, 1, 1]
     collectives: dict[tuple[str, str], list[float]] = {}
@@ -151,12 +153,12 @@ def planned_step(plan: TrainPlan, config: ModelConfig, accelerator: Accelerator,
             total = collectives.setdefault(what, [0.0, 0.0])
             total[0] += n * count
             total[1] += n * n_bytes
-    tokens = plan.batch_rows * context
-    return PlannedStep(
+    tokens = config.global_batch_size * context
+    return StepEstimate(
         settings,
         memory,
         sum(n * phase.flops for n, phase in zip(times, phases, strict=True)),
-        tokens * config.training_flops(context) / settings.n_ranks,
+        tokens * model_config.training_flops(context) / settings.n_ranks,
         collectives,
         sum(n * compute for n, (compute, _) in zip(times, seconds, strict=True)),
         sum(n * exposed for n, (_, exposed) in zip(times, seconds, strict=True)),
@@ -164,21 +166,26 @@ def planned_step(plan: TrainPlan, config: ModelConfig, accelerator: Accelerator,
     )
 
 
-def planned_steps(
-    plan: TrainPlan, config: ModelConfig, accelerator: Accelerator, n_ranks: int, tensor_ranks: int
-) -> Iterator[PlannedStep]:
+def search_settings(
+    config: TrainConfig, model_config: ModelConfig, accelerator: Accelerator, n_ranks: int, tensor_parallel: int
+) -> Iterator[StepEstimate]:
     """Steps with and without activations computed anew, with micro-batches of the two smallest sizes that divide a rank's
     rows, and of the largest that fits.
 
     Memory grows by the same with every row, or more; how many fit is told from the first two and run to be sure. Raises
     ValueError where rows or layers do not divide over the ranks.
     """
-    rows = plan.rows_of_a_rank(data_ranks(n_ranks, tensor_ranks))
+    rows = config.sequences_per_rank(dp_size_of(n_ranks, tensor_parallel))
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
-    for recompute in (False, True):
+    for activation_checkpointing in (False, True):
 
-        def run(size: int, recompute: bool = recompute) -> PlannedStep:
-            return planned_step(plan, config, accelerator, Settings(n_ranks, size, tensor_ranks, recompute))
+        def run(size: int, activation_checkpointing: bool = activation_checkpointing) -> StepEstimate:
+            return estimate_step(
+                config,
+                model_config,
+                accelerator,
+                ParallelSettings(n_ranks, size, tensor_parallel, activation_checkpointing),
+            )
 
         seen = []
         for size in sizes[:2]:
@@ -189,7 +196,7 @@ def planned_steps(
         first, second = (step.peak_bytes for step in seen)
         a_row = (second - first) / (sizes[1] - 1)
         for size in reversed(sizes[2:]):
-            if first + (size - 1) * a_row <= _usable(accelerator):
+            if first + (size - 1) * a_row <= _usable_bytes(accelerator):
                 step = run(size)
                 yield step
                 if step.fits(accelerator):
@@ -197,64 +204,64 @@ def planned_steps(
 
 
 @contextmanager
-def _fake_world(settings: Settings, dtype: torch.dtype) -> Iterator[Ranks]:
+def fake_process_group(settings: ParallelSettings, dtype: torch.dtype) -> Iterator[World]:
     """A world that sends nothing, in which this process is the first rank."""
     if settings.n_ranks == 1:
-        yield Ranks(dtype=dtype)
+        yield World(dtype=dtype)
         return
     logging.getLogger("torch.distributed.fsdp").setLevel(logging.ERROR)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=settings.n_ranks)
     try:
-        shape = (settings.n_ranks // settings.tensor_ranks, settings.tensor_ranks)
+        shape = (settings.n_ranks // settings.tensor_parallel, settings.tensor_parallel)
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=(DATA, TENSOR))
-        yield Ranks(0, settings.n_ranks, CPU, dtype, mesh)
+        yield World(0, settings.n_ranks, CPU, dtype, mesh)
     finally:
         dist.destroy_process_group()
 
 
 def _record(
-    plan: TrainPlan,
-    config: ModelConfig,
-    ranks: Ranks,
+    config: TrainConfig,
+    model_config: ModelConfig,
+    world: World,
     recorder: "_Recorder",
     shape: tuple[int, int],
     n_micro: int,
-    settings: Settings,
+    settings: ParallelSettings,
 ) -> dict[str, float]:
     """Runs a step to have moments, then one that is recorded; its peak of memory by kind."""
-    model = spread(config, ranks, recompute=settings.recompute)
+    model = build_sharded_model(model_config, world, activation_checkpointing=settings.activation_checkpointing)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=CPU)
-        model.tie()
-        optimizers = Optimizers(model, plan.optimizer)
+        model.tie_weights()
+        optimizers = OptimizerGroup(model, config.optimizer)
         ids = torch.zeros(shape, dtype=torch.long)
-        micro = (ids, ids, torch.ones(shape), ids if plan.packing == "apart" else None)
+        micro = (ids, ids, torch.ones(shape), ids if config.packing == "packed" else None)
 
-        plain = plain_loss_sums(model, ranks)
+        plain = with_autocast(model, world)
         tracker: MemTracker | None = None
 
-        def loss_sums(*tensors: Tensor | None, has_penalty: bool = False) -> tuple[Tensor, Tensor]:
+        def loss_fn(*tensors: Tensor | None, with_z_loss: bool = False) -> tuple[Tensor, Tensor]:
             if tracker is not None:
                 tracker.reset_mod_stats()  # it takes a module's second forward pass for a fault
             recorder.begin(FORWARD)
-            return plain(*tensors, has_penalty=has_penalty)
+            return plain(*tensors, with_z_loss=with_z_loss)
 
         def step(n_micro: int) -> None:
-            backward(model, loss_sums, [micro] * n_micro, plan.z_loss, 1.0)
+            forward_backward(model, loss_fn, [micro] * n_micro, config.z_loss, 1.0)
             recorder.begin(UPDATE)
-            squared_gradient_norm(model, ranks)
-            scale_gradients(model, 1.0)
+            total_grad_norm(model, world)
+            scale_grads(model, 1.0)
             optimizers.step(0, 1)
 
         step(1)
         recorder.phases.clear()
-        moments = list(optimizers.state().values())
-        if ranks.mesh is None:
+        optimizer_state = list(optimizers.state_dict().values())
+        if world.mesh is None:
             tracker = MemTracker()
-            tracker.track_external(model, *moments)
+            tracker.track_external(model, *optimizer_state)
         else:
             tracker = FSDPMemTracker(model)
-            tracker.track_inputs(tuple(moments))
+            tracker.track_inputs(tuple(optimizer_state))
         with tracker, recorder:
             step(n_micro)
         return _by_kind(next(iter(tracker.get_tracker_snapshot("peak").values())))
@@ -285,14 +292,14 @@ def _by_kind(snapshot: dict[Any, int]) -> dict[str, float]:
     return found
 
 
-def _seconds(phase: Phase, accelerator: Accelerator, settings: Settings, n_layers: int) -> tuple[float, float]:
+def _seconds(phase: Phase, accelerator: Accelerator, settings: ParallelSettings, n_layers: int) -> tuple[float, float]:
     """Seconds of computing, and those of collectives that nothing hides.
 
     Over `data` layers are gathered and scattered while others compute, but the first and the last; over `tensor` a layer
     waits, and so does everything in the update.
     """
-    bandwidth = accelerator.memory_bandwidth * TRAFFIC_SHARE
-    left = FUSED_SHARE if settings.compile and phase.name != UPDATE else 1.0
+    bandwidth = accelerator.memory_bandwidth * BANDWIDTH_EFFICIENCY
+    left = FUSED_TRAFFIC_FRACTION if settings.compile and phase.name != UPDATE else 1.0
     compute = phase.product_seconds + left * phase.other_bytes / bandwidth
     over = {DATA: 0.0, TENSOR: 0.0}
     for (what, axis), (count, n_bytes) in phase.collectives.items():
@@ -303,25 +310,27 @@ def _seconds(phase: Phase, accelerator: Accelerator, settings: Settings, n_layer
 
 
 def _collective_seconds(
-    what: str, axis: str, count: float, n_bytes: float, accelerator: Accelerator, settings: Settings
+    what: str, axis: str, count: float, n_bytes: float, accelerator: Accelerator, settings: ParallelSettings
 ) -> float:
     """A ring's: every byte but a rank's own passes its slowest link, twice where sums are sent to all."""
-    n = settings.tensor_ranks if axis == TENSOR else settings.n_ranks // settings.tensor_ranks
-    reach = settings.tensor_ranks if axis == TENSOR else settings.n_ranks
+    n = settings.tensor_parallel if axis == TENSOR else settings.n_ranks // settings.tensor_parallel
+    reach = settings.tensor_parallel if axis == TENSOR else settings.n_ranks
     bandwidth = accelerator.link_bandwidth
     if reach > accelerator.node_size:
         # As many groups share a node's network as it has ranks of one layer; where each rank sends what is its own, all do.
-        sharing = 1 if axis == TENSOR else min(settings.tensor_ranks, accelerator.node_size)
+        sharing = 1 if axis == TENSOR else min(settings.tensor_parallel, accelerator.node_size)
         sharing = accelerator.node_size if what == "all_to_all" else sharing
         bandwidth = min(bandwidth, accelerator.node_network / sharing)
     passes = 2 if what == "all_reduce" else 1
-    return passes * (n_bytes * (n - 1) / n / (bandwidth * TRAFFIC_SHARE) + count * (n - 1) * HOP_SECONDS)
+    return passes * (
+        n_bytes * (n - 1) / n / (bandwidth * BANDWIDTH_EFFICIENCY) + count * (n - 1) * LINK_LATENCY_SECONDS
+    )
 
 
 # Attention of rows that are one document, which PyTorch's counter does not know.
 _SAME_OPERATIONS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.codekiln.attend_within,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: torch.ops.codekiln.attend_within_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.codekiln.document_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: torch.ops.codekiln.document_attention_backward,
 }
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
 
@@ -329,10 +338,10 @@ _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what passes: operations, bytes moved outside of matrix products, collectives; by micro-batch and phase."""
 
-    def __init__(self, accelerator: Accelerator, ranks: Ranks) -> None:
+    def __init__(self, accelerator: Accelerator, world: World) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._accelerator = accelerator
-        self._tensor_group = None if ranks.mesh is None else ranks.mesh[TENSOR].get_group().group_name
+        self._tensor_group = None if world.mesh is None else world.mesh[TENSOR].get_group().group_name
         self._fake_mode: Any = None
         self.phases: list[Phase] = []
 
@@ -378,8 +387,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         phase.flops += flops
         accelerator = self._accelerator
         phase.product_seconds += max(
-            flops / (accelerator.peak * accelerator.product_share),
-            n_bytes / (accelerator.memory_bandwidth * TRAFFIC_SHARE),
+            flops / (accelerator.peak * accelerator.matmul_efficiency),
+            n_bytes / (accelerator.memory_bandwidth * BANDWIDTH_EFFICIENCY),
         )
 
     def _count_collective(self, name: str, n_bytes: int, args: Any) -> None:

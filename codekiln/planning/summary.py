@@ -4,15 +4,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from codekiln.files import Record
-from codekiln.progress import task
-from codekiln.recipe import Chain, Recipe
-from codekiln.train.plan import ACCELERATORS, PlannedStep, planned_steps
+from codekiln.files import JsonObject
+from codekiln.planning.estimate import ACCELERATORS, StepEstimate, search_settings
+from codekiln.progress import progress_bar
+from codekiln.recipe import Recipe, StagedRecipe
 
 
-def forecast(
-    recipe: Recipe | Chain, accelerator_name: str, n_gpus: int, tensor_ranks: int, settings: Sequence[str] = ()
-) -> Record:
+def estimate_recipe(
+    recipe: Recipe | StagedRecipe,
+    accelerator_name: str,
+    n_gpus: int,
+    tensor_parallel: int,
+    settings: Sequence[str] = (),
+) -> JsonObject:
     """All figures of a recipe, or of a chain, whose stages share a shape and a batch; `settings` are those it was made with.
 
     Raises ValueError for an unknown accelerator and where devices do not fill nodes, or rows or layers do not divide.
@@ -22,16 +26,16 @@ def forecast(
     accelerator = ACCELERATORS[accelerator_name]
     if n_gpus > accelerator.node_size and n_gpus % accelerator.node_size:
         raise ValueError(f"{n_gpus} devices do not fill nodes of {accelerator.node_size}: take a multiple of it")
-    stages = recipe.recipes if isinstance(recipe, Chain) else (recipe,)
+    stages = recipe.recipes if isinstance(recipe, StagedRecipe) else (recipe,)
     train, model = stages[0].train, stages[0].model
-    steps: list[PlannedStep] = []
-    with task("Plan", 6) as progress:
-        for step in planned_steps(train, model, accelerator, n_gpus, tensor_ranks):
+    steps: list[StepEstimate] = []
+    with progress_bar("Plan", 6) as progress:
+        for step in search_settings(train, model, accelerator, n_gpus, tensor_parallel):
             steps.append(step)
             progress.advance(note=f"{step.settings.micro_rows} rows: {step.peak_bytes / 1e9:.1f} GB")
     fitting = [step for step in steps if step.fits(accelerator)]
     best = max(fitting, key=lambda step: step.tokens_per_second, default=None)
-    found: Record = {
+    found: JsonObject = {
         "recipe": recipe.name,
         "parameters": model.n_parameters,
         "accelerator": accelerator_name,
@@ -43,9 +47,9 @@ def forecast(
                 "bytes": step.memory | {"peak": step.peak_bytes},
                 "fits": step.fits(accelerator),
                 "seconds": step.seconds,
-                "seconds_waiting": step.exposed_seconds,
+                "exposed_comm_seconds": step.exposed_comm_seconds,
                 "tokens_per_second": step.tokens_per_second,
-                "utilization": step.utilization(accelerator),
+                "mfu": step.mfu(accelerator),
                 "flops": step.flops,
                 "collectives": [
                     {"what": what, "over": axis, "times": int(count), "bytes": n_bytes}
@@ -61,14 +65,14 @@ def forecast(
             "settings": steps.index(best),
             "price_per_hour": accelerator.price,
             "stages": [_stage(stage, best, n_gpus, accelerator.price) for stage in stages],
-            "command": _command(recipe.name, train.row_length(model), best, accelerator.node_size, settings)
+            "command": _command(recipe.name, train.seq_len(model), best, accelerator.node_size, settings)
             if accelerator.is_supported
             else None,
         }
     return found
 
 
-def _stage(stage: Recipe, step: PlannedStep, n_gpus: int, price: float) -> Record:
+def _stage(stage: Recipe, step: StepEstimate, n_gpus: int, price: float) -> JsonObject:
     """Days and dollars of a stage; none where its tokens are known only when its corpus is."""
     n_tokens = stage.train.total_tokens
     days = n_tokens / step.tokens_per_second / 86_400 if n_tokens else None
@@ -80,23 +84,23 @@ def _stage(stage: Recipe, step: PlannedStep, n_gpus: int, price: float) -> Recor
     }
 
 
-def _command(name: str, row_length: int, step: PlannedStep, node_size: int, changes: Sequence[str]) -> str:
+def _command(name: str, seq_len: int, step: StepEstimate, node_size: int, changes: Sequence[str]) -> str:
     """What starts it on each node."""
     settings = step.settings
-    n_gpus, micro_tokens = settings.n_ranks, settings.micro_rows * row_length
+    n_gpus, micro_tokens = settings.n_ranks, settings.micro_rows * seq_len
     n_nodes, per_node = max(1, n_gpus // node_size), min(n_gpus, node_size)
     nodes = (
         f" --nnodes {n_nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500 --max-restarts 3" if n_nodes > 1 else ""
     )
     start = f"torchrun{nodes} --nproc-per-node {per_node} -m codekiln" if n_gpus > 1 else "codekiln"
     start = f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {start}" if n_nodes > 1 else start
-    more = f" --tensor-ranks {settings.tensor_ranks}" if settings.tensor_ranks > 1 else ""
-    more += " --recompute" if settings.recompute else ""
+    more = f" --tensor-ranks {settings.tensor_parallel}" if settings.tensor_parallel > 1 else ""
+    more += " --recompute" if settings.activation_checkpointing else ""
     more += "".join(f" --set {shlex.quote(change)}" for change in changes)
     return f"{start} build {name} --out RUN --device cuda --micro-batch-tokens {micro_tokens}{more}"
 
 
-def lines(found: Record) -> list[str]:
+def format_summary(found: JsonObject) -> list[str]:
     """What is told below the table of settings."""
     best = found["best"]
     if best is None:
@@ -123,7 +127,7 @@ def lines(found: Record) -> list[str]:
     return [*told, "Start it on each node with:", f"  {best['command']}"]
 
 
-def table(found: Record) -> list[str]:
+def format_table(found: JsonObject) -> list[str]:
     """The settings that were run, aligned under a heading; bytes in GB, and the best is marked."""
     best = found["best"]
     rows: list[tuple[str, ...]] = [_HEADING]
@@ -135,9 +139,9 @@ def table(found: Record) -> list[str]:
                 *(f"{n_bytes / 1e9:.1f}" for n_bytes in entry["bytes"].values()),
                 "yes" if entry["fits"] else "no",
                 f"{entry['seconds']:.3f}",
-                f"{entry['seconds_waiting']:.3f}",
+                f"{entry['exposed_comm_seconds']:.3f}",
                 f"{entry['tokens_per_second']:,.0f}",
-                f"{entry['utilization']:.0%}",
+                f"{entry['mfu']:.0%}",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codekiln.model.packed import attend_within
+from codekiln.model.varlen_attention import document_attention
 
 ROWS = [
     [[0] * 12],
@@ -35,7 +35,7 @@ def test_it_is_attention_under_a_mask(rows: list[list[int]], n_keys: int) -> Non
     *inputs, gradient = projections(rows, n_keys=n_keys)
     documents = torch.tensor(rows)
     found: list[list[Tensor | None]] = []
-    attends: list[Callable[..., Tensor]] = [attend_within, masked]
+    attends: list[Callable[..., Tensor]] = [document_attention, masked]
     for attend in attends:
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
         out = attend(*leaves, documents)
@@ -51,7 +51,7 @@ def test_precisions_of_training(dtype: torch.dtype) -> None:
     documents = torch.tensor(ROWS[2])
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(
-        attend_within(q, k, v, documents), masked(q, k, v, documents), rtol=tolerance, atol=tolerance
+        document_attention(q, k, v, documents), masked(q, k, v, documents), rtol=tolerance, atol=tolerance
     )
 
 
@@ -59,14 +59,14 @@ def test_the_operator_keeps_pytorchs_rules() -> None:
     """Fake outputs have the real ones' shapes, strides and types; nothing is changed in place; gradients are registered."""
     *inputs, _ = projections(ROWS[2], torch.float32)
     leaves = [tensor.requires_grad_() for tensor in inputs]
-    torch.library.opcheck(torch.ops.codekiln.attend_within.default, (*leaves, torch.tensor(ROWS[2])))
+    torch.library.opcheck(torch.ops.codekiln.document_attention.default, (*leaves, torch.tensor(ROWS[2])))
 
 
 def test_documents_cost_what_they_are_long() -> None:
     """Each is asked of the kernel alone, rows of equal lengths together."""
     with torch.profiler.profile(record_shapes=True) as profile:
         q, k, v, _ = projections(ROWS[2], torch.float32)
-        attend_within(q, k, v, torch.tensor(ROWS[2]))
+        document_attention(q, k, v, torch.tensor(ROWS[2]))
     kernel = "aten::_scaled_dot_product_flash_attention_for_cpu"
     shapes = [event.input_shapes[0] for event in profile.events() if event.name == kernel]
     assert shapes == [[2, 4, 5, 8], [2, 4, 7, 8], [1, 4, 7, 8], [1, 4, 5, 8]]

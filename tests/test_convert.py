@@ -10,15 +10,15 @@ import tokenizers
 import torch
 import transformers
 
+from codekiln.convert.models import export_model, import_model, resolve_model
 from codekiln.errors import CodekilnError
-from codekiln.exchange import export_model, import_model, located
-from codekiln.generate.complete import Completer, Request
+from codekiln.generate.complete import Completer, InfillRequest
 from codekiln.generate.engine import generate
-from codekiln.generate.sampler import GREEDY
+from codekiln.generate.sampling import GREEDY
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
-from codekiln.tokenizer.infill import document_start, ends, infill_prompt
-from codekiln.tokenizer.training import INCODER_CONTROL, LINES, TokenizerPlan, train_tokenizer
-from codekiln.tokenizer.whitespace import WHITESPACE, codegen_tokenizer, gpt2_merges
+from codekiln.tokenizer.codegen import WHITESPACE, codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.infill import bos_ids, infill_prompt, stop_token_ids_of
+from codekiln.tokenizer.training import INCODER_SPECIAL_TOKENS, LINE_SPLIT_PATTERN, TokenizerConfig, train_tokenizer
 from tests.small import assert_greedy, write_tree
 
 
@@ -32,7 +32,7 @@ def codegen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     transformers.CodeGenForCausalLM(config).half().save_pretrained(folder, max_shard_size="8MB")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(gpt2_merges()) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(load_gpt2_merges()) + "\n", encoding="utf-8")
     added = {run: 50_257 + k for k, run in enumerate(WHITESPACE)}
     (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
     return folder
@@ -44,13 +44,17 @@ def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("incoder")
     code = write_tree(tmp_path_factory.mktemp("code"))
     texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
-    plan = TokenizerPlan(vocab_size=256 + 64 + len(INCODER_CONTROL), pattern=LINES, control=INCODER_CONTROL)
+    plan = TokenizerConfig(
+        vocab_size=256 + 64 + len(INCODER_SPECIAL_TOKENS),
+        pattern=LINE_SPLIT_PATTERN,
+        special_tokens=INCODER_SPECIAL_TOKENS,
+    )
     tokenizer = train_tokenizer(plan, texts)
     save_tokenizer(folder, tokenizer)
     torch.manual_seed(0)
     config = transformers.XGLMConfig(
         num_layers=2, d_model=64, attention_heads=4, ffn_dim=128, vocab_size=tokenizer.vocab_size,
-        max_position_embeddings=128, bos_token_id=tokenizer.end_of_text, eos_token_id=tokenizer.end_of_text,
+        max_position_embeddings=128, bos_token_id=tokenizer.eos_id, eos_token_id=tokenizer.eos_id,
         pad_token_id=1,
     )  # fmt: skip
     transformers.XGLMForCausalLM(config).save_pretrained(folder)
@@ -60,8 +64,8 @@ def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def greedy_tokens(completer: Completer, ids: list[int], n: int) -> list[int]:
     """What the engine writes after a prompt."""
     steps = generate(
-        completer.model, [ids], max_new_tokens=n, stop_tokens=completer._stop_tokens,
-        banned_tokens=completer._banned_tokens, sampling=GREEDY,
+        completer.model, [ids], max_new_tokens=n, stop_token_ids=completer._stop_token_ids,
+        forbidden_token_ids=completer._forbidden_token_ids, sampling=GREEDY,
     )  # fmt: skip
     return [step.token for step in steps]
 
@@ -75,16 +79,16 @@ def test_a_released_codegen_completes_as_in_transformers(codegen_folder: Path, t
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     ours = Completer.load(tmp_path / "model")
     prompt = "def add(a, b):\n    return"
-    ids = ours.prompt_ids(Request(prompt), 20)
-    assert ids == tokenizer.encode(prompt) == codegen_tokenizer(gpt2_merges()).encode(prompt)
+    ids = ours.prompt_ids(InfillRequest(prompt), 20)
+    assert ids == tokenizer.encode(prompt) == codegen_tokenizer(load_gpt2_merges()).encode(prompt)
     # What the tokenizer does not have is never sampled, so theirs must be kept from it too.
     unused = range(50_295, 51_200)
     made = greedy_tokens(ours, ids, 20)
     assert_greedy(lambda batch: theirs(batch).logits, ids, made, tolerance=1e-3, forbidden=unused)
-    answer = ours.complete([Request(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
+    answer = ours.complete([InfillRequest(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
     assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
     with pytest.raises(ValueError, match="cannot infill: its tokenizer has no control tokens for holes"):
-        ours.complete([Request(prompt, "\n")], max_new_tokens=4, sampling=GREEDY)
+        ours.complete([InfillRequest(prompt, "\n")], max_new_tokens=4, sampling=GREEDY)
 
 
 def test_an_incoder_infills_with_its_own_layout(incoder_folder: Path, tmp_path: Path) -> None:
@@ -93,14 +97,14 @@ def test_an_incoder_infills_with_its_own_layout(incoder_folder: Path, tmp_path: 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     before, after = "def f(x):\n    ", "\n    return y\n"
     spelled = f"<|endoftext|>{before}<|mask:0|>{after}<|mask:1|><|mask:0|>"
-    ids = ours.prompt_ids(Request(before, after), 16)
+    ids = ours.prompt_ids(InfillRequest(before, after), 16)
     assert ids == tokenizer.encode(spelled, add_special_tokens=False)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    ends = [ours.tokenizer.control_id("<|endofmask|>"), ours.tokenizer.end_of_text]
+    stop_token_ids = [ours.tokenizer.special_id("<|endofmask|>"), ours.tokenizer.eos_id]
     made = greedy_tokens(ours, ids, 16)
-    banned = ours.tokenizer.control_ids - set(ends)
+    banned = ours.tokenizer.special_ids - set(stop_token_ids)
     assert_greedy(lambda batch: theirs(batch).logits, ids, made, tolerance=1e-3, forbidden=banned)
-    answer = ours.complete([Request(before, after)], max_new_tokens=16, sampling=GREEDY)[0]
+    answer = ours.complete([InfillRequest(before, after)], max_new_tokens=16, sampling=GREEDY)[0]
     assert answer.text == ours.tokenizer.decode(made)
 
 
@@ -118,7 +122,7 @@ def test_a_codegen_goes_out_as_gptj_and_comes_back(codegen_folder: Path, tmp_pat
 def test_a_tokenizer_that_does_not_fit_is_refused(incoder_folder: Path, codegen_folder: Path, tmp_path: Path) -> None:
     for path in incoder_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    codegen_tokenizer(gpt2_merges()).save(tmp_path / "tokenizer.json")
+    codegen_tokenizer(load_gpt2_merges()).save(tmp_path / "tokenizer.json")
     with pytest.raises(
         ValueError, match=r"the tokenizer has 50,295 ids and the model 579 rows: they are not of one model"
     ):
@@ -156,12 +160,14 @@ def test_ends_that_the_tokenizer_has_are_kept(incoder_folder: Path, tmp_path: Pa
     for path in incoder_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    mask = Completer.load(incoder_folder).tokenizer.control_id("<|mask:7|>")
-    ends = [config["eos_token_id"], mask]
-    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}), encoding="utf-8")
+    mask = Completer.load(incoder_folder).tokenizer.special_id("<|mask:7|>")
+    stop_token_ids = [config["eos_token_id"], mask]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": stop_token_ids}), encoding="utf-8")
     assert import_model(tmp_path, tmp_path / "model") == []
-    assert json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["eos_token_id"] == ends
-    assert mask in Completer.load(tmp_path / "model")._stop_tokens
+    assert (
+        json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["eos_token_id"] == stop_token_ids
+    )
+    assert mask in Completer.load(tmp_path / "model")._stop_token_ids
 
 
 def test_a_server_of_a_model_that_cannot_infill_says_so(codegen_folder: Path, tmp_path: Path) -> None:
@@ -182,12 +188,12 @@ def test_a_server_of_a_model_that_cannot_infill_says_so(codegen_folder: Path, tm
 
 
 def test_qwens_holes_are_told_in_qwens_order() -> None:
-    record = codegen_tokenizer(gpt2_merges()).record
+    record = codegen_tokenizer(load_gpt2_merges()).record
     names = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|file_sep|>")
     added = [record["added_tokens"][0] | {"id": 50_295 + k, "content": name} for k, name in enumerate(names)]
     qwen = Tokenizer(record | {"added_tokens": record["added_tokens"] + added}, origin="Qwen")
     assert infill_prompt(qwen, [1], [2]) == [50_295, 1, 50_297, 2, 50_296]
-    assert ends(qwen) == {50_256, 50_298, 50_299} and document_start(qwen) == []
+    assert stop_token_ids_of(qwen) == {50_256, 50_298, 50_299} and bos_ids(qwen) == []
 
 
 def test_the_command_imports_and_says_what_it_corrected(codegen_folder: Path, tmp_path: Path) -> None:
@@ -202,7 +208,7 @@ def test_the_command_imports_and_says_what_it_corrected(codegen_folder: Path, tm
     assert missing.returncode == 1 and "cannot be had from the hub" in missing.stderr
     assert "Traceback" not in missing.stderr
     with pytest.raises(FileNotFoundError, match="is missing: name a model's folder or its id on the hub"):
-        located(str(tmp_path / "none"))
+        resolve_model(str(tmp_path / "none"))
 
 
 def test_a_tokenizer_of_llama_3_begins_and_ends_documents_with_its_own_tokens(tmp_path: Path) -> None:
@@ -219,13 +225,13 @@ def test_a_tokenizer_of_llama_3_begins_and_ends_documents_with_its_own_tokens(tm
     found = Tokenizer.load(tmp_path / "tokenizer.json")
     config = transformers.LlamaConfig(
         num_hidden_layers=1, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, intermediate_size=64,
-        vocab_size=found.vocab_size, max_position_embeddings=64, bos_token_id=found.control_id(control[0]),
-        eos_token_id=[found.control_id(token) for token in control[1:]],
+        vocab_size=found.vocab_size, max_position_embeddings=64, bos_token_id=found.special_id(control[0]),
+        eos_token_id=[found.special_id(token) for token in control[1:]],
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     assert import_model(tmp_path, tmp_path / "model") == []
     ours = Completer.load(tmp_path / "model")
-    assert ours.prompt_ids(Request("def"), 4) == [found.control_id(control[0]), *found.encode("def")]
-    assert found.end_of_text == found.control_id("<|end_of_text|>") and ends(found) == {found.end_of_text}
+    assert ours.prompt_ids(InfillRequest("def"), 4) == [found.special_id(control[0]), *found.encode("def")]
+    assert found.eos_id == found.special_id("<|end_of_text|>") and stop_token_ids_of(found) == {found.eos_id}
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert (theirs.bos_token, theirs.eos_token) == control[:2]

@@ -8,40 +8,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codekiln.extras import optional
-from codekiln.files import Record, read_record, write_record
-from codekiln.train.metrics import Mirror
+from codekiln.extras import import_optional
+from codekiln.files import JsonObject, read_json, write_json
+from codekiln.train.metrics import MetricSink
 
 FLUSH_SECONDS = 5
-WATCHED_BY = ("tensorboard", "wandb")
+LOGGERS = ("tensorboard", "wandb")
 
 
-def mirrors_named(names: Sequence[str], run: Path) -> list[Mirror]:
+def build_loggers(names: Sequence[str], run: Path) -> list[MetricSink]:
     """The mirrors of a run by name. Raises ValueError for a name that is not known or whose package is missing."""
-    if unknown := [name for name in names if name not in WATCHED_BY]:
-        raise ValueError(f"nothing to watch with is called {unknown[0]!r}: known are {', '.join(WATCHED_BY)}")
-    mirrors: dict[str, Mirror] = {}
+    if unknown := [name for name in names if name not in LOGGERS]:
+        raise ValueError(f"nothing to watch with is called {unknown[0]!r}: known are {', '.join(LOGGERS)}")
+    loggers: dict[str, MetricSink] = {}
     for name in names:
         if name == "tensorboard":
-            mirrors[name] = TensorBoardMirror(run / "tensorboard")
+            loggers[name] = TensorBoardLogger(run / "tensorboard")
         else:
-            mirrors[name] = WandbMirror("codekiln", run.resolve().name, run)
-    return list(mirrors.values())
+            loggers[name] = WandbLogger("codekiln", run.resolve().name, run)
+    return list(loggers.values())
 
 
-class TensorBoardMirror:
+class TensorBoardLogger:
     """Event files in a folder, one scalar a field, written from the first row on; time there is time of training.
 
     Each opening adds a file, which bids readers forget the points of the files before it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._module = optional("torch.utils.tensorboard", "watch")
+        self._module = import_optional("torch.utils.tensorboard", "watch")
         self._folder = folder
         self._writer: Any = None
         self._time = 0.0
 
-    def write(self, row: Record) -> None:
+    def write(self, row: JsonObject) -> None:
         if self._writer is None:
             self._writer = self._module.SummaryWriter(
                 str(self._folder), purge_step=row["step"], max_queue=1000, flush_secs=FLUSH_SECONDS
@@ -56,7 +56,7 @@ class TensorBoardMirror:
             self._writer.close()
 
 
-class WandbMirror:
+class WandbLogger:
     """A run of Weights & Biases, begun with the first row and gone on with under the id in `folder`/wandb.json.
 
     The rows go there and what W&B measures of the machine; the terminal and the state of git do not. Offline
@@ -64,16 +64,16 @@ class WandbMirror:
     """
 
     def __init__(self, project: str, run_name: str, folder: Path) -> None:
-        self._wandb: Any = optional("wandb", "watch")
+        self._wandb: Any = import_optional("wandb", "watch")
         self._project, self._name, self._folder = project, run_name, folder
         self._run: Any = None
         if os.environ.get("WANDB_MODE", "online") == "online":
-            with _in_words(self._wandb):
+            with _wandb_errors(self._wandb):
                 self._wandb.login(verify=False)  # asks for a key now, where there is a terminal, and not hours later
 
-    def write(self, row: Record) -> None:
+    def write(self, row: JsonObject) -> None:
         if self._run is None:
-            self._run = self._begun()
+            self._run = self._init_run()
         # W&B takes no row back: of what a lost run sent, only the rows that it did not send are told.
         if row["step"] >= self._run.starting_step:
             self._run.log(_numbers(row), step=row["step"])
@@ -82,28 +82,28 @@ class WandbMirror:
         if self._run is not None:
             self._run.finish()
 
-    def _begun(self) -> Any:
+    def _init_run(self) -> Any:
         path = self._folder / "wandb.json"
         if not path.is_file():
-            write_record(path, {"id": uuid.uuid4().hex})
-        with _in_words(self._wandb):
+            write_json(path, {"id": uuid.uuid4().hex})
+        with _wandb_errors(self._wandb):
             return self._wandb.init(
                 project=self._project,
                 name=self._name,
-                id=read_record(path)["id"],
+                id=read_json(path)["id"],
                 resume="allow",
                 dir=str(self._folder),
-                settings=self._wandb.Settings(console="off", disable_git=True),
+                settings=self._wandb.ParallelSettings(console="off", disable_git=True),
             )
 
 
-def _numbers(row: Record) -> dict[str, float]:
+def _numbers(row: JsonObject) -> dict[str, float]:
     """The fields of a row that are drawn: a reason in words or a list stays in the log."""
     return {field: value for field, value in row.items() if field != "step" and isinstance(value, int | float)}
 
 
 @contextmanager
-def _in_words(wandb: Any) -> Iterator[None]:
+def _wandb_errors(wandb: Any) -> Iterator[None]:
     try:
         yield
     except wandb.Error as error:

@@ -15,18 +15,18 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from codekiln.files import Record, read_record
+from codekiln.files import JsonObject, read_json
+from codekiln.train.loggers import TensorBoardLogger, build_loggers
 from codekiln.train.metrics import MetricsLog, read_metrics
-from codekiln.train.watch import TensorBoardMirror, mirrors_named
 
 # Writes the rows of the log argv[1] from step argv[3] to before argv[4] into the log of the run argv[2].
 SENDS = """
 import sys
 from pathlib import Path
 from codekiln.train.metrics import MetricsLog, read_metrics
-from codekiln.train.watch import WandbMirror
+from codekiln.train.loggers import WandbLogger
 log, run, first, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-opened = MetricsLog(run / "metrics.jsonl", step=first, mirrors=[WandbMirror("ours", "small", run)])
+opened = MetricsLog(run / "metrics.jsonl", step=first, mirrors=[WandbLogger("ours", "small", run)])
 for row in read_metrics(log)[first:last]:
     opened.write(row)
 opened.close()
@@ -37,9 +37,9 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from codekiln.train.metrics import MetricsLog, read_metrics
-from codekiln.train.watch import FLUSH_SECONDS, mirrors_named
+from codekiln.train.loggers import FLUSH_SECONDS, build_loggers
 log, run = Path(sys.argv[1]), Path(sys.argv[2])
-opened = MetricsLog(run / "metrics.jsonl", step=0, mirrors=mirrors_named(["tensorboard"], run))
+opened = MetricsLog(run / "metrics.jsonl", step=0, mirrors=build_loggers(["tensorboard"], run))
 for row in read_metrics(log)[:10]:
     opened.write(row | {"loss": 99.0} if row["step"] >= 4 else row)
 time.sleep(FLUSH_SECONDS + 2)
@@ -72,11 +72,11 @@ def records(folder: Path) -> Iterator[Any]:
         whole += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
-            yield wandb_internal_pb2.Record.FromString(whole)
+            yield wandb_internal_pb2.JsonObject.FromString(whole)
             whole = b""
 
 
-def history(folder: Path) -> list[Record]:
+def history(folder: Path) -> list[JsonObject]:
     """The rows of an offline run, without what W&B adds of its own."""
     rows = []
     for record in records(folder):
@@ -93,7 +93,7 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def expected(rows: list[Record]) -> dict[str, list[tuple[int, float]]]:
+def expected(rows: list[JsonObject]) -> dict[str, list[tuple[int, float]]]:
     """The same of a log; event files hold single precision."""
     fields = {field for row in rows for field in row if field != "step"}
     return {
@@ -104,7 +104,7 @@ def expected(rows: list[Record]) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_shows_what_stands_in_the_log(small_run: Path, tmp_path: Path) -> None:
     rows = read_metrics(small_run / "metrics.jsonl")
-    log = MetricsLog(tmp_path / "metrics.jsonl", step=0, mirrors=[TensorBoardMirror(tmp_path / "tensorboard")])
+    log = MetricsLog(tmp_path / "metrics.jsonl", step=0, loggers=[TensorBoardLogger(tmp_path / "tensorboard")])
     for row in rows:
         log.write(row)
     log.close()
@@ -121,7 +121,7 @@ def test_a_killed_run_leaves_no_point_twice_in_tensorboard(small_run: Path, tmp_
     assert points(tmp_path / "tensorboard")["loss"][4:10] == [(step, 99.0) for step in range(4, 10)]
 
     rows = read_metrics(small_run / "metrics.jsonl")
-    resumed = MetricsLog(tmp_path / "metrics.jsonl", step=4, mirrors=mirrors_named(["tensorboard"], tmp_path))
+    resumed = MetricsLog(tmp_path / "metrics.jsonl", step=4, loggers=build_loggers(["tensorboard"], tmp_path))
     for row in rows[4:7]:
         resumed.write(row)
     resumed.close()
@@ -131,8 +131,8 @@ def test_a_killed_run_leaves_no_point_twice_in_tensorboard(small_run: Path, tmp_
 
 def test_a_run_that_is_watched_late_is_shown_whole(small_run: Path, tmp_path: Path) -> None:
     rows = read_metrics(small_run / "metrics.jsonl")
-    for mirrors, first, last in (([], 0, 5), (mirrors_named(["tensorboard"], tmp_path), 5, 8)):
-        log = MetricsLog(tmp_path / "metrics.jsonl", step=first, mirrors=mirrors)
+    for loggers, first, last in (([], 0, 5), (build_loggers(["tensorboard"], tmp_path), 5, 8)):
+        log = MetricsLog(tmp_path / "metrics.jsonl", step=first, loggers=loggers)
         for row in rows[first:last]:
             log.write(row)
         log.close()
@@ -141,7 +141,7 @@ def test_a_run_that_is_watched_late_is_shown_whole(small_run: Path, tmp_path: Pa
 
 def test_time_in_tensorboard_is_time_of_training(small_run: Path, tmp_path: Path) -> None:
     rows = read_metrics(small_run / "metrics.jsonl")
-    mirror = TensorBoardMirror(tmp_path)
+    mirror = TensorBoardLogger(tmp_path)
     for row in rows:
         mirror.write(row)
     mirror.close()
@@ -153,29 +153,29 @@ def test_time_in_tensorboard_is_time_of_training(small_run: Path, tmp_path: Path
 
 def test_words_and_lists_stay_in_the_log(tmp_path: Path) -> None:
     row = {"step": 0, "seconds": 0.5, "loss": 2.0, "skipped": "the gradient's norm is 9", "documents": [1, 2]}
-    log = MetricsLog(tmp_path / "metrics.jsonl", step=0, mirrors=mirrors_named(["tensorboard"], tmp_path))
-    log.write(row | {"valid_bits_per_byte": None})
+    log = MetricsLog(tmp_path / "metrics.jsonl", step=0, loggers=build_loggers(["tensorboard"], tmp_path))
+    log.write(row | {"validation_bits_per_byte": None})
     log.close()
     assert points(tmp_path / "tensorboard") == {"seconds": [(0, 0.5)], "loss": [(0, 2.0)]}
 
 
 def test_nothing_is_written_before_the_first_row(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", step=0, mirrors=mirrors_named(["tensorboard"], tmp_path))
+    log = MetricsLog(tmp_path / "metrics.jsonl", step=0, loggers=build_loggers(["tensorboard"], tmp_path))
     log.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to watch with is called 'aim': known are tensorboard, wandb"):
-        mirrors_named(["tensorboard", "aim"], tmp_path)
+        build_loggers(["tensorboard", "aim"], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_told_by_its_extra(name: str, tmp_path: Path) -> None:
     program = (
         f"import sys; sys.modules[{name!r}] = None; from pathlib import Path\n"
-        "from codekiln.train.watch import mirrors_named\n"
-        f"try:\n mirrors_named([{name!r}], Path({str(tmp_path)!r}))\n"
+        "from codekiln.train.loggers import build_loggers\n"
+        f"try:\n build_loggers([{name!r}], Path({str(tmp_path)!r}))\n"
         "except ValueError as error:\n print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -186,7 +186,7 @@ def test_wandb_goes_on_offline_under_its_id_with_the_whole_log(small_run: Path, 
     """Stopped after step 9, gone on with from the checkpoint of step 4; the newest folder alone is the whole run."""
     log, run = small_run / "metrics.jsonl", tmp_path / "run"
     sent(log, run, 0, 10)
-    name = read_record(run / "wandb.json")["id"]
+    name = read_json(run / "wandb.json")["id"]
     first = next((run / "wandb").glob(f"offline-run-*-{name}"))
     assert history(first) == read_metrics(log)[:10]
     assert "wandb sync" in sent(log, run, 4, 12).stderr
@@ -198,8 +198,8 @@ def test_wandb_goes_on_offline_under_its_id_with_the_whole_log(small_run: Path, 
 
 def test_wandb_without_a_key_is_told_before_any_work(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from codekiln.train.watch import mirrors_named\n"
-        "try:\n mirrors_named(['wandb'], Path('.'))\nexcept ValueError as error:\n print(error)"
+        "from pathlib import Path; from codekiln.train.loggers import build_loggers\n"
+        "try:\n build_loggers(['wandb'], Path('.'))\nexcept ValueError as error:\n print(error)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(

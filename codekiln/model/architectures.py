@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codekiln.files import Record
-from codekiln.model.families import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
+from codekiln.files import JsonObject
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
 
 CODEGEN_GROUPS = 4  # parts that CodeGen's fused projection was trained in, one for each core of a TPU v4
 
 
 @dataclass(frozen=True)
-class Layout:
+class HFArchitecture:
     """One architecture of Transformers.
 
     `model_names` and `block_names` map our names to theirs, without `.weight` and `.bias`; block N's begin with
@@ -29,11 +29,11 @@ class Layout:
     block_prefix: str
     model_names: Mapping[str, str]
     block_names: Mapping[str, str]
-    read_config: Callable[[Record], ModelConfig]
-    write_config: Callable[[Any], Record]
+    read_config: Callable[[JsonObject], ModelConfig]
+    write_config: Callable[[Any], JsonObject]
     fused: str | None = None
 
-    def theirs(self, name: str) -> str:
+    def to_hf_name(self, name: str) -> str:
         """Their name of one of our tensors; the fused one's for queries, keys and values where there is such."""
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name):
             number, part, kind = match.groups()
@@ -43,9 +43,9 @@ class Layout:
         part, _, kind = name.rpartition(".")
         return f"{self.model_names[part]}.{kind}"
 
-    def is_ignored(self, name: str, config: ModelConfig) -> bool:
+    def is_buffer(self, name: str, config: ModelConfig) -> bool:
         """Whether a tensor of a file is no weight: buffers that old files carry, and the copy of a tied head."""
-        return bool(_BUFFER.fullmatch(name)) or (config.tied_head and name == f"{self.model_names['head']}.weight")
+        return bool(_BUFFER.fullmatch(name)) or (config.tie_embeddings and name == f"{self.model_names['head']}.weight")
 
 
 _BUFFER = re.compile(r".*\.(attn\.(causal_mask|bias|masked_bias)|rotary_emb\.inv_freq|embed_positions\.weights)")
@@ -69,7 +69,7 @@ def join_fused(q: Tensor, k: Tensor, v: Tensor, groups: int = CODEGEN_GROUPS) ->
     return torch.stack(parts, dim=1).flatten(0, 2)
 
 
-def _field(record: Record, *names: str, default: Any = None) -> Any:
+def _field(record: JsonObject, *names: str, default: Any = None) -> Any:
     """The first of some fields that is there and not null. Raises ValueError where none is and there is no default."""
     for name in names:
         if record.get(name) is not None:
@@ -79,7 +79,7 @@ def _field(record: Record, *names: str, default: Any = None) -> Any:
     return default
 
 
-def _must_be(record: Record, name: str, *allowed: Any) -> None:
+def _must_be(record: JsonObject, name: str, *allowed: Any) -> None:
     """Raises ValueError where a field says something that the family cannot be."""
     if name in record and record[name] not in allowed:
         raise ValueError(
@@ -87,7 +87,7 @@ def _must_be(record: Record, name: str, *allowed: Any) -> None:
         )
 
 
-def _read_kiln(record: Record) -> KilnConfig:
+def _read_kiln(record: JsonObject) -> KilnConfig:
     architecture = record["architectures"][0]
     _must_be(record, "hidden_act", "silu")
     _must_be(record, "use_sliding_window", False, None)
@@ -112,7 +112,7 @@ def _read_kiln(record: Record) -> KilnConfig:
         context_length=_field(record, "max_position_embeddings"),
         rope_base=float(_field(record, "rope_theta", default=rope.get("rope_theta", 10_000.0))),
         norm_eps=_field(record, "rms_norm_eps", default=1e-6),
-        tied_head=bool(record.get("tie_word_embeddings", False)),
+        tie_embeddings=bool(record.get("tie_word_embeddings", False)),
         qk_norm=architecture == "Qwen3ForCausalLM",
         qkv_bias=architecture == "Qwen2ForCausalLM",
     )
@@ -122,7 +122,7 @@ def _read_kiln(record: Record) -> KilnConfig:
 KILN_TYPES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
 
 
-def _write_kiln(config: KilnConfig) -> Record:
+def _write_kiln(config: KilnConfig) -> JsonObject:
     architecture = kiln_architecture(config)
     return {
         "architectures": [architecture],
@@ -137,7 +137,7 @@ def _write_kiln(config: KilnConfig) -> Record:
         "max_position_embeddings": config.context_length,
         "rope_theta": config.rope_base,
         "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": config.tie_embeddings,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -156,7 +156,7 @@ def kiln_architecture(config: KilnConfig) -> str:
     raise ValueError("a model with QK-norm and a bias on queries, keys and values has no architecture elsewhere")
 
 
-def _read_codegen(record: Record) -> CodeGenConfig:
+def _read_codegen(record: JsonObject) -> CodeGenConfig:
     _must_be(record, "activation_function", "gelu_new")
     _must_be(record, "tie_word_embeddings", False)
     d_model, heads = _field(record, "n_embd"), _field(record, "n_head")
@@ -174,11 +174,11 @@ def _read_codegen(record: Record) -> CodeGenConfig:
     )
 
 
-def _write_codegen(config: CodeGenConfig) -> Record:
+def _write_codegen(config: CodeGenConfig) -> JsonObject:
     return _write_gptj(config) | {"architectures": ["CodeGenForCausalLM"], "model_type": "codegen"}
 
 
-def _write_gptj(config: CodeGenConfig) -> Record:
+def _write_gptj(config: CodeGenConfig) -> JsonObject:
     return {
         "architectures": ["GPTJForCausalLM"],
         "model_type": "gptj",
@@ -199,7 +199,7 @@ def _write_gptj(config: CodeGenConfig) -> Record:
     }
 
 
-def _read_incoder(record: Record) -> InCoderConfig:
+def _read_incoder(record: JsonObject) -> InCoderConfig:
     _must_be(record, "activation_function", "gelu")
     _must_be(record, "scale_embedding", True)
     _must_be(record, "tie_word_embeddings", True)
@@ -216,7 +216,7 @@ def _read_incoder(record: Record) -> InCoderConfig:
     )
 
 
-def _write_incoder(config: InCoderConfig) -> Record:
+def _write_incoder(config: InCoderConfig) -> JsonObject:
     return {
         "architectures": ["XGLMForCausalLM"],
         "model_type": "xglm",
@@ -238,7 +238,7 @@ def _write_incoder(config: InCoderConfig) -> Record:
     }
 
 
-_LLAMA_NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+_LLAMA_NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
 _LLAMA_BLOCK = {
     "attention_norm": "input_layernorm",
     "attention.q": "self_attn.q_proj",
@@ -252,7 +252,7 @@ _LLAMA_BLOCK = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
-_GPTJ_NAMES = {"embedding": "transformer.wte", "norm": "transformer.ln_f", "head": "lm_head"}
+_GPTJ_NAMES = {"embedding": "transformer.wte", "norm": "transformer.ln_f", "lm_head": "lm_head"}
 _GPTJ_BLOCK = {
     "attention_norm": "ln_1",
     "attention.q": "attn.q_proj",
@@ -262,7 +262,7 @@ _GPTJ_BLOCK = {
     "mlp.up": "mlp.fc_in",
     "mlp.down": "mlp.fc_out",
 }
-_XGLM_NAMES = {"embedding": "model.embed_tokens", "norm": "model.layer_norm", "head": "lm_head"}
+_XGLM_NAMES = {"embedding": "model.embed_tokens", "norm": "model.layer_norm", "lm_head": "lm_head"}
 _XGLM_BLOCK = {
     "attention_norm": "self_attn_layer_norm",
     "attention.q": "self_attn.q_proj",
@@ -273,11 +273,11 @@ _XGLM_BLOCK = {
     "mlp.up": "fc1",
     "mlp.down": "fc2",
 }
-_KILN_LAYOUTS = [
-    Layout(name, "model.layers.", _LLAMA_NAMES, _LLAMA_BLOCK, _read_kiln, _write_kiln) for name in KILN_TYPES
+_KILN_ARCHITECTURES = [
+    HFArchitecture(name, "model.layers.", _LLAMA_NAMES, _LLAMA_BLOCK, _read_kiln, _write_kiln) for name in KILN_TYPES
 ]
-GPTJ = Layout("GPTJForCausalLM", "transformer.h.", _GPTJ_NAMES, _GPTJ_BLOCK, _read_codegen, _write_gptj)
-CODEGEN = Layout(
+GPTJ = HFArchitecture("GPTJForCausalLM", "transformer.h.", _GPTJ_NAMES, _GPTJ_BLOCK, _read_codegen, _write_gptj)
+CODEGEN = HFArchitecture(
     "CodeGenForCausalLM",
     "transformer.h.",
     _GPTJ_NAMES,
@@ -286,21 +286,21 @@ CODEGEN = Layout(
     _write_codegen,
     fused="attn.qkv_proj",
 )
-INCODER = Layout("XGLMForCausalLM", "model.layers.", _XGLM_NAMES, _XGLM_BLOCK, _read_incoder, _write_incoder)
-LAYOUTS = {layout.architecture: layout for layout in (*_KILN_LAYOUTS, CODEGEN, GPTJ, INCODER)}
+INCODER = HFArchitecture("XGLMForCausalLM", "model.layers.", _XGLM_NAMES, _XGLM_BLOCK, _read_incoder, _write_incoder)
+ARCHITECTURES = {layout.architecture: layout for layout in (*_KILN_ARCHITECTURES, CODEGEN, GPTJ, INCODER)}
 
 
-def layout_of(record: Record) -> Layout:
+def architecture_of(record: JsonObject) -> HFArchitecture:
     """The layout that a config.json names. Raises ValueError that lists the known ones."""
     architectures = record.get("architectures")
     found = architectures[0] if isinstance(architectures, list) and architectures else architectures
-    if not isinstance(found, str) or found not in LAYOUTS:
-        raise ValueError(f"config.json describes {found}: known are {', '.join(LAYOUTS)}")
-    return LAYOUTS[found]
+    if not isinstance(found, str) or found not in ARCHITECTURES:
+        raise ValueError(f"config.json describes {found}: known are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[found]
 
 
-def home_layout(config: ModelConfig) -> Layout:
+def native_architecture(config: ModelConfig) -> HFArchitecture:
     """The layout that a family is saved in."""
     if isinstance(config, KilnConfig):
-        return LAYOUTS[kiln_architecture(config)]
+        return ARCHITECTURES[kiln_architecture(config)]
     return CODEGEN if isinstance(config, CodeGenConfig) else INCODER

@@ -1,0 +1,1 @@
+"""Model card, report and comparison of runs, all made from the records of runs."""
