@@ -17,10 +17,11 @@ from processes import memory_kilobytes
 
 from codekiln.model.configs import kiln
 from codekiln.model.transformer import Transformer, init_weights
-from codekiln.train.loop import TrainConfig, forward_backward
-from codekiln.train.metrics import measure_peak_flops
+from codekiln.train.config import AdamWConfig, TrainConfig
+from codekiln.train.flops import measure_peak_flops
+from codekiln.train.loop import forward_backward
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWConfig, OptimizerGroup
+from codekiln.train.optimizer import OptimizerGroup
 
 VOCAB, MICRO_TOKENS, N_MICRO = 8192, 4096, 4
 SIZES, CONTEXTS = ("1M", "5M", "25M", "110M"), (256, 512, 1024, 2048, 4096)

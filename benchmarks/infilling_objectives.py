@@ -20,23 +20,20 @@ import torch
 
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.sample import balanced_sample
-from codekiln.evaluate.infilling import (
-    InfillingConfig,
-    Problem,
-    answer_problems,
-    mean_interval,
-    ratio_interval,
-    sample_problems,
-)
-from codekiln.evaluate.reranking import RerankingConfig, rerank
+from codekiln.evaluate.config import InfillingConfig, RerankingConfig
+from codekiln.evaluate.infilling import Problem, answer_problems, mean_interval, ratio_interval, sample_problems
+from codekiln.evaluate.reranking import rerank
 from codekiln.files import JsonObject, read_json, write_json
 from codekiln.generate.complete import Completer
+from codekiln.metrics_log import read_metrics
 from codekiln.model.configs import ModelConfig
 from codekiln.recipes.demo import demo
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import INCODER_SPECIAL_TOKENS, TokenizerConfig, train_tokenizer
-from codekiln.train.loop import RuntimeConfig, train
-from codekiln.train.metrics import read_metrics
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
+from codekiln.train.config import RuntimeConfig
+from codekiln.train.loop import train
 from codekiln.train.objectives import CausalMasking, NextToken, Objective
 from codekiln.train.prepare import prepare_shards
 
@@ -99,7 +96,7 @@ def trained(
         model = train(
             plan, config, tokens=out / "tokens", tokenizer=tokenizer, run=folder, runtime=RuntimeConfig(), inputs={}
         )
-        problems = sample_problems(read_documents(run / "corpus", "heldout"), PLAN)
+        problems = sample_problems(read_documents(run / "corpus", "validation"), PLAN)
         write_json(
             path,
             {

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from codekiln.recipes.demo import demo
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.loader import BatchLoader, Packing
+from codekiln.train.config import Packing
+from codekiln.train.loader import BatchLoader
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.prepare import open_token_shards
 

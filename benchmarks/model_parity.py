@@ -18,7 +18,8 @@ from codekiln.generate.engine import generate
 from codekiln.generate.sampling import GREEDY
 from codekiln.model.cache import empty_cache
 from codekiln.model.huggingface import load_model
-from codekiln.tokenizer.training import TokenizerConfig, train_tokenizer
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.tokenizer.training import train_tokenizer
 
 GREEDY_TOKENS = 64
 CONTEXT = 128

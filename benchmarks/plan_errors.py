@@ -20,9 +20,10 @@ from processes import memory_kilobytes, python_on
 from codekiln.model.configs import InCoderConfig, KilnConfig, ModelConfig, kiln
 from codekiln.model.transformer import init_weights
 from codekiln.planning.estimate import ACCELERATORS, Accelerator, ParallelSettings, estimate_step
-from codekiln.train.loop import TrainConfig, forward_backward
+from codekiln.train.config import AdamWConfig, TrainConfig
+from codekiln.train.loop import forward_backward
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWConfig, OptimizerGroup
+from codekiln.train.optimizer import OptimizerGroup
 from codekiln.train.parallel import build_sharded_model, copy_full_, init_distributed, scale_grads, total_grad_norm
 
 SMALL = kiln("25M", vocab_size=8192, context_length=512)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from processes import python_on
 
+from codekiln.metrics_log import read_metrics
 from codekiln.model.configs import kiln
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.train.loop import RuntimeConfig, TrainConfig, train
-from codekiln.train.metrics import read_metrics
+from codekiln.train.config import RuntimeConfig, TrainConfig
+from codekiln.train.loop import train
 from codekiln.train.objectives import NextToken
 from codekiln.train.parallel import init_distributed
 

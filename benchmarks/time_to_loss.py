@@ -30,13 +30,15 @@ from torch import Tensor, nn
 
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.sample import balanced_sample
+from codekiln.metrics_log import bits_per_byte, read_metrics
 from codekiln.model.configs import ModelConfig, kiln
 from codekiln.recipes.demo import demo
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.codegen import load_pretrained
-from codekiln.tokenizer.training import TokenizerConfig, train_tokenizer
-from codekiln.train.loop import RuntimeConfig, train
-from codekiln.train.metrics import bits_per_byte, read_metrics
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.tokenizer.training import train_tokenizer
+from codekiln.train.config import RuntimeConfig
+from codekiln.train.loop import train
 from codekiln.train.objectives import NextToken
 from codekiln.train.prepare import open_token_shards, prepare_shards
 
@@ -191,7 +193,7 @@ def main() -> None:
     parser.add_argument("--work", nargs=4, help="be one contender: name, folder, seconds, rate")
     arguments = parser.parse_args()
     config = shape(arguments.size)
-    documents = islice(read_documents(arguments.run / "corpus", "heldout"), N_TEXTS)
+    documents = islice(read_documents(arguments.run / "corpus", "validation"), N_TEXTS)
     texts = [document.text[:TEXT_CHARACTERS] for document in documents]
     if arguments.work:
         name, folder, seconds, rate = arguments.work

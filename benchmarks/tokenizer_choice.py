@@ -16,18 +16,15 @@ import tokenizers
 from tokenizers import models, trainers
 
 from codekiln.corpus.sample import balanced_sample
+from codekiln.metrics_log import read_metrics
 from codekiln.model.configs import kiln
 from codekiln.recipes.demo import demo
 from codekiln.tokenizer.bpe import Tokenizer, bytes_to_unicode
-from codekiln.tokenizer.training import (
-    LINE_SPLIT_PATTERN,
-    SPM_SPECIAL_TOKENS,
-    WORD_SPLIT_PATTERN,
-    TokenizerConfig,
-    train_tokenizer,
-)
-from codekiln.train.loop import RuntimeConfig, train
-from codekiln.train.metrics import read_metrics
+from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig
+from codekiln.tokenizer.special_tokens import SPM_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
+from codekiln.train.config import RuntimeConfig
+from codekiln.train.loop import train
 from codekiln.train.objectives import NextToken
 from codekiln.train.prepare import prepare_shards
 
@@ -147,7 +144,7 @@ def main() -> None:
                 eval_every=10**6,
                 save_every=10**6,
             )
-            split = manifest["splits"]["heldout"]
+            split = manifest["splits"]["validation"]
             for seed in arguments.seeds:
                 run = folder / str(seed)
                 train(

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
-from codekiln.tokenizer.training import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig, train_tokenizer
+from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig
+from codekiln.tokenizer.training import train_tokenizer
 
 RULES = {
     "whole lines (InCoder's rule)": LINE_SPLIT_PATTERN,

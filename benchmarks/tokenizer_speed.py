@@ -28,9 +28,11 @@ from processes import memory_kilobytes
 
 from codekiln.corpus.documents import SCHEMA, write_parts
 from codekiln.files import write_json
-from codekiln.tokenizer.bpe import END_OF_TEXT, Tokenizer, save_tokenizer
+from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
-from codekiln.tokenizer.training import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig, train_tokenizer
+from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig
+from codekiln.tokenizer.special_tokens import END_OF_TEXT
+from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.prepare import prepare_shards
 
 ROUNDS = 3

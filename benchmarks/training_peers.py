@@ -22,7 +22,7 @@ from processes import memory_kilobytes
 
 from codekiln.model.configs import CodeGenConfig, KilnConfig, ModelConfig
 from codekiln.model.transformer import Transformer, init_weights
-from codekiln.train.metrics import measure_peak_flops
+from codekiln.train.flops import measure_peak_flops
 
 ROWS, CONTEXT, VOCAB = 32, 512, 8192
 MICRO_ROWS = 4

@@ -17,7 +17,7 @@ from torch import Tensor
 from codekiln.model.configs import ModelConfig
 from codekiln.model.transformer import Transformer, init_weights
 from codekiln.recipes.demo import demo
-from codekiln.train.metrics import measure_peak_flops
+from codekiln.train.flops import measure_peak_flops
 
 STEPS = 6
 

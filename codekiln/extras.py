@@ -1,15 +1,17 @@
-"""Packages that only some verbs need, each named by the extra that installs it."""
+"""Packages that only some commands need, imported when they are used."""
 
 import importlib
 from types import ModuleType
 
+from codekiln.errors import MissingPackageError
+
 
 def import_optional(module: str, extra: str) -> ModuleType:
-    """A module that needs one of the extras. Raises ValueError naming the extra if it is not installed."""
+    """Imports a module of an optional package. Raises MissingPackageError that names the extra to install."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
         package = (missing.name or module).partition(".")[0]
         if package == "codekiln":
             raise
-        raise ValueError(f"{package} is not installed: pip install 'codekiln[{extra}]'") from None
+        raise MissingPackageError(f"{package} is not installed: pip install 'codekiln[{extra}]'") from None

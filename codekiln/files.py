@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from codekiln.errors import InvalidFileError, MissingFileError
+
 JsonObject = dict[str, Any]
 
 # What temporary names end with. A name that ends so was made by this module, and is removed when it was left behind.
@@ -72,11 +74,13 @@ def read_json(path: Path) -> JsonObject:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise InvalidFileError(
             f"{path} is not readable JSON ({error}): remove it and run the stage that makes it again"
         ) from None
     if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, not a JSON object: remove it and make it again")
+        raise InvalidFileError(
+            f"{path} holds a {type(record).__name__}, not a JSON object: remove it and make it again"
+        )
     return record
 
 
@@ -92,6 +96,18 @@ def first_difference(found: Any, wanted: Any, field: str = "") -> str | None:
         pairs = enumerate(zip(found, wanted, strict=True))
         return next((d for i, (a, b) in pairs if (d := first_difference(a, b, f"{field}[{i}]"))), None)
     return None if found == wanted else f"{field}: found {_short(found)}, wanted {_short(wanted)}"
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a JSON value by their dotted paths. A list of plain values is one leaf."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from flatten(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        for i, item in enumerate(value):
+            yield from flatten(item, f"{path}[{i}]")
+    else:
+        yield path, value
 
 
 def sha256_of(path: Path) -> str:
@@ -112,12 +128,12 @@ def verify_checksum(path: Path, recorded: JsonObject, *, folder: Path) -> None:
     """
     remedy = f"remove {folder} and run the same command again"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {remedy}")
+        raise MissingFileError(f"{path} is missing: {remedy}")
     found = path.stat().st_size
     if found != recorded["bytes"]:
-        raise ValueError(f"{path} is corrupt, {found} bytes where {recorded['bytes']} were written: {remedy}")
+        raise InvalidFileError(f"{path} is corrupt, {found} bytes where {recorded['bytes']} were written: {remedy}")
     if sha256_of(path) != recorded["sha256"]:
-        raise ValueError(f"{path} is corrupt, its SHA-256 is not the one recorded when it was written: {remedy}")
+        raise InvalidFileError(f"{path} is corrupt, its SHA-256 is not the one recorded when it was written: {remedy}")
 
 
 def require_free_space(folder: Path, min_free_bytes: int) -> None:
@@ -132,11 +148,6 @@ def require_free_space(folder: Path, min_free_bytes: int) -> None:
             f"{existing} has {free / 1e6:.0f} MB free and this run needs about {min_free_bytes / 1e6:.0f} MB: "
             "free some space or name another folder with --out",
         )
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name can be a model's on the hub, `owner/name`, and is no path that says so itself."""
-    return name.count("/") == 1 and not name.startswith((".", "/"))
 
 
 def _fsync(*paths: Path) -> None:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from codekiln.recipe import build
+from codekiln.pipeline import build
 from codekiln.report.card import write_card, write_report
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import TokenizerConfig, train_tokenizer
-from codekiln.train.loop import RuntimeConfig
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.tokenizer.training import train_tokenizer
+from codekiln.train.config import RuntimeConfig
 from tests.small import small_recipe, write_tree
 
 

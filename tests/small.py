@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codekiln.corpus.pipeline import CorpusConfig
+from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.evaluate.infilling import InfillingConfig
+from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
-from codekiln.tokenizer.training import TokenizerConfig
-from codekiln.train.loop import TrainConfig
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.train.config import TrainConfig
 from codekiln.train.objectives import SpmInfill
 
 VERBS = ("open", "close", "start", "stop", "read", "write", "load", "store", "push", "pull")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from codekiln.files import JsonObject, read_json, write_json
-from codekiln.recipe import read_stage_record
+from codekiln.metrics_log import read_metrics
 from codekiln.report.charts import training_charts
 from codekiln.report.compare import compare_runs, read_runs, totals_table, write_comparison
-from codekiln.train.metrics import read_metrics
+from codekiln.runs import read_stage_record
 from tests.test_cli import codekiln, refused
 
 

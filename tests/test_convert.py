@@ -17,8 +17,10 @@ from codekiln.generate.engine import generate
 from codekiln.generate.sampling import GREEDY
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.tokenizer.codegen import WHITESPACE, codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, TokenizerConfig
 from codekiln.tokenizer.infill import bos_ids, infill_prompt, stop_token_ids_of
-from codekiln.tokenizer.training import INCODER_SPECIAL_TOKENS, LINE_SPLIT_PATTERN, TokenizerConfig, train_tokenizer
+from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
 from tests.small import assert_greedy, write_tree
 
 

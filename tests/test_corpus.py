@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.dedup import duplicate_key
 from codekiln.corpus.documents import SCHEMA, Document, read_documents, read_manifest, write_parts
 from codekiln.corpus.filters import (
@@ -28,7 +29,7 @@ from codekiln.corpus.filters import (
 )
 from codekiln.corpus.languages import LANGUAGES, language_of
 from codekiln.corpus.licenses import UNKNOWN, declared_license, is_permissive
-from codekiln.corpus.pipeline import CAPPED, DUPLICATE, CorpusConfig, build_corpus
+from codekiln.corpus.pipeline import CAPPED, DUPLICATE, build_corpus
 from codekiln.corpus.redact import redact_emails
 from codekiln.corpus.sample import balanced_quotas, balanced_sample
 from codekiln.corpus.sources.installed import InstalledPackages
@@ -192,9 +193,9 @@ def test_a_build_counts_every_file_once(code: Path, tmp_path: Path) -> None:
     assert manifest["dropped"][DUPLICATE]["examples"] == ["repository1@-/copy.py"]
     assert manifest["read"]["files"] == sum(dropped.values()) + manifest["kept"]["documents"] == 26
     assert manifest["emails_redacted"] == 1
-    kept = {split: list(read_documents(tmp_path / "corpus", split)) for split in ("train", "heldout")}
-    assert {d.repository for d in kept["train"]}.isdisjoint({d.repository for d in kept["heldout"]})
-    assert kept["heldout"]
+    kept = {split: list(read_documents(tmp_path / "corpus", split)) for split in ("train", "validation")}
+    assert {d.repository for d in kept["train"]}.isdisjoint({d.repository for d in kept["validation"]})
+    assert kept["validation"]
     by_name = {d.path: d.text for split in kept.values() for d in split}
     assert by_name["open_door.py"] == first.read_text(encoding="utf-8")
     assert "removed@example.com" in by_name["mail.py"]
@@ -225,8 +226,8 @@ def test_one_repository_is_split_by_file_and_the_manifest_says_so(code: Path, tm
     manifest = build_corpus(
         CorpusConfig((LocalRepositories(code, "MIT"),), validation_fraction=0.3), tmp_path / "corpus"
     )
-    assert manifest["heldout"]["by"] == "file"
-    assert 0 < manifest["splits"]["heldout"]["documents"] < 20
+    assert manifest["validation"]["by"] == "file"
+    assert 0 < manifest["splits"]["validation"]["documents"] < 20
 
 
 def test_parts_are_parquet_that_others_read(code: Path, tmp_path: Path) -> None:

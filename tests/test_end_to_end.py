@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from codekiln.corpus.documents import read_documents
-from codekiln.recipe import apply_overrides, build
-from codekiln.train.loop import RuntimeConfig
+from codekiln.overrides import apply_overrides
+from codekiln.pipeline import build
+from codekiln.train.config import RuntimeConfig
 from codekiln.train.objectives import SpmInfill
 from tests.small import small_recipe, with_train, write_tree
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from codekiln.corpus.documents import Document
+from codekiln.evaluate.config import InfillingConfig, RerankingConfig
 from codekiln.evaluate.functions import sample_functions
 from codekiln.evaluate.infilling import (
     SINGLE_LINE,
     SPAN,
-    InfillingConfig,
     InfillResult,
     Problem,
     aggregate,
@@ -21,7 +21,7 @@ from codekiln.evaluate.infilling import (
     postprocess,
     sample_problems,
 )
-from codekiln.evaluate.reranking import RerankingConfig, most_likely, rerank
+from codekiln.evaluate.reranking import most_likely, rerank
 from codekiln.generate.complete import Completer, Completion, InfillRequest
 from codekiln.generate.sampling import GREEDY, SamplingParams
 

@@ -16,24 +16,23 @@ from safetensors.torch import load_file
 from codekiln.convert.models import import_model
 from codekiln.generate.complete import Completer, InfillRequest
 from codekiln.generate.sampling import GREEDY
+from codekiln.metrics_log import read_metrics
 from codekiln.model.huggingface import load_model
-from codekiln.recipe import Recipe, StagedRecipe, _apply_to_all, apply_overrides, build, build_stages, read_stage_record
+from codekiln.overrides import apply_overrides
+from codekiln.pipeline import build, build_stages
+from codekiln.recipe import Recipe, StagedRecipe, _apply_to_all
 from codekiln.recipes import get_recipe
 from codekiln.recipes.codegen import codegen
 from codekiln.recipes.finetune import finetune, objective_for
+from codekiln.runs import read_stage_record
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
-from codekiln.tokenizer.training import (
-    INCODER_SPECIAL_TOKENS,
-    LINE_SPLIT_PATTERN,
-    PSM_SPECIAL_TOKENS,
-    TokenizerConfig,
-    train_tokenizer,
-)
+from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, TokenizerConfig
+from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.checkpoint import list_checkpoints
-from codekiln.train.loop import RuntimeConfig
-from codekiln.train.lora import LoraConfig, inject_lora, iter_merged_weights
-from codekiln.train.metrics import read_metrics
+from codekiln.train.config import LoraConfig, RuntimeConfig
+from codekiln.train.lora import inject_lora, iter_merged_weights
 from codekiln.train.objectives import CausalMasking, FillInTheMiddle, NextToken, SpmInfill
 from tests.small import write_tree
 

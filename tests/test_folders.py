@@ -13,11 +13,12 @@ import pytest
 from codekiln.convert.models import export_model, import_model
 from codekiln.errors import ConfigError, OutputExistsError
 from codekiln.folders import MARK, atomic_folder, claim_folder, clear_folder, remove_folder
-from codekiln.recipe import StagedRecipe, build, build_stages
+from codekiln.pipeline import build, build_stages
+from codekiln.recipe import StagedRecipe
 from codekiln.report.compare import read_runs, write_comparison
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.train.compile_cache import use_private_compile_cache
-from codekiln.train.loop import RuntimeConfig
+from codekiln.train.config import RuntimeConfig
 from tests.small import small_recipe, with_train, write_tree
 
 PROGRAMS = Path(__file__).parent / "programs"

@@ -24,7 +24,9 @@ from codekiln.model.huggingface import save_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
-from codekiln.tokenizer.training import INCODER_SPECIAL_TOKENS, LINE_SPLIT_PATTERN, TokenizerConfig, train_tokenizer
+from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, TokenizerConfig
+from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
 from tests.small import assert_greedy
 
 SOURCES = sorted(Path("codekiln").rglob("*.py"))

@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from codekiln.files import JsonObject, read_json
+from codekiln.metrics_log import MetricsLog, read_metrics
 from codekiln.train.loggers import TensorBoardLogger, build_loggers
-from codekiln.train.metrics import MetricsLog, read_metrics
 
 # Writes the rows of the log argv[1] from step argv[3] to before argv[4] into the log of the run argv[2].
 SENDS = """

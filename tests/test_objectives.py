@@ -9,14 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import END_OF_MASK, MASK_SENTINELS, causal_mask_example, infill_prompt
-from codekiln.tokenizer.training import (
-    INCODER_SPECIAL_TOKENS,
-    LINE_SPLIT_PATTERN,
-    PSM_SPECIAL_TOKENS,
-    TokenizerConfig,
-    train_tokenizer,
-)
+from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, TokenizerConfig
+from codekiln.tokenizer.infill import causal_mask_example, infill_prompt
+from codekiln.tokenizer.special_tokens import END_OF_MASK, INCODER_SPECIAL_TOKENS, MASK_SENTINELS, PSM_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.objectives import (
     CausalMasking,
     Chunk,

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from codekiln.metrics_log import read_metrics
 from codekiln.train.checkpoint import list_checkpoints
-from codekiln.train.metrics import read_metrics
 from codekiln.train.parallel import init_distributed
 from tests.small import write_tree
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from codekiln.model.configs import codegen, kiln
 from codekiln.model.transformer import Transformer
 from codekiln.planning.estimate import ACCELERATORS, ParallelSettings, StepEstimate, estimate_step, search_settings
-from codekiln.train.loop import TrainConfig, forward_backward
+from codekiln.train.config import AdamWConfig, MuonConfig, TrainConfig
+from codekiln.train.loop import forward_backward
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWConfig, MuonConfig
 
 SMALL = replace(kiln("1M", vocab_size=512, context_length=64), n_layers=2)
 PLAN = TrainConfig(NextToken(), total_tokens=1, global_batch_size=8, optimizer=AdamWConfig(lr=1e-4))

@@ -15,12 +15,14 @@ import pytest
 
 from codekiln.files import TEMPORARY, atomic_write, first_difference, require_free_space, write_json
 from codekiln.folders import MARK, claim_folder
-from codekiln.recipe import apply_overrides, build, read_stage_record, to_record
+from codekiln.overrides import apply_overrides
+from codekiln.pipeline import build
+from codekiln.recipe import to_record
 from codekiln.recipes import get_recipe
 from codekiln.recipes.demo import demo
 from codekiln.report.card import summarize_results, write_card, write_report
-from codekiln.train.loop import RuntimeConfig
-from codekiln.train.optimizer import MuonConfig
+from codekiln.runs import read_stage_record
+from codekiln.train.config import MuonConfig, RuntimeConfig
 from tests.small import small_recipe, with_train, write_tree
 
 STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")

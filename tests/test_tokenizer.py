@@ -18,18 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from codekiln.tokenizer.bpe import END_OF_TEXT, Tokenizer, bytes_to_unicode, save_tokenizer
+from codekiln.tokenizer.bpe import Tokenizer, bytes_to_unicode, save_tokenizer
 from codekiln.tokenizer.codegen import WHITESPACE, codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig
 from codekiln.tokenizer.infill import N_FIM_SENTINELS, expand_to_words, infill_prompt, spm_example
 from codekiln.tokenizer.inspect import boundary_agreement
-from codekiln.tokenizer.training import (
-    INCODER_SPECIAL_TOKENS,
-    LINE_SPLIT_PATTERN,
-    SPM_SPECIAL_TOKENS,
-    WORD_SPLIT_PATTERN,
-    TokenizerConfig,
-    train_tokenizer,
-)
+from codekiln.tokenizer.special_tokens import END_OF_TEXT, INCODER_SPECIAL_TOKENS, SPM_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
 from tests.small import write_tree
 
 CONTROL = [*SPM_SPECIAL_TOKENS, "<pad>", "<|mask:0|>", "<|mask:255|>", "<|endofmask|>", "<s>", "<|fim_pad|>"]

@@ -22,15 +22,19 @@ from torch import nn
 
 from codekiln.corpus.documents import SCHEMA, read_documents, write_parts
 from codekiln.files import write_json
+from codekiln.metrics_log import MetricsLog, bits_per_byte, read_metrics
 from codekiln.model.configs import KilnConfig
 from codekiln.model.transformer import Transformer
 from codekiln.progress import sparkline
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.training import INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS, TokenizerConfig, train_tokenizer
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.checkpoint import Checkpointer, checkpoint_state_dict, list_checkpoints
+from codekiln.train.config import AdamWConfig, MuonConfig, RuntimeConfig, TrainConfig
+from codekiln.train.flops import measure_peak_flops
 from codekiln.train.loader import Batch, BatchLoader
-from codekiln.train.loop import RuntimeConfig, TrainConfig, _skip_reason, _validation_batches, train
-from codekiln.train.metrics import MetricsLog, bits_per_byte, measure_peak_flops, read_metrics
+from codekiln.train.loop import _skip_reason, _validation_batches, train
 from codekiln.train.objectives import (
     CausalMasking,
     Chunk,
@@ -40,18 +44,10 @@ from codekiln.train.objectives import (
     SpmInfill,
     encode_around,
 )
-from codekiln.train.optimizer import (
-    WSD,
-    AdamWConfig,
-    MuonConfig,
-    OptimizerGroup,
-    Schedule,
-    WarmupCosine,
-    WarmupPolynomial,
-    orthogonalize,
-)
+from codekiln.train.optimizer import OptimizerGroup, orthogonalize
 from codekiln.train.parallel import SINGLE_PROCESS, World
 from codekiln.train.prepare import TokenShards, open_token_shards, prepare_shards
+from codekiln.train.schedules import WSD, Schedule, WarmupCosine, WarmupPolynomial
 from tests.small import SPELLED, write_tree
 
 TIMED = ("seconds", "tokens_per_second", "matmul_efficiency")

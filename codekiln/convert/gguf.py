@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codekiln.errors import ConfigError
 from codekiln.files import JsonObject, atomic_write
 from codekiln.model.architectures import KILN_TYPES, kiln_architecture
 from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
@@ -48,7 +49,7 @@ _BLOCK_NAMES = {
 }
 
 
-def write_gguf(source: Path, target: Path, vocabulary: JsonObject, *, type_name: str, name: str) -> None:
+def write_gguf(source: Path, target: Path, vocabulary: JsonObject, *, dtype: str, name: str) -> None:
     """Writes the model of a directory as one file, whole or not at all, holding one tensor at a time.
 
     `vocabulary` are the fields of its tokenizer. Matrices are of the type named, but f16 where q8_0 cannot hold their
@@ -60,7 +61,7 @@ def write_gguf(source: Path, target: Path, vocabulary: JsonObject, *, type_name:
         writer = gguf.GGUFWriter(temp_path, architecture)
         writer.add_uint32(_WRITTEN_BY, 1)  # first, so that it is found near the beginning of the file
         _write_fields(writer, config, name)
-        writer.add_file_type(_FILE_TYPES[type_name])
+        writer.add_file_type(_FILE_TYPES[dtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         for key, value in vocabulary.items():
             is_id = type(value) is int
@@ -70,7 +71,7 @@ def write_gguf(source: Path, target: Path, vocabulary: JsonObject, *, type_name:
         kinds: dict[str, gguf.GGMLQuantizationType] = {}
         # The header names every tensor before the first is written, so the same is done with their shapes alone.
         for tensor_name, tensor in _gguf_tensors(config, n_ids, weights.shapes()):
-            kind = kinds[tensor_name] = _type(tensor_name, tensor, type_name)
+            kind = kinds[tensor_name] = _type(tensor_name, tensor, dtype)
             in_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
             n_bytes = tensor.numel() // in_block * block_bytes
             writer.add_tensor_info(tensor_name, tuple(tensor.shape), np.dtype(np.float32), n_bytes, raw_dtype=kind)
@@ -94,16 +95,22 @@ def is_written_by_codekiln(path: Path) -> bool:
 
 
 def gguf_architecture(config: ModelConfig) -> str:
-    """llama.cpp's name of the graph that computes a family. Raises ValueError where it has none."""
-    if isinstance(config, KilnConfig):
-        graph = KILN_TYPES[kiln_architecture(config)]
-        if graph == "qwen2" and config.n_heads * config.d_head != config.d_model:
-            raise ValueError(
-                f"llama.cpp's {graph} needs heads as wide as the model together: "
-                f"{config.n_heads} of {config.d_head} are not {config.d_model}"
-            )
-        return graph
-    return "phi2" if isinstance(config, CodeGenConfig) else "gpt2"
+    """llama.cpp's name of the architecture that computes a family. Raises ConfigError if it has none."""
+    match config:
+        case KilnConfig():
+            name = KILN_TYPES[kiln_architecture(config)]
+            if name == "qwen2" and config.n_heads * config.d_head != config.d_model:
+                raise ConfigError(
+                    f"llama.cpp's {name} requires n_heads * d_head == d_model: "
+                    f"{config.n_heads} * {config.d_head} is not {config.d_model}"
+                )
+            return name
+        case CodeGenConfig():
+            return "phi2"
+        case InCoderConfig():
+            return "gpt2"
+        case _:
+            raise TypeError(f"{type(config).__name__} has no GGUF architecture: add it to convert/gguf.py")
 
 
 def _write_fields(writer: gguf.GGUFWriter, config: ModelConfig, name: str) -> None:

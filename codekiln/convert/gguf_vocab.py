@@ -12,10 +12,11 @@ import tokenizers
 from gguf import Keys, TokenType
 from tokenizers import Regex, pre_tokenizers
 
+from codekiln.errors import ConfigError
 from codekiln.files import JsonObject
-from codekiln.tokenizer.bpe import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, Tokenizer, bytes_to_unicode
-from codekiln.tokenizer.infill import END_OF_MASK, bos_ids
-from codekiln.tokenizer.training import WORD_SPLIT_PATTERN
+from codekiln.tokenizer.bpe import Tokenizer, bytes_to_unicode
+from codekiln.tokenizer.config import WORD_SPLIT_PATTERN
+from codekiln.tokenizer.special_tokens import END_OF_MASK, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX
 
 _LLAMA3 = WORD_SPLIT_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # Qwen2's, but numbers in threes
 # llama.cpp's names of the rules by which text is split before merging.
@@ -70,7 +71,7 @@ def gguf_vocab_fields(tokenizer: Tokenizer) -> JsonObject:
         Keys.Tokenizer.BOS_ID: tokenizer.bos_id,
         Keys.Tokenizer.EOS_ID: tokenizer.eos_id,
         Keys.Tokenizer.PAD_ID: tokenizer.pad_id,
-        Keys.Tokenizer.ADD_BOS: bool(bos_ids(tokenizer)),
+        Keys.Tokenizer.ADD_BOS: bool(tokenizer.bos_ids),
     }
     return fields | {
         key: tokenizer.special_tokens[token] for token, key in _ROLES.items() if token in tokenizer.special_tokens
@@ -86,7 +87,7 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
             if cut == [offsets for _, offsets in rule.pre_tokenize_str(_PROBE)]:
                 return name
     found = tokenizer.record.get("pre_tokenizer")
-    raise ValueError(f"llama.cpp has no rule that splits text as this tokenizer does ({found}): export it to hf")
+    raise ConfigError(f"llama.cpp has no rule that splits text as this tokenizer does ({found}): export it to hf")
 
 
 def _spm_token(data: bytes, number: int) -> tuple[str, TokenType]:

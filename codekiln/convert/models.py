@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import huggingface_hub
-
 from codekiln.convert.gguf import TYPES, is_written_by_codekiln, write_gguf
 from codekiln.convert.gguf_vocab import gguf_vocab_fields
-from codekiln.errors import ConfigError
-from codekiln.files import JsonObject, is_hub_id, read_json
+from codekiln.errors import ConfigError, MissingFileError
+from codekiln.files import JsonObject, read_json
 from codekiln.folders import require_replaceable, require_replaceable_file
+from codekiln.hub import download_model, is_hub_id
 from codekiln.model.architectures import GPTJ, HFArchitecture
 from codekiln.model.configs import CodeGenConfig, ModelConfig
 from codekiln.model.huggingface import CONFIG, TOKENIZER, convert, read_config, resolve_model_dir, token_ids_of
@@ -16,33 +15,19 @@ from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
 
 FORMATS = ("hf", "gptj", "gguf")
-# What is fetched of a model on the hub: no code.
-_PATTERNS = ("*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "vocab.bpe")
 
 
 def resolve_model(model: str) -> Path:
-    """The directory of a path or a hub id, which is fetched with progress and gone on with where it stopped.
+    """The directory of a model: of a run, a model directory, or an id on the Hub, which is downloaded.
 
-    Raises OSError that says what was looked for.
+    Raises MissingFileError if there is none.
     """
     path = Path(model)
     if path.is_dir():
         return resolve_model_dir(path)
     if not is_hub_id(model):
-        raise FileNotFoundError(f"{model} is missing: name a model's folder or its id on the hub")
-    try:
-        try:
-            listed = huggingface_hub.list_repo_files(model)
-        except Exception:  # no network, in the words of whatever stands below the library: it may be in the cache
-            return Path(huggingface_hub.snapshot_download(model, allow_patterns=[*_PATTERNS], local_files_only=True))
-        has_safetensors = any(name.endswith(".safetensors") for name in listed)
-        patterns = [p for p in _PATTERNS if not (has_safetensors and p.endswith(".bin"))]
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"{model} is no folder, and it cannot be had from the hub ({reason}): fetch it where there is a network"
-        ) from None
+        raise MissingFileError(f"{model} does not exist: name a run, a model folder or an id on the Hub")
+    return download_model(model)
 
 
 def import_model(source: Path, target: Path, *, to: HFArchitecture | None = None) -> list[str]:
@@ -64,30 +49,30 @@ def import_model(source: Path, target: Path, *, to: HFArchitecture | None = None
     return notes
 
 
-def export_model(source: Path, target: Path, to: str, *, type_name: str = "f16", force: bool = False) -> None:
+def export_model(source: Path, target: Path, to: str, *, dtype: str = "f16", force: bool = False) -> None:
     """Writes a model directory in another layout, or as a GGUF file whose matrices are of the type named.
 
     Raises ConfigError for a format that is not known or does not have the model's shape, and OutputExistsError for a
     file or folder in the way that Codekiln did not write; `force` replaces such a file.
     """
     if to not in FORMATS:
-        raise ValueError(f"no format is called {to!r}: known are {', '.join(FORMATS)}")
+        raise ConfigError(f"no format is called {to!r}: known are {', '.join(FORMATS)}")
     _, config = read_config(source)
     if to == "gguf":
-        _export_gguf(source, target, config, type_name, force=force)
+        _export_gguf(source, target, config, dtype, force=force)
         return
     if to == "gptj" and not isinstance(config, CodeGenConfig):
-        raise ValueError(f"{source} is of the family {config.family}: only codegen has GPT-J's shape")
+        raise ConfigError(f"{source} is of the family {config.family}: only codegen has GPT-J's shape")
     import_model(source, target, to=GPTJ if to == "gptj" else None)
 
 
-def _export_gguf(source: Path, target: Path, config: ModelConfig, type_name: str, *, force: bool) -> None:
-    if type_name not in TYPES:
-        raise ValueError(f"no type is called {type_name!r}: known are {', '.join(TYPES)}")
+def _export_gguf(source: Path, target: Path, config: ModelConfig, dtype: str, *, force: bool) -> None:
+    if dtype not in TYPES:
+        raise ConfigError(f"no type is called {dtype!r}: known are {', '.join(TYPES)}")
     require_replaceable_file(target, is_ours=is_written_by_codekiln(target), force=force)
     tokenizer, _ = load_tokenizer(source, config)
     name = (source.parent if source.name == "model" else source).resolve().name
-    write_gguf(source, target, gguf_vocab_fields(tokenizer), type_name=type_name, name=name)
+    write_gguf(source, target, gguf_vocab_fields(tokenizer), dtype=dtype, name=name)
 
 
 def _require_overwritable(target: Path, source: Path) -> None:
@@ -105,7 +90,7 @@ def load_tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[s
     """
     tokenizer, notes = _load_or_rebuild(source, config)
     if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
+        raise ConfigError(
             f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
             "they are not of one model"
         )

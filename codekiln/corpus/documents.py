@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from codekiln.errors import MissingFileError
 from codekiln.files import JsonObject, atomic_write, checksum, read_json, verify_checksum
 
 SCHEMA = pa.schema(
@@ -21,7 +22,7 @@ SCHEMA = pa.schema(
         ("language", pa.string()),
     ]
 )
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
 PART_BYTES = 32 * 2**20
 READ_BATCH_ROWS = 512
@@ -80,9 +81,7 @@ def read_manifest(corpus: Path) -> JsonObject:
     """The manifest of a finished corpus. Raises OSError where there is none."""
     path = corpus / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{corpus} holds no finished corpus ({MANIFEST} is missing): run `codekiln build` first"
-        )
+        raise MissingFileError(f"{corpus} holds no finished corpus ({MANIFEST} is missing): run `codekiln build` first")
     return read_json(path)
 
 

@@ -3,17 +3,18 @@
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
-from license_expression import ExpressionError, Licensing, get_spdx_licensing
+from codekiln.extras import import_optional
 
 UNKNOWN = "unknown"
 
 # The InCoder paper (section 3.1) keeps MIT, Apache-2.0, BSD-2-Clause and BSD-3-Clause.
-INCODER = frozenset({"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause"})
+INCODER_LICENSES = frozenset({"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause"})
 
 # Ours: licences that ask for no more than a notice. LicenseRef-BSD is a BSD licence whose clauses are not said.
-PERMISSIVE = INCODER | {
+PERMISSIVE = INCODER_LICENSES | {
     "0BSD",
     "Apache-2.0 WITH LLVM-exception",
     "BSD-1-Clause",
@@ -123,7 +124,7 @@ def is_permissive(expression: str, allowed: frozenset[str] = PERMISSIVE) -> bool
 
     try:
         parsed = licensing.parse(expression)
-    except ExpressionError:
+    except _library().ExpressionError:
         return False
     return parsed is not None and allows(parsed)
 
@@ -134,14 +135,19 @@ def _spdx(text: str) -> str | None:
         return None
     try:
         parsed = _licensing().parse(text, validate=True)
-    except (ExpressionError, TypeError):
+    except (_library().ExpressionError, TypeError):
         return None
     return str(parsed) if parsed is not None else None
 
 
 @lru_cache(maxsize=1)
-def _licensing() -> Licensing:
-    return get_spdx_licensing()
+def _licensing() -> Any:
+    return _library().get_spdx_licensing()
+
+
+def _library() -> ModuleType:
+    """Loaded when the first license is parsed: recipes name sets of licenses without it."""
+    return import_optional("license_expression", "corpus")
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,6 @@ decided over all documents (duplicates, caps) reads only their small columns.
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ import pyarrow.parquet as pq
 from daft import DataType, Window, col, lit
 from daft.functions import when
 
+from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.dedup import duplicate_key
 from codekiln.corpus.documents import MANIFEST, SCHEMA, SPLITS, write_parts
-from codekiln.corpus.filters import CODEGEN, INCODER, Filter, drop_reason
+from codekiln.corpus.filters import drop_reason
 from codekiln.corpus.languages import language_of
-from codekiln.corpus.licenses import PERMISSIVE, is_permissive
+from codekiln.corpus.licenses import is_permissive
 from codekiln.corpus.redact import redact_emails
-from codekiln.corpus.sources.files import Source, SourceFile
+from codekiln.corpus.sources.files import SourceFile
+from codekiln.errors import ConfigError
 from codekiln.files import JsonObject, write_json
 from codekiln.folders import claim_folder, clear_folder
 from codekiln.progress import ProgressTask, progress_bar
@@ -33,23 +34,6 @@ SCRATCH = ".scratch"  # the engine's rows, before it is decided which are kept
 _FILES = (f"{SCRATCH}/*.parquet", *(f"{split}/part-*.parquet" for split in SPLITS), MANIFEST)
 N_EXAMPLES = 10
 DUPLICATE, CAPPED = "duplicate", "over its repository's cap"
-
-
-@dataclass(frozen=True)
-class CorpusConfig:
-    """What becomes a corpus. The order of `filters` decides which reason is counted where several hold."""
-
-    sources: tuple[Source, ...]
-    licenses: frozenset[str] = PERMISSIVE
-    filters: tuple[Filter, ...] = CODEGEN + INCODER
-    max_file_bytes: int = 1_000_000
-    max_repository_bytes: int | None = None
-    validation_fraction: float = 0.02
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 0.5:
-            raise ValueError(f"validation_fraction is {self.validation_fraction}: it must be at least 0 and below 0.5")
 
 
 def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
@@ -72,7 +56,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     for file in refused:
         drops.add(f"licence {file.license}", _name(file), _size(file.location))
     if not permitted:
-        raise ValueError(_empty_corpus_error("no file is under a permissive licence", len(listed), drops))
+        raise ConfigError(_empty_corpus_error("no file is under a permissive licence", len(listed), drops))
 
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars here are ours
     with progress_bar("Corpus: read and filter", len(permitted)) as progress:
@@ -85,7 +69,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     kept = decided.where(col("reason").is_null())
     sizes = kept.groupby("repository").agg(col("text_bytes").sum(), col("order").count().alias("n")).to_pydict()
     if not sizes["repository"]:
-        raise ValueError(_empty_corpus_error("every file was dropped", len(listed), drops))
+        raise ConfigError(_empty_corpus_error("every file was dropped", len(listed), drops))
 
     split_by, validation = _choose_validation(dict(zip(sizes["repository"], sizes["text_bytes"], strict=True)), config)
     is_validation = (
@@ -95,11 +79,11 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     )
     if split_by == "repository" and not validation:
         is_validation = lit(False)
-    chosen = kept.select("order", is_validation.alias("heldout"))
+    chosen = kept.select("order", is_validation.alias("validation"))
     splits: dict[str, Any] = {}
     with progress_bar("Corpus: write", len(SPLITS)) as progress:
         for split in SPLITS:
-            mine = chosen.where(col("heldout") == lit(split == "heldout")).select("order")
+            mine = chosen.where(col("validation") == lit(split == "validation")).select("order")
             rows = read.join(mine, on="order", how="inner").sort("order").select(*SCHEMA.names)
             parts = write_parts(folder / split, _batches(rows))
             splits[split] = {
@@ -111,7 +95,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     n_kept = sum(split["documents"] for split in splits.values())
     _require_complete(n_kept == sum(sizes["n"]) == len(listed) - drops.n_documents)
     if not splits["train"]["documents"]:
-        raise ValueError(_empty_corpus_error("no document is left for training", len(listed), drops))
+        raise ConfigError(_empty_corpus_error("no document is left for training", len(listed), drops))
 
     licenses = kept.groupby("license").agg(col("order").count().alias("n"), col("text_bytes").sum()).sort("license")
     manifest: JsonObject = {
@@ -126,7 +110,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
             .agg(col("order").count().alias("documents"), col("text_bytes").sum())
             .sort("repository")
         ),
-        "heldout": {"by": split_by, "repositories": sorted(validation)},
+        "validation": {"by": split_by, "repositories": sorted(validation)},
     }
     for path in scratch.glob("*.parquet"):
         path.unlink()

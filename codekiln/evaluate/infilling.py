@@ -1,4 +1,4 @@
-"""Infilling on held-out documents: exact match with what stood in the hole, against the same model left to right."""
+"""Infilling on held-out documents: exact match and bits per byte, compared with the same model left to right."""
 
 import hashlib
 import math
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from codekiln.corpus.documents import Document
+from codekiln.evaluate.config import InfillingConfig
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, InfillRequest
 from codekiln.generate.sampling import GREEDY
@@ -23,21 +24,8 @@ SUFFIX_MATCH_CHARACTERS = 8
 
 
 @dataclass(frozen=True)
-class InfillingConfig:
-    """Problems drawn from held-out documents by a seed."""
-
-    n_problems: int = 250
-    context_characters: int = 1000
-    max_new_tokens: int = 32
-    max_span_characters: int = 40
-    max_problems_per_document: int = 8
-    batch_size: int = 32
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Problem:
-    """`reference` stood between `prompt` and `suffix` in the document `name`."""
+    """`reference` is the text between `prompt` and `suffix` in the document `name`."""
 
     kind: str
     name: str
@@ -48,17 +36,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class InfillResult:
-    """What the model wrote with the suffix in view (`infill`) and without (`left_to_right`), cut alike."""
+    """What the model wrote with the suffix (`infill`) and without it (`left_to_right`), postprocessed.
+
+    Bits are those of the reference. An infill that the token limit cut off is not finished, and so never exact.
+    """
 
     problem: Problem
     infill: str
     left_to_right: str
     infill_bits: float
     left_to_right_bits: float
+    is_infill_finished: bool = True
 
     @property
     def is_infill_exact(self) -> bool:
-        return self.infill == self.problem.reference
+        return self.is_infill_finished and self.infill == self.problem.reference
 
     @property
     def is_left_to_right_exact(self) -> bool:
@@ -66,7 +58,7 @@ class InfillResult:
 
 
 def sample_problems(documents: Iterable[Document], config: InfillingConfig) -> dict[str, list[Problem]]:
-    """Problems by kind, in an order that the seed decides. A document gives at most `max_problems_per_document` of a kind."""
+    """Problems by kind, in an order that the seed decides."""
     drawn: dict[str, list[tuple[str, Problem]]] = {SINGLE_LINE: [], SPAN: []}
     for document in documents:
         rng = np.random.default_rng(
@@ -86,44 +78,60 @@ def sample_problems(documents: Iterable[Document], config: InfillingConfig) -> d
 def evaluate(
     completer: Completer, problems: Sequence[Problem], config: InfillingConfig, *, title: str
 ) -> list[InfillResult]:
-    """A verdict a problem. Greedy; both answers are cut as an editor would (`postprocess`)."""
+    """One result per problem, with greedy decoding."""
     results: list[InfillResult] = []
     with progress_bar(title, len(problems)) as progress:
         for start in range(0, len(problems), config.batch_size):
             batch = problems[start : start + config.batch_size]
             with_suffix = answer_problems(completer, batch, config, with_suffix=True)
             without = answer_problems(completer, batch, config, with_suffix=False)
-            for problem, (infill, infill_bits), (left_to_right, left_to_right_bits) in zip(
-                batch, with_suffix, without, strict=True
-            ):
-                results.append(InfillResult(problem, infill, left_to_right, infill_bits, left_to_right_bits))
+            for problem, infill, left_to_right in zip(batch, with_suffix, without, strict=True):
+                result = InfillResult(
+                    problem=problem,
+                    infill=infill.text,
+                    left_to_right=left_to_right.text,
+                    infill_bits=infill.reference_bits,
+                    left_to_right_bits=left_to_right.reference_bits,
+                    is_infill_finished=infill.is_finished,
+                )
+                results.append(result)
             progress.advance(len(batch))
     return results
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A postprocessed completion, whether it ends by itself or by the problem's rule, and the bits of the reference."""
+
+    text: str
+    is_finished: bool
+    reference_bits: float
+
+
 def answer_problems(
     completer: Completer, problems: Sequence[Problem], config: InfillingConfig, *, with_suffix: bool
-) -> list[tuple[str, float]]:
-    """What is written into each hole, greedily and cut, and the bits of what stood there; the holes go together."""
+) -> list[Answer]:
+    """Greedy answers, postprocessed. All problems are decoded in one batch."""
     completions = completer.complete(
         [InfillRequest(p.prompt, p.suffix if with_suffix else None) for p in problems],
         max_new_tokens=config.max_new_tokens,
         sampling=GREEDY,
         stop=stop_strings(problems),
     )
-    texts = (
-        postprocess(completion, p, with_suffix=with_suffix) for completion, p in zip(completions, problems, strict=True)
-    )
-    return list(zip(texts, middle_bits(completer, problems, with_suffix=with_suffix), strict=True))
+    bits = middle_bits(completer, problems, with_suffix=with_suffix)
+    return [
+        Answer(*postprocess(completion, problem, with_suffix=with_suffix), reference_bits)
+        for completion, problem, reference_bits in zip(completions, problems, bits, strict=True)
+    ]
 
 
 def stop_strings(problems: Sequence[Problem]) -> Sequence[str]:
-    """What ends the answers to problems that are asked together before the model ends them."""
+    """Strings that end the answers to problems of one batch."""
     return ["\n"] if all(problem.kind == SINGLE_LINE for problem in problems) else ()
 
 
 def middle_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix: bool) -> list[float]:
-    """Bits that the model spends on each truth, its end not counted, with or without what comes after in view."""
+    """Bits of each reference, without its end, with or without the suffix in view."""
     rows = []
     for problem in problems:
         reference = completer.tokenizer.encode(problem.reference)
@@ -133,13 +141,13 @@ def middle_bits(completer: Completer, problems: Sequence[Problem], *, with_suffi
 
 
 def score_continuations(completer: Completer, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-    """Bits that the model spends on each row's continuation, the second of its two lists of ids, behind its prompt."""
+    """Bits of each row's continuation, the second of its two lists of ids, after its prompt, the first."""
     ids = torch.full((len(rows), max(len(prompt) + len(rest) for prompt, rest in rows)), completer.tokenizer.pad_id)
     for r, (prompt, rest) in enumerate(rows):
         ids[r, : len(prompt) + len(rest)] = torch.tensor(prompt + rest)
     bits = []
     with torch.inference_mode():
-        hidden = completer.model(ids)
+        hidden = completer.model.hidden_states(ids)
         for r, (prompt, rest) in enumerate(rows):
             at, end = len(prompt), len(prompt) + len(rest)
             logits = completer.model.lm_head(hidden[r, at - 1 : end - 1]).float()
@@ -148,7 +156,7 @@ def score_continuations(completer: Completer, rows: Sequence[tuple[list[int], li
 
 
 def aggregate(results: Sequence[InfillResult]) -> JsonObject:
-    """Exact match both ways, bits per byte of the holes both ways, and the paired differences; 95 % intervals."""
+    """Exact match and bits per byte, with and without the suffix, and paired differences, with 95% intervals."""
     n = len(results)
     if not n:
         return {"problems": 0}
@@ -168,24 +176,26 @@ def aggregate(results: Sequence[InfillResult]) -> JsonObject:
     }
 
 
-def postprocess(completion: Completion, problem: Problem, *, with_suffix: bool) -> str:
-    """An answer as an editor takes it over, which knows the suffix whether the model was shown it or not.
+def postprocess(completion: Completion, problem: Problem, *, with_suffix: bool) -> tuple[str, bool]:
+    """Truncates a completion as an editor would, which knows the suffix even if the model did not see it.
 
-    A single line ends where it ends (InCoder, section 4.1), a span where it meets the suffix. Where a span never does, it
-    is what the model ended by itself; left to right, where nothing tells the model to end, it is what there is of the line.
+    A single line ends at its line end (InCoder, section 4.1), a span where it reaches the suffix. A span that never does
+    ends where the model ended it; without the suffix in view, where nothing tells the model to end, at the line end. Also
+    returns whether the answer is finished: a span that neither reaches the suffix nor was ended by the model is not.
     """
+    first_line = completion.text.split("\n", 1)[0]
     if problem.kind == SINGLE_LINE:
-        return completion.text.split("\n", 1)[0]
-    meeting = completion.text.find(problem.suffix[:SUFFIX_MATCH_CHARACTERS]) if problem.suffix else -1
-    if meeting != -1:
-        return completion.text[:meeting]
+        return first_line, True
+    start = completion.text.find(problem.suffix[:SUFFIX_MATCH_CHARACTERS]) if problem.suffix else -1
+    if start != -1:
+        return completion.text[:start], True
     if with_suffix:
-        return completion.text if completion.is_finished else completion.text + "…"
-    return completion.text.split("\n", 1)[0]
+        return completion.text, completion.finish_reason == "stop"
+    return first_line, True
 
 
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
-    """A line that is not blank, with its indentation and without its newline."""
+    """A line that is not blank, with its indentation and without its line end."""
     lines = text.split("\n")
     starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
     candidates = [i for i, line in enumerate(lines) if i and line.strip() and len(line) <= 100]
@@ -196,7 +206,7 @@ def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
 
 
 def _span(text: str, config: InfillingConfig, rng: np.random.Generator) -> tuple[int, int] | None:
-    """A run of whole words, its length before widening uniform on a logarithmic scale, not of white space alone."""
+    """A run of whole words, not only white space. Its length before it is extended to words is log-uniform."""
     data = text.encode()
     if len(data) < 4 * config.max_span_characters:
         return None
@@ -218,7 +228,7 @@ def _problem(kind: str, document: Document, hole: tuple[int, int], config: Infil
 
 
 def _wilson_interval(hits: FloatArray) -> JsonObject:
-    """A share with Wilson's 95 % interval."""
+    """A fraction with Wilson's 95% interval."""
     n, p, z = len(hits), float(hits.mean()), 1.96
     middle, half = (
         (p + z * z / 2 / n) / (1 + z * z / n),
@@ -228,7 +238,7 @@ def _wilson_interval(hits: FloatArray) -> JsonObject:
 
 
 def ratio_interval(parts: FloatArray, wholes: FloatArray) -> JsonObject:
-    """The sum of parts over the sum of wholes with its 95 % interval, by linearization (Cochran 1977, section 2.11)."""
+    """The sum of parts divided by the sum of wholes, with its 95% interval by linearization (Cochran 1977, section 2.11)."""
     ratio = float(parts.sum() / wholes.sum())
     spread = parts - ratio * wholes
     half = 1.96 * float(spread.std(ddof=1) if len(spread) > 1 else 0) * math.sqrt(len(spread)) / float(wholes.sum())
@@ -236,7 +246,7 @@ def ratio_interval(parts: FloatArray, wholes: FloatArray) -> JsonObject:
 
 
 def mean_interval(differences: FloatArray) -> JsonObject:
-    """A mean with its normal 95 % interval."""
+    """A mean with its normal 95% interval."""
     mean, half = (
         float(differences.mean()),
         1.96 * float(differences.std(ddof=1) if len(differences) > 1 else 0) / math.sqrt(len(differences)),

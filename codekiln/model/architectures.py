@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codekiln.errors import InvalidFileError
 from codekiln.files import JsonObject
 from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
 
@@ -57,7 +58,7 @@ def split_fused(fused: Tensor, n_heads: int, groups: int = CODEGEN_GROUPS) -> tu
     The rows are `groups` parts, in each the queries of H / groups heads, then their values, then their keys.
     """
     if n_heads % groups:
-        raise ValueError(f"{n_heads} heads do not divide into the {groups} groups of CodeGen's fused projection")
+        raise InvalidFileError(f"{n_heads} heads do not divide into the {groups} groups of CodeGen's fused projection")
     parts = fused.view(groups, 3, fused.shape[0] // (3 * groups), *fused.shape[1:])
     q, v, k = (parts[:, i].flatten(0, 1) for i in range(3))
     return q, k, v
@@ -75,14 +76,14 @@ def _field(record: JsonObject, *names: str, default: Any = None) -> Any:
         if record.get(name) is not None:
             return record[name]
     if default is None:
-        raise ValueError(f"config.json has no {names[0]}: use the file that was saved with this model")
+        raise InvalidFileError(f"config.json has no {names[0]}: use the file that was saved with this model")
     return default
 
 
 def _must_be(record: JsonObject, name: str, *allowed: Any) -> None:
     """Raises ValueError where a field says something that the family cannot be."""
     if name in record and record[name] not in allowed:
-        raise ValueError(
+        raise InvalidFileError(
             f"config.json has {name} {record[name]!r}: this architecture is known with {allowed[0]!r} only"
         )
 
@@ -95,7 +96,7 @@ def _read_kiln(record: JsonObject) -> KilnConfig:
     _must_be(record, "mlp_bias", False)
     rope = record.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise ValueError(
+        raise InvalidFileError(
             f"config.json scales its positions ({rope['rope_type']}): only plain rotary positions are known"
         )
     if architecture != "Qwen2ForCausalLM":
@@ -153,7 +154,7 @@ def kiln_architecture(config: KilnConfig) -> str:
         return "Qwen2ForCausalLM"
     if not config.qkv_bias:
         return "LlamaForCausalLM"
-    raise ValueError("a model with QK-norm and a bias on queries, keys and values has no architecture elsewhere")
+    raise InvalidFileError("a model with QK-norm and a bias on queries, keys and values has no architecture elsewhere")
 
 
 def _read_codegen(record: JsonObject) -> CodeGenConfig:
@@ -295,12 +296,20 @@ def architecture_of(record: JsonObject) -> HFArchitecture:
     architectures = record.get("architectures")
     found = architectures[0] if isinstance(architectures, list) and architectures else architectures
     if not isinstance(found, str) or found not in ARCHITECTURES:
-        raise ValueError(f"config.json describes {found}: known are {', '.join(ARCHITECTURES)}")
+        raise InvalidFileError(f"config.json describes {found}: known are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[found]
 
 
 def native_architecture(config: ModelConfig) -> HFArchitecture:
-    """The layout that a family is saved in."""
-    if isinstance(config, KilnConfig):
-        return ARCHITECTURES[kiln_architecture(config)]
-    return CODEGEN if isinstance(config, CodeGenConfig) else INCODER
+    """The architecture that a family is saved as."""
+    match config:
+        case KilnConfig():
+            return ARCHITECTURES[kiln_architecture(config)]
+        case CodeGenConfig():
+            return CODEGEN
+        case InCoderConfig():
+            return INCODER
+        case _:
+            raise TypeError(
+                f"{type(config).__name__} has no Hugging Face architecture: add it to model/architectures.py"
+            )

@@ -1,6 +1,6 @@
-"""Keys and values of what a row has read, so that it is read once. Each row has a length of its own.
+"""Keys and values of the tokens that a sequence has read, so that each token is read once.
 
-B batch, K key head, T new position, S cached position.
+B sequence, K key head, T new position, S cached position.
 """
 
 import torch
@@ -9,28 +9,35 @@ from torch import Tensor
 from codekiln.model.configs import ModelConfig
 
 
-class LayerCache:
-    """One layer's keys and values, (B, K, capacity, d_head). `lengths` (B,) is shared by all layers of a model."""
+class KVCache:
+    """Keys and values of all layers, each (B, K, capacity, d_head). Every sequence has its own length, (B,)."""
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
-        self.keys, self.values, self.lengths = keys, values, lengths
+    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
+        self._keys, self._values, self.lengths = keys, values, lengths
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, n_sequences: int, capacity: int, *, like: Tensor) -> "KVCache":
+        """An empty cache for sequences of at most `capacity` positions, with the device and dtype of `like`."""
+        shape = (n_sequences, config.n_kv_heads, capacity, config.d_head)
+        keys, values = ([like.new_zeros(shape) for _ in range(config.n_layers)] for _ in range(2))
+        return cls(keys, values, torch.zeros(n_sequences, dtype=torch.long, device=like.device))
 
     @property
     def capacity(self) -> int:
-        """Positions a row can hold."""
-        return self.keys.shape[2]
+        """Positions that a sequence can have."""
+        return self._keys[0].shape[2]
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts k and v (B, K, T, d_head) behind each row's length, which the caller moves on; returns all of the cache."""
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes k and v (B, K, T, d_head) after each sequence's length, and returns all keys and values of the layer.
+
+        The lengths stay as they are until `advance`, because all layers write at the same positions.
+        """
         T = k.shape[2]
         slots = (self.lengths[:, None] + torch.arange(T, device=k.device))[:, None, :, None].expand_as(k)
-        self.keys.scatter_(2, slots, k)
-        self.values.scatter_(2, slots, v)
-        return self.keys, self.values
+        self._keys[layer].scatter_(2, slots, k)
+        self._values[layer].scatter_(2, slots, v)
+        return self._keys[layer], self._values[layer]
 
-
-def empty_cache(config: ModelConfig, n_rows: int, capacity: int, *, like: Tensor) -> list[LayerCache]:
-    """A cache for `n_rows` rows of at most `capacity` positions, with the device and dtype of `like`."""
-    lengths = torch.zeros(n_rows, dtype=torch.long, device=like.device)
-    shape = (n_rows, config.n_kv_heads, capacity, config.d_head)
-    return [LayerCache(like.new_zeros(shape), like.new_zeros(shape), lengths) for _ in range(config.n_layers)]
+    def advance(self, n: int | Tensor) -> None:
+        """Adds `n` new positions, one number or one per sequence (B,), after a forward pass."""
+        self.lengths += n

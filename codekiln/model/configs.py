@@ -1,7 +1,7 @@
-"""The shapes of models. A family is a class: what its members share stands in the class, their sizes in its fields.
+"""Model configs. A family is a class: its class attributes select the architecture, its fields are the sizes.
 
-`codegen` and `incoder` are the two published systems, every size with its exact count of parameters. `kiln` is the modern
-one, exactly the shape of Qwen3 (or Qwen2, or Llama), which others run as it is.
+`codegen` and `incoder` are the two published systems, every size with its exact number of parameters. `kiln` is the modern
+family: exactly the architecture of Qwen3 (or Qwen2, or Llama), which other software runs without custom code.
 """
 
 import dataclasses
@@ -9,22 +9,26 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+from codekiln.errors import ConfigError
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What all families have. `d_head` is a width of its own: `n_heads * d_head` need not be `d_model`.
+    """The fields of all families. `n_heads * d_head` need not equal `d_model`.
 
-    `vocab_size` counts the rows of the embedding, which may be more than the tokenizer has ids; those are never sampled.
+    `vocab_size` is the number of rows of the embedding. The tokenizer may have fewer ids; unused rows are never sampled.
     """
 
-    family: ClassVar[str]
+    family: ClassVar[Literal["kiln", "codegen", "incoder"]]
     norm: ClassVar[Literal["layer", "rms"]]
-    # What stands between the projections of the feed-forward layer; the gated one has a third projection.
+    # Activation of the feed-forward layer. The gated one (SwiGLU) has a third projection.
     activation: ClassVar[Literal["gelu_tanh", "gelu", "silu_gated"]]
-    # Channel i turned with i + d/2, or with its neighbour, or sinusoids added to the embedding.
+    # Rotary: channel i is rotated with channel i + d/2 ("half") or with its neighbor ("interleaved"). Sinusoidal: added to
+    # the embedding.
     position_encoding: ClassVar[Literal["rope_half", "rope_interleaved", "sinusoidal"]]
-    # Attention and feed-forward layer side by side on one norm, or one after the other with a norm each.
+    # Attention and feed-forward layer in parallel after one norm, or in sequence, each after its own norm.
     parallel_residual: ClassVar[bool] = False
+    # Biases of the output projection of attention, of the feed-forward layer, and of the output layer.
     has_out_bias: ClassVar[bool] = False
     has_mlp_bias: ClassVar[bool] = False
     has_head_bias: ClassVar[bool] = False
@@ -46,27 +50,31 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, bool) and value <= 0:
-                raise ValueError(f"model.{name} is {value}: it must be above 0")
+                raise ConfigError(f"model.{name} is {value}: it must be greater than 0")
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"{self.n_heads} heads cannot share {self.n_kv_heads} key heads: one must divide the other"
+            raise ConfigError(
+                f"model.n_heads is {self.n_heads} and model.n_kv_heads is {self.n_kv_heads}: "
+                "the first must be a multiple of the second"
             )
         if self.n_rotary % 2 or self.n_rotary > self.d_head:
-            raise ValueError(f"{self.n_rotary} channels of a d_head of {self.d_head} cannot turn in pairs")
+            raise ConfigError(
+                f"{self.n_rotary} rotary channels and a d_head of {self.d_head}: "
+                "the number of rotary channels must be even and at most d_head"
+            )
 
     @property
     def n_rotary(self) -> int:
-        """Channels of each head, from the first, that turn with the position."""
+        """Channels of each head, from the first, that are rotated by the position."""
         return self.d_head
 
     @property
     def embedding_scale(self) -> float:
-        """What an embedding is multiplied by."""
+        """The factor of the embedding."""
         return 1.0
 
     @property
     def n_parameters(self) -> int:
-        """All weights; a tied head is counted once."""
+        """All weights. A tied embedding counts once."""
         d, q, kv = self.d_model, self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         norm = d * (2 if self.norm == "layer" else 1)
         attention = (
@@ -78,13 +86,13 @@ class ModelConfig:
 
     @property
     def flops_per_token(self) -> float:
-        """`training_flops` a token of rows as long as the context."""
+        """`training_flops` per token for sequences as long as the context."""
         return self.training_flops(self.context_length)
 
     def training_flops(self, seq_len: int) -> float:
-        """Floating-point operations of a training step per token: 6 a weight that multiplies, and causal attention.
+        """FLOPs of a training step per token: 6 per weight of a matrix product, and causal attention.
 
-        Attention over a row of T counts half of the T by T scores, forward and backward (PaLM, appendix B).
+        Attention over a sequence of T tokens counts half of the T x T scores (PaLM, appendix B).
         """
         multiplying = self.n_parameters - self._embeddings + self.vocab_size * self.d_model
         return 6.0 * multiplying + 6.0 * self.n_layers * self.n_heads * self.d_head * seq_len
@@ -94,11 +102,11 @@ class ModelConfig:
         return self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KilnConfig(ModelConfig):
-    """RMSNorm, rotary halves, grouped-query attention with QK-norm, SwiGLU, no biases (Qwen3, arXiv 2505.09388).
+    """RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU, no biases (Qwen3, arXiv 2505.09388).
 
-    Without QK-norm it is Llama's shape, with a bias on queries, keys and values Qwen2's.
+    Without QK-norm it is the architecture of Llama; with a bias on queries, keys and values instead, that of Qwen2.
     """
 
     family = "kiln"
@@ -110,10 +118,10 @@ class KilnConfig(ModelConfig):
     qk_norm: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CodeGenConfig(ModelConfig):
-    """LayerNorm, attention and feed-forward layer in parallel on it, the first `rotary_dim` channels turned in adjacent
-    pairs, tanh GELU, an untied head with a bias (CodeGen, section 2.2 and the released code)."""
+    """LayerNorm, then attention and feed-forward layer in parallel; rotary positions on the first `rotary_dim` channels,
+    interleaved; tanh GELU; an untied output layer with a bias (CodeGen, section 2.2 and the released code)."""
 
     family = "codegen"
     norm = "layer"
@@ -131,10 +139,10 @@ class CodeGenConfig(ModelConfig):
         return self.rotary_dim
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InCoderConfig(ModelConfig):
-    """LayerNorm before each layer, erf GELU, biases, embeddings scaled by sqrt(d_model) with sinusoids added, a tied head
-    (the fairseq dense models, arXiv 2112.10684, as XGLM)."""
+    """LayerNorm before each layer, exact GELU, biases, embeddings scaled by sqrt(d_model) plus sinusoids, a tied output
+    layer (the fairseq dense models, arXiv 2112.10684; XGLM in Transformers)."""
 
     family = "incoder"
     norm = "layer"
@@ -155,61 +163,76 @@ class InCoderConfig(ModelConfig):
 
 
 def config_from_record(record: dict[str, Any]) -> ModelConfig:
-    """The config that a recipe's record tells. Raises ValueError for a family or field that is not known here."""
+    """The config in the record of a recipe. Raises ConfigError for an unknown family or field."""
     families = {family.__name__: family for family in ModelConfig.__subclasses__()}
     kind, fields = record.get("kind"), {name: value for name, value in record.items() if name != "kind"}
     try:
         return families[str(kind)](**fields)
     except (KeyError, TypeError):
-        raise ValueError(
-            f"no family here is a {kind} of {', '.join(fields)} (known are {', '.join(families)}): "
-            "use the version of codekiln that made the run"
+        raise ConfigError(
+            f"unknown model config {kind} with the fields {', '.join(fields)[:200]}: "
+            f"this run was made by another version of Codekiln (known: {', '.join(families)})"
         ) from None
 
 
 def codegen(size: str) -> CodeGenConfig:
-    """A published CodeGen: 350M, 2B, 6B or 16B, as its checkpoints are named (2.7B, 6.1B and 16.1B in the paper)."""
-    layers, d_model, heads, d_head, rotary = _lookup_size(size, _CODEGEN)
+    """A published CodeGen: 350M, 2B, 6B or 16B, as the checkpoints are named (2.7B, 6.1B and 16.1B in the paper)."""
+    n_layers, d_model, n_heads, d_head, rotary_dim = _lookup_size(size, _CODEGEN)
     return CodeGenConfig(
-        layers, d_model, heads, heads, d_head, 4 * d_model, vocab_size=51_200, context_length=2048, rotary_dim=rotary
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_head=d_head,
+        d_ff=4 * d_model,
+        vocab_size=51_200,
+        context_length=2048,
+        rotary_dim=rotary_dim,
     )
 
 
 def incoder(size: str) -> InCoderConfig:
-    """A published InCoder: 1B or 6B, as its checkpoints are named (1.3B and 6.7B in the paper)."""
-    layers, d_model, heads = _lookup_size(size, _INCODER)
+    """A published InCoder: 1B or 6B, as the checkpoints are named (1.3B and 6.7B in the paper)."""
+    n_layers, d_model, n_heads = _lookup_size(size, _INCODER)
     return InCoderConfig(
-        layers, d_model, heads, heads, d_model // heads, 4 * d_model, vocab_size=50_518, context_length=2048
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_head=d_model // n_heads,
+        d_ff=4 * d_model,
+        vocab_size=50_518,
+        context_length=2048,
     )
 
 
 def kiln(size: str, *, vocab_size: int, context_length: int) -> KilnConfig:
-    """A step of our ladder, 1M to 7B, named by its parameters without embeddings. Sizes are ours."""
-    layers, d_model, heads, kv_heads, d_ff, tied = _lookup_size(size, _KILN)
+    """A size of the `kiln` family, 1M to 7B, named by its parameters without embeddings. The sizes are Codekiln's."""
+    n_layers, d_model, n_heads, n_kv_heads, d_ff, tie_embeddings = _lookup_size(size, _KILN)
     return KilnConfig(
-        layers,
-        d_model,
-        heads,
-        kv_heads,
-        64 if d_model < 1024 else 128,
-        d_ff,
-        vocab_size,
-        context_length,
-        tie_embeddings=tied,
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_head=64 if d_model < 1024 else 128,
+        d_ff=d_ff,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        tie_embeddings=tie_embeddings,
     )
 
 
 T = TypeVar("T")
-# Layers, d_model, heads, d_head, rotary channels.
+# n_layers, d_model, n_heads, d_head, rotary_dim
 _CODEGEN = {
     "350M": (20, 1024, 16, 64, 32),
     "2B": (32, 2560, 32, 80, 64),
     "6B": (33, 4096, 16, 256, 64),
     "16B": (34, 6144, 24, 256, 64),
 }
-# Layers, d_model, heads.
+# n_layers, d_model, n_heads
 _INCODER = {"1B": (24, 2048, 32), "6B": (32, 4096, 32)}
-# Layers, d_model, heads, key heads, d_ff, whether the head is tied.
+# n_layers, d_model, n_heads, n_kv_heads, d_ff, tie_embeddings
 _KILN = {
     "1M": (4, 128, 2, 2, 384, False),
     "5M": (6, 256, 4, 2, 768, False),
@@ -224,5 +247,5 @@ _KILN = {
 
 def _lookup_size(size: str, sizes: dict[str, T]) -> T:
     if size not in sizes:
-        raise ValueError(f"no size is called {size!r}: known are {', '.join(sizes)}")
+        raise ConfigError(f"unknown size {size!r}: choose from {', '.join(sizes)}")
     return sizes[size]

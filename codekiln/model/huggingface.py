@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, read_json
 from codekiln.folders import atomic_folder
 from codekiln.model.architectures import (
@@ -85,13 +86,22 @@ def read_config(folder: Path) -> tuple[HFArchitecture, ModelConfig]:
     """What config.json says. Raises OSError or ValueError naming the folder."""
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no model ({CONFIG} is missing): name a run or a model folder")
+        raise MissingFileError(f"{folder} holds no model ({CONFIG} is missing): name a run or a model folder")
     record = read_json(path)
     try:
         architecture = architecture_of(record)
         return architecture, architecture.read_config(record)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ValueError(f"{folder}: {error}") from None
+        raise InvalidFileError(f"{folder}: {error}") from None
+
+
+def require_vocabulary(n_ids: int, config: ModelConfig) -> None:
+    """Raises ConfigError if a tokenizer has more ids than the embedding has rows: they are not of one model."""
+    if n_ids > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {n_ids:,} ids and the model has vocab_size {config.vocab_size:,}: "
+            "tokenizer and model do not belong together; use the tokenizer saved with the model"
+        )
 
 
 class CheckpointReader:
@@ -122,14 +132,16 @@ class CheckpointReader:
             if not architecture.is_buffer(name, config)
         }
         if faults := shape_mismatches(shapes, found):
-            raise ValueError(f"{folder}: the weights do not fit {CONFIG}: {faults}")
+            raise InvalidFileError(f"{folder}: the weights do not fit {CONFIG}: {faults}")
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Our name and tensor of every weight, one at a time. Raises ValueError naming one that is not finite."""
         for file in self._files:
             for name, tensor in file.tensors(self._names.keys()):
                 if not torch.isfinite(tensor).all():
-                    raise ValueError(f"{self._folder}: {name} holds values that are not finite: get the file again")
+                    raise InvalidFileError(
+                        f"{self._folder}: {name} holds values that are not finite: get the file again"
+                    )
                 names = self._names[name]
                 if len(names) == 1:
                     yield names[0], tensor
@@ -201,9 +213,9 @@ def _config_record(architecture: HFArchitecture, config: ModelConfig) -> JsonObj
     again = architecture.read_config(record)
     if again != config:
         fields = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(again, f.name, None)]
-        raise ValueError(f"{architecture.architecture} has no place for this model's {', '.join(fields)}")
+        raise InvalidFileError(f"{architecture.architecture} has no place for this model's {', '.join(fields)}")
     if architecture.fused is not None and config.n_heads % CODEGEN_GROUPS:
-        raise ValueError(
+        raise InvalidFileError(
             f"{architecture.architecture} needs heads in groups of {CODEGEN_GROUPS}, not {config.n_heads}: use gptj"
         )
     return record
@@ -280,14 +292,14 @@ class _PickledFile:
                 loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_archive)
         except pickle.UnpicklingError as error:
             reason = str(error).split("\n")[0]
-            raise ValueError(
+            raise InvalidFileError(
                 f"{self.path} would run code or is no file of weights, and is refused ({reason})"
             ) from None
         except (RuntimeError, EOFError) as error:
             reason = str(error).split("\n")[0]
-            raise ValueError(f"{self.path} is not a whole file of weights ({reason}): get it again") from None
+            raise InvalidFileError(f"{self.path} is not a whole file of weights ({reason}): get it again") from None
         if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-            raise ValueError(f"{self.path} holds something else than tensors by name: it is no file of weights")
+            raise InvalidFileError(f"{self.path} holds something else than tensors by name: it is no file of weights")
         return loaded
 
 
@@ -295,16 +307,16 @@ def _weight_files(folder: Path) -> list[_SafetensorsFile | _PickledFile]:
     """The files that hold the weights. Raises OSError that names a missing one."""
     first = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if first is None:
-        raise FileNotFoundError(f"{folder} holds no weights ({', '.join(_FILES)}): name a run or a model folder")
+        raise MissingFileError(f"{folder} holds no weights ({', '.join(_FILES)}): name a run or a model folder")
     names = [first.name]
     if first.suffix == ".json":
         index = read_json(first).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise ValueError(f"{first} has no weight_map of tensors and their files: get it again")
+            raise InvalidFileError(f"{first} has no weight_map of tensors and their files: get it again")
         names = sorted(set(index.values()))
         for name in names:
             if Path(name).name != name:
-                raise ValueError(f"{first} names {name!r}, which is not a file of its folder: refused")
+                raise InvalidFileError(f"{first} names {name!r}, which is not a file of its folder: refused")
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{first} names {name}, which is not there: get the missing file")
+                raise MissingFileError(f"{first} names {name}, which is not there: get the missing file")
     return [_SafetensorsFile(folder / n) if n.endswith(".safetensors") else _PickledFile(folder / n) for n in names]

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from codekiln.errors import InvalidFileError
+
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights by name, a tied one once."""
@@ -43,4 +45,4 @@ def open_safetensors(path: Path) -> safe_open:
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}): make or copy it again") from None
+        raise InvalidFileError(f"{path} is not a whole safetensors file ({error}): make or copy it again") from None

@@ -1,22 +1,23 @@
-"""One transformer for all families: what they differ in is asked of the config, each difference in one place.
+"""The transformer of all model families. The class attributes of the config select the architecture.
 
 B batch, T position, S cached position, H head, K key head, D model width, V vocabulary.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codekiln.model.cache import LayerCache
+from codekiln.model.cache import KVCache
 from codekiln.model.configs import ModelConfig
 from codekiln.model.varlen_attention import document_attention
 
 INIT_STD = 0.02
-POSITION_OFFSET = 2  # fairseq's first position follows its padding row (InCoder's code)
+POSITION_OFFSET = 2  # in fairseq, positions begin after a padding row (InCoder's code)
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu_gated": F.silu,
     "gelu": F.gelu,
@@ -45,9 +46,9 @@ def _norm(config: ModelConfig) -> nn.Module:
 class Attention(nn.Module):
     """Causal attention with `n_kv_heads` keys shared by groups of heads."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layer = config, layer
         d, q_width, kv_width = config.d_model, config.n_heads * config.d_head, config.n_kv_heads * config.d_head
         self.q = nn.Linear(d, q_width, bias=config.qkv_bias)
         self.k = nn.Linear(d, kv_width, bias=config.qkv_bias)
@@ -62,13 +63,13 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         document_ids: Tensor | None,
-        cache: LayerCache | None,
+        cache: KVCache | None,
     ) -> Tensor:
-        """x (B, T, D) to (B, T, D). `mask` (B, 1, T, S) is true where a query may look; without one attention is causal,
-        within `document_ids` (B, T) if there are any."""
+        """x (B, T, D) to (B, T, D). `mask` (B, 1, T, S) is true where a query attends. Without a mask, attention is causal,
+        and within documents if there are `document_ids` (B, T)."""
         B, T, _ = x.shape
         config = self.config
-        # Heads are counted from the projections, which hold a part of them where ranks share a layer.
+        # (B, T, H * d_head) -> (B, H, T, d_head); with tensor parallelism, a rank has only some of the heads.
         q = self.q_norm(self.q(x).view(B, T, -1, config.d_head)).transpose(1, 2)
         k = self.k_norm(self.k(x).view(B, T, -1, config.d_head)).transpose(1, 2)
         v = self.v(x).view(B, T, -1, config.d_head).transpose(1, 2)
@@ -76,13 +77,13 @@ class Attention(nn.Module):
             rotate = rotate_halves if config.position_encoding == "rope_half" else rotate_pairs
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
-            k, v = cache.append(k, v)
+            k, v = cache.append(self.layer, k, v)
         if document_ids is not None:
             y = document_attention(q, k, v, document_ids)
         else:
             grouped = config.n_heads != config.n_kv_heads
             if grouped and mask is not None and not q.is_cpu:
-                # Fused kernels of GPUs take keys that heads share, or a mask, and not both.
+                # The fused kernels of GPUs support shared key heads or a mask, but not both.
                 k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, -1))
@@ -90,7 +91,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Up, a non-linearity, down; where the family has a gate, the non-linearity is the gate's."""
+    """Up projection, activation, down projection; with a gate, the activation is applied to the gate (SwiGLU)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -109,10 +110,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and a pre-norm feed-forward layer, one after the other or in parallel on one norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.mlp_norm = None if config.parallel_residual else _norm(config)
         self.mlp = FeedForward(config)
 
@@ -122,7 +123,7 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         document_ids: Tensor | None,
-        cache: LayerCache | None,
+        cache: KVCache | None,
     ) -> Tensor:
         y = self.attention_norm(x)
         attended = x + self.attention(y, rotary, mask, document_ids, cache)
@@ -130,36 +131,41 @@ class Block(nn.Module):
         return out
 
 
-class CrossEntropy(nn.Module):
-    """Weighted sums over tokens; a module so that it is compiled as blocks are, where a model's passes are not one graph."""
+class Losses(NamedTuple):
+    """Weighted sums over tokens, scalars."""
 
-    def forward(
-        self, logits: Tensor, targets: Tensor, weights: Tensor, *, with_z_loss: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """logits (N, V), targets and weights (N,) to what `Transformer.loss_sums` gives."""
+    nats: Tensor  # cross-entropy
+    z_loss: Tensor  # squared log-sum-exp of the logits; 0 if it was not requested
+
+
+class CrossEntropy(nn.Module):
+    """Weighted sums over tokens. It is a module so that it can be compiled on its own, as blocks are in sharded models."""
+
+    def forward(self, logits: Tensor, targets: Tensor, loss_weights: Tensor, *, with_z_loss: bool = False) -> Losses:
+        """logits (N, V), targets and loss_weights (N,)."""
         logits = logits.float()
-        nats = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        nats = (F.cross_entropy(logits, targets, reduction="none") * loss_weights).sum()
         if not with_z_loss:
-            return nats, torch.zeros_like(nats)
-        return nats, (logits.logsumexp(-1).square() * weights).sum()
+            return Losses(nats, torch.zeros_like(nats))
+        return Losses(nats, (logits.logsumexp(-1).square() * loss_weights).sum())
 
 
 class Transformer(nn.Module):
-    """Token ids to logits."""
+    """A decoder-only transformer: token ids to logits."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = _norm(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
-        self.loss = CrossEntropy()
-        self.activation_checkpointing = False  # blocks anew in the backward pass, instead of keeping what they computed
+        self.cross_entropy = CrossEntropy()
+        self.activation_checkpointing = False  # recompute blocks in the backward pass instead of keeping activations
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Makes the embedding the head's weight, where the family has it so."""
+        """Uses the embedding as the weight of the output layer, if the config says so."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
 
@@ -169,25 +175,36 @@ class Transformer(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: list[LayerCache] | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        """ids (B, T) to hidden states (B, T, D), which `head` turns into logits.
+        """ids (B, T) to logits (B, T, V). See `hidden_states` for the other arguments."""
+        hidden = self.hidden_states(ids, positions=positions, document_ids=document_ids, cache=cache)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
-        `positions` (B, T) default to 0, 1, …; `document_ids` (B, T) numbers the documents packed in a row, which then do
-        not see each other, and where positions are absolute each begins at 0. With a cache, ids follow what each row
-        holds already.
+    def hidden_states(
+        self,
+        ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """ids (B, T) to the hidden states (B, T, D) that `lm_head` turns into logits.
+
+        `positions` (B, T) default to 0, 1, …. `document_ids` (B, T) number the documents packed in a sequence: documents do
+        not see each other, and absolute positions begin at 0 in each. With a cache, ids follow what each sequence has read.
         """
         B, T = ids.shape
         config = self.config
         mask = None
         if cache is not None:
-            lengths = cache[0].lengths
-            positions = lengths[:, None] + torch.arange(T, device=ids.device)
-            mask = torch.arange(cache[0].capacity, device=ids.device) <= positions[:, None, :, None]
+            positions = cache.lengths[:, None] + torch.arange(T, device=ids.device)
+            mask = torch.arange(cache.capacity, device=ids.device) <= positions[:, None, :, None]  # (B, 1, T, S)
         elif document_ids is not None:
             if positions is None and config.position_encoding == "sinusoidal":
                 positions = positions_within(document_ids)
-            if ids.device.type != "cpu":
+            if ids.device.type != "cpu":  # varlen attention is for CPUs
                 mask, document_ids = _mask_within(document_ids), None
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand(B, T)
@@ -197,32 +214,37 @@ class Transformer(nn.Module):
             x = x + sinusoids(positions + POSITION_OFFSET, config.d_model).to(x.dtype)
         else:
             rotary = rotary_angles(positions, config.n_rotary, config.rope_base)
-        for layer, block in enumerate(self.blocks):
+        for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rotary, mask, document_ids, None, use_reentrant=False)
             else:
-                x = block(x, rotary, mask, document_ids, cache[layer] if cache is not None else None)
+                x = block(x, rotary, mask, document_ids, cache)
         hidden: Tensor = self.norm(x)
         return hidden
 
-    def loss_sums(
-        self, ids: Tensor, targets: Tensor, weights: Tensor, document_ids: Tensor | None, *, with_z_loss: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """The sum over (B, T) of weighted cross-entropies in nats, and that of the squared logarithms of the softmax'
-        normalizers, weighted alike, which is zero unless it is asked for."""
-        logits = self.lm_head(self(ids, document_ids=document_ids).flatten(0, 1))
-        sums: tuple[Tensor, Tensor] = self.loss(logits, targets.flatten(), weights.flatten(), with_z_loss=with_z_loss)
-        return sums
+    def loss(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        loss_weights: Tensor,
+        document_ids: Tensor | None,
+        *,
+        with_z_loss: bool = False,
+    ) -> Losses:
+        """Sums over ids, targets and loss_weights, each (B, T)."""
+        logits = self(ids, document_ids=document_ids).flatten(0, 1)  # (B * T, V)
+        losses: Losses = self.cross_entropy(logits, targets.flatten(), loss_weights.flatten(), with_z_loss=with_z_loss)
+        return losses
 
 
 def init_weights(
     model: Transformer, generator: torch.Generator, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_
 ) -> None:
-    """Normal weights of std 0.02, and zero for what writes into the residual stream, so that blocks begin as identity.
+    """Normal with std 0.02; zero for projections into the residual stream, so that blocks start as the identity.
 
-    An embedding that is not the head too begins at std 1, as the norms make of it what blocks read, and its head at zero.
-    Biases begin at zero, norms at one. Numbers are drawn on the generator's device, one whole weight after the other, and
-    `copy` into the model, so that they are the same however its weights are spread.
+    An untied embedding has std 1, because norms rescale what blocks read, and its output layer starts at zero. Biases start
+    at zero, norms at one. Full weights are drawn one after the other and passed to `copy`, so that initialization does not
+    depend on the number of ranks.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -237,7 +259,7 @@ def init_weights(
 
 
 def _mask_within(document_ids: Tensor) -> Tensor:
-    """Documents (B, T) to (B, 1, T, T), true where a query looks at its own document up to itself."""
+    """document_ids (B, T) to a mask (B, 1, T, T), true where a query attends: its own document, up to itself."""
     T = document_ids.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=document_ids.device).tril()
     return causal & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
@@ -253,7 +275,7 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 
 def positions_within(document_ids: Tensor) -> Tensor:
-    """The position of each token in its own document, (B, T), where each document's tokens stand together."""
+    """The position of each token in its document, (B, T). The tokens of a document must be adjacent."""
     places = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
     is_main = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
     return places - torch.where(is_main, places, 0).cummax(1).values
@@ -263,7 +285,7 @@ def positions_within(document_ids: Tensor) -> Tensor:
 def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine for positions (B, T), each (B, 1, T, width / 2) in float32 (RoFormer, section 3.2).
 
-    An operator of its own, so that compiled code computes them once and not anew in every layer.
+    It is a custom operator so that compiled code computes the angles once, and not again in every layer.
     """
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
     angles = positions[:, None, :, None].float() * frequencies
@@ -278,14 +300,14 @@ def _(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
 
 
 def rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotates channel i with channel i + d_head / 2 of x (B, H, T, d_head): the pairing of Llama and Qwen."""
+    """Rotates channel i with channel i + d_head / 2 of x (B, H, T, d_head), as in Llama and Qwen."""
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
     return rotated.to(x.dtype)
 
 
 def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotates channel 2i with channel 2i + 1 of the first of x (B, H, T, d_head), as many as there are angles for (GPT-J)."""
+    """Rotates channel 2i with channel 2i + 1 of x (B, H, T, d_head), for the first channels that have angles (GPT-J)."""
     width = 2 * cosine.shape[-1]
     rotated_part, unrotated = x[..., :width], x[..., width:]
     even, odd = rotated_part[..., 0::2], rotated_part[..., 1::2]

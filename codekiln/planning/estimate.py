@@ -1,8 +1,8 @@
-"""A training step planned: the real step on fake tensors and a fake world, its memory, traffic and time on accelerators.
+"""Estimates a training step by running it on fake tensors and a fake process group, as rank 0 of N.
 
-What runs is the code that trains, on tensors without data and a process group of any size that sends nothing. Memory is that
-of PyTorch's own tracker. Time is a model, told in `Accelerator` and the numbers below it; its error against real
-runs and published ones is measured by benchmarks/plan_errors.py.
+What runs is the code that trains: model, sharding, loss, optimizer. Memory is measured by PyTorch's own tracker, and FLOPs
+and collectives are counted as they are executed. Time comes from a roofline model: see `Accelerator` and the constants
+below it. benchmarks/plan_errors.py measures the errors against real and published runs.
 """
 
 import logging
@@ -26,55 +26,96 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from codekiln.model.configs import ModelConfig
-from codekiln.train.loop import TrainConfig, forward_backward, with_autocast
+from codekiln.model.transformer import Losses
+from codekiln.train.config import TrainConfig
+from codekiln.train.loop import forward_backward
 from codekiln.train.optimizer import OptimizerGroup
 from codekiln.train.parallel import CPU, World, build_sharded_model, dp_size_of, scale_grads, total_grad_norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """One device, by its data sheet: dense FLOP/s in the precision that training uses there, bytes, bytes a second one way.
+    """One device, by its data sheet: FLOP/s, bytes, and bytes per second in one direction."""
 
-    `matmul_efficiency` is what matrix products reach of the peak over a long time, set by the published runs that
-    benchmarks/plan_errors.py names. `node_network` is what a node of `node_size` devices sends to others; `price` is dollars
-    an hour, assumed. Training runs as it is planned where `is_supported`: on CUDA devices that have bfloat16.
-    """
-
-    peak: float
+    peak: float  # dense FLOP/s in the precision that training uses on it
+    # Fraction of the peak that matrix products reach, from the published runs that benchmarks/plan_errors.py names.
     matmul_efficiency: float
     dtype: torch.dtype
     memory: float
     memory_bandwidth: float
     node_size: int
-    link_bandwidth: float
-    node_network: float
-    price: float
+    link_bandwidth: float  # between devices of a node
+    node_network: float  # from all devices of a node together to other nodes
+    price: float  # dollars per hour, an assumption
+    # Whether Codekiln trains on it: CUDA devices with bfloat16.
     is_supported: bool = True
 
 
 ACCELERATORS = {
-    "h100": Accelerator(989e12, 0.53, torch.bfloat16, 80e9, 3.35e12, 8, 450e9, 400e9, 3.0),
-    "a100": Accelerator(312e12, 0.7, torch.bfloat16, 80e9, 2.04e12, 8, 300e9, 200e9, 1.8),
-    # It has no bfloat16, and training here knows no other short format.
-    "v100": Accelerator(15.7e12, 0.8, torch.float32, 32e9, 0.9e12, 8, 150e9, 50e9, 0.9, is_supported=False),
-    # Links of a torus instead of nodes.
-    "tpu-v4-like": Accelerator(275e12, 0.7, torch.bfloat16, 32e9, 1.2e12, 4096, 270e9, 270e9, 3.2, is_supported=False),
+    "h100": Accelerator(
+        peak=989e12,
+        matmul_efficiency=0.53,
+        dtype=torch.bfloat16,
+        memory=80e9,
+        memory_bandwidth=3.35e12,
+        node_size=8,
+        link_bandwidth=450e9,
+        node_network=400e9,
+        price=3.0,
+    ),
+    "a100": Accelerator(
+        peak=312e12,
+        matmul_efficiency=0.7,
+        dtype=torch.bfloat16,
+        memory=80e9,
+        memory_bandwidth=2.04e12,
+        node_size=8,
+        link_bandwidth=300e9,
+        node_network=200e9,
+        price=1.8,
+    ),
+    # It has no bfloat16, and Codekiln trains in no other short format.
+    "v100": Accelerator(
+        peak=15.7e12,
+        matmul_efficiency=0.8,
+        dtype=torch.float32,
+        memory=32e9,
+        memory_bandwidth=0.9e12,
+        node_size=8,
+        link_bandwidth=150e9,
+        node_network=50e9,
+        price=0.9,
+        is_supported=False,
+    ),
+    # The links form a torus instead of nodes.
+    "tpu-v4-like": Accelerator(
+        peak=275e12,
+        matmul_efficiency=0.7,
+        dtype=torch.bfloat16,
+        memory=32e9,
+        memory_bandwidth=1.2e12,
+        node_size=4096,
+        link_bandwidth=270e9,
+        node_network=270e9,
+        price=3.2,
+        is_supported=False,
+    ),
 }
 
-BANDWIDTH_EFFICIENCY = 0.8  # of a bandwidth, that traffic reaches
-FUSED_TRAFFIC_FRACTION = 0.4  # of the traffic between products, that is left where blocks are compiled
-LINK_LATENCY_SECONDS = 2e-6  # of a collective, for each rank it passes
-RESERVED_BYTES = 4e9  # of a device: its context, buffers of collectives
-FRAGMENTATION = 0.06  # of what is held, that lies unused between
+BANDWIDTH_EFFICIENCY = 0.8  # fraction of a bandwidth that transfers reach
+FUSED_TRAFFIC_FRACTION = 0.4  # memory traffic between matrix products that is left in compiled blocks
+LINK_LATENCY_SECONDS = 2e-6  # per rank that a collective passes
+RESERVED_BYTES = 4e9  # per device: its context, and buffers of collectives
+FRAGMENTATION = 0.06  # of the allocated memory: unused space between allocations
 
 DATA, TENSOR = "data", "tensor"
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
-KINDS = ("weights", "gradients", "moments", "activations")
+KINDS = ("weights", "gradients", "optimizer_state", "activations")
 
 
 @dataclass
 class Phase:
-    """What a rank does in one part of a step. Collectives are [count, bytes] by what they are and whom they are with."""
+    """The work of a rank in one part of a step. Collectives are [count, bytes] by operation and mesh axis."""
 
     name: str
     flops: float = 0.0
@@ -83,20 +124,20 @@ class Phase:
     collectives: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ParallelSettings:
-    """How a step is run: rows that go through the model at once, and the rest as in `RuntimeConfig`."""
+    """How a step is run: the micro-batch size in sequences, and the rest as in `RuntimeConfig`."""
 
     n_ranks: int
-    micro_rows: int
+    micro_batch_size: int
     tensor_parallel: int = 1
     activation_checkpointing: bool = False
     compile: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepEstimate:
-    """Bytes by kind at the moment of the peak, FLOPs and collectives of a rank, and seconds of the whole step."""
+    """Bytes by kind when memory is at its peak, FLOPs and collectives of one rank, and seconds of the whole step."""
 
     settings: ParallelSettings
     memory: dict[str, float]
@@ -123,29 +164,29 @@ class StepEstimate:
         return self.peak_bytes <= _usable_bytes(accelerator)
 
     def mfu(self, accelerator: Accelerator) -> float:
-        """Of the peak, by the model's own operations: what is computed twice counts once."""
+        """Model FLOPs utilization: recomputed activations do not count."""
         return self.model_flops / self.seconds / accelerator.peak
 
 
 def _usable_bytes(accelerator: Accelerator) -> float:
-    """Bytes that tensors can take."""
+    """Bytes that tensors can use."""
     return (accelerator.memory - RESERVED_BYTES) / (1 + FRAGMENTATION)
 
 
 def estimate_step(
     config: TrainConfig, model_config: ModelConfig, accelerator: Accelerator, settings: ParallelSettings
 ) -> StepEstimate:
-    """Runs a step as the first of `n_ranks` ranks would. Raises ValueError where rows or layers do not divide over them."""
+    """Runs a step as rank 0 of `n_ranks`. Raises ConfigError if sequences or layers do not divide over the ranks."""
     rows = config.sequences_per_rank(dp_size_of(settings.n_ranks, settings.tensor_parallel))
     context = config.seq_len(model_config)
-    micro_rows = min(settings.micro_rows, rows)
-    n_micro = -(-rows // micro_rows)
+    micro_batch_size = min(settings.micro_batch_size, rows)
+    n_micro = -(-rows // micro_batch_size)
     with fake_process_group(settings, accelerator.dtype) as world:
         recorder = _Recorder(accelerator, world)
-        memory = _record(config, model_config, world, recorder, (micro_rows, context), min(n_micro, 2), settings)
+        memory = _record(config, model_config, world, recorder, (micro_batch_size, context), min(n_micro, 2), settings)
     phases = recorder.phases
     seconds = [_seconds(phase, accelerator, settings, model_config.n_layers) for phase in phases]
-    # Two micro-batches were recorded, forward and backward, and the update; all but the first are as the second is.
+    # Two micro-batches, forward and backward, and the update were recorded. All others are like the second.
     times = [1, 1, n_micro - 1, n_micro - 1, 1] if n_micro > 1 else [1, 1, 1]
     collectives: dict[tuple[str, str], list[float]] = {}
     for n, phase in zip(times, phases, strict=True):
@@ -155,37 +196,38 @@ def estimate_step(
             total[1] += n * n_bytes
     tokens = config.global_batch_size * context
     return StepEstimate(
-        settings,
-        memory,
-        sum(n * phase.flops for n, phase in zip(times, phases, strict=True)),
-        tokens * model_config.training_flops(context) / settings.n_ranks,
-        collectives,
-        sum(n * compute for n, (compute, _) in zip(times, seconds, strict=True)),
-        sum(n * exposed for n, (_, exposed) in zip(times, seconds, strict=True)),
-        tokens,
+        settings=settings,
+        memory=memory,
+        flops=sum(n * phase.flops for n, phase in zip(times, phases, strict=True)),
+        model_flops=tokens * model_config.training_flops(context) / settings.n_ranks,
+        collectives=collectives,
+        compute_seconds=sum(n * compute for n, (compute, _) in zip(times, seconds, strict=True)),
+        exposed_comm_seconds=sum(n * exposed for n, (_, exposed) in zip(times, seconds, strict=True)),
+        tokens=tokens,
     )
 
 
 def search_settings(
     config: TrainConfig, model_config: ModelConfig, accelerator: Accelerator, n_ranks: int, tensor_parallel: int
 ) -> Iterator[StepEstimate]:
-    """Steps with and without activations computed anew, with micro-batches of the two smallest sizes that divide a rank's
-    rows, and of the largest that fits.
+    """Estimates for the two smallest micro-batch sizes and the largest that fits, each with and without activation
+    checkpointing.
 
-    Memory grows by the same with every row, or more; how many fit is told from the first two and run to be sure. Raises
-    ValueError where rows or layers do not divide over the ranks.
+    Memory grows at least linearly with the micro-batch size: the first two estimates predict which sizes fit, and those
+    are then run. Raises ConfigError if sequences or layers do not divide over the ranks.
     """
-    rows = config.sequences_per_rank(dp_size_of(n_ranks, tensor_parallel))
-    sizes = [size for size in range(1, rows + 1) if rows % size == 0]
+    per_rank = config.sequences_per_rank(dp_size_of(n_ranks, tensor_parallel))
+    sizes = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
     for activation_checkpointing in (False, True):
 
         def run(size: int, activation_checkpointing: bool = activation_checkpointing) -> StepEstimate:
-            return estimate_step(
-                config,
-                model_config,
-                accelerator,
-                ParallelSettings(n_ranks, size, tensor_parallel, activation_checkpointing),
+            settings = ParallelSettings(
+                n_ranks=n_ranks,
+                micro_batch_size=size,
+                tensor_parallel=tensor_parallel,
+                activation_checkpointing=activation_checkpointing,
             )
+            return estimate_step(config, model_config, accelerator, settings)
 
         seen = []
         for size in sizes[:2]:
@@ -194,9 +236,9 @@ def search_settings(
         if len(seen) < 2:
             continue
         first, second = (step.peak_bytes for step in seen)
-        a_row = (second - first) / (sizes[1] - 1)
+        bytes_per_sequence = (second - first) / (sizes[1] - 1)
         for size in reversed(sizes[2:]):
-            if first + (size - 1) * a_row <= _usable_bytes(accelerator):
+            if first + (size - 1) * bytes_per_sequence <= _usable_bytes(accelerator):
                 step = run(size)
                 yield step
                 if step.fits(accelerator):
@@ -205,7 +247,7 @@ def search_settings(
 
 @contextmanager
 def fake_process_group(settings: ParallelSettings, dtype: torch.dtype) -> Iterator[World]:
-    """A world that sends nothing, in which this process is the first rank."""
+    """A process group that sends nothing, in which this process is rank 0."""
     if settings.n_ranks == 1:
         yield World(dtype=dtype)
         return
@@ -228,7 +270,7 @@ def _record(
     n_micro: int,
     settings: ParallelSettings,
 ) -> dict[str, float]:
-    """Runs a step to have moments, then one that is recorded; its peak of memory by kind."""
+    """Runs one step, so that there is optimizer state, and records a second one. Returns its peak memory by kind."""
     model = build_sharded_model(model_config, world, activation_checkpointing=settings.activation_checkpointing)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=CPU)
@@ -237,17 +279,18 @@ def _record(
         ids = torch.zeros(shape, dtype=torch.long)
         micro = (ids, ids, torch.ones(shape), ids if config.packing == "packed" else None)
 
-        plain = with_autocast(model, world)
         tracker: MemTracker | None = None
 
-        def loss_fn(*tensors: Tensor | None, with_z_loss: bool = False) -> tuple[Tensor, Tensor]:
+        def loss_fn(
+            ids: Tensor, targets: Tensor, loss_weights: Tensor, document_ids: Tensor | None, *, with_z_loss: bool
+        ) -> Losses:
             if tracker is not None:
-                tracker.reset_mod_stats()  # it takes a module's second forward pass for a fault
+                tracker.reset_mod_stats()  # it would report the second forward pass of a module as an error
             recorder.begin(FORWARD)
-            return plain(*tensors, with_z_loss=with_z_loss)
+            return model.loss(ids, targets, loss_weights, document_ids, with_z_loss=with_z_loss)
 
         def step(n_micro: int) -> None:
-            forward_backward(model, loss_fn, [micro] * n_micro, config.z_loss, 1.0)
+            forward_backward(loss_fn, [micro] * n_micro, z_loss=config.z_loss, scale=1.0, world=world)
             recorder.begin(UPDATE)
             total_grad_norm(model, world)
             scale_grads(model, 1.0)
@@ -267,7 +310,7 @@ def _record(
         return _by_kind(next(iter(tracker.get_tracker_snapshot("peak").values())))
 
 
-# As the trackers call them; moments are told to them as inputs and others. What is none of these is activations.
+# The trackers' names. Optimizer state is registered as inputs or others; every other kind counts as activations.
 _KIND_OF = {
     "Sharded Param": "weights",
     "Unsharded Param": "weights",
@@ -277,13 +320,13 @@ _KIND_OF = {
     "Unsharded Grad": "gradients",
     "Gradient": "gradients",
     "Reduce Scatter": "gradients",
-    "Inputs": "moments",
-    "Other": "moments",
+    "Inputs": "optimizer_state",
+    "Other": "optimizer_state",
 }
 
 
 def _by_kind(snapshot: dict[Any, int]) -> dict[str, float]:
-    """A tracker's snapshot by our kinds."""
+    """The snapshot of a tracker by `KINDS`."""
     found = dict.fromkeys(KINDS, 0.0)
     for kind, n_bytes in snapshot.items():
         name = getattr(kind, "value", kind)
@@ -293,10 +336,10 @@ def _by_kind(snapshot: dict[Any, int]) -> dict[str, float]:
 
 
 def _seconds(phase: Phase, accelerator: Accelerator, settings: ParallelSettings, n_layers: int) -> tuple[float, float]:
-    """Seconds of computing, and those of collectives that nothing hides.
+    """Seconds of compute, and seconds of communication that compute does not hide.
 
-    Over `data` layers are gathered and scattered while others compute, but the first and the last; over `tensor` a layer
-    waits, and so does everything in the update.
+    Data-parallel collectives overlap with the compute of other layers, except for the first and the last layer.
+    Tensor-parallel collectives do not overlap, and neither do those of the update.
     """
     bandwidth = accelerator.memory_bandwidth * BANDWIDTH_EFFICIENCY
     left = FUSED_TRAFFIC_FRACTION if settings.compile and phase.name != UPDATE else 1.0
@@ -312,12 +355,12 @@ def _seconds(phase: Phase, accelerator: Accelerator, settings: ParallelSettings,
 def _collective_seconds(
     what: str, axis: str, count: float, n_bytes: float, accelerator: Accelerator, settings: ParallelSettings
 ) -> float:
-    """A ring's: every byte but a rank's own passes its slowest link, twice where sums are sent to all."""
+    """Ring algorithm: all bytes but a rank's own pass its slowest link, twice in an all-reduce."""
     n = settings.tensor_parallel if axis == TENSOR else settings.n_ranks // settings.tensor_parallel
     reach = settings.tensor_parallel if axis == TENSOR else settings.n_ranks
     bandwidth = accelerator.link_bandwidth
     if reach > accelerator.node_size:
-        # As many groups share a node's network as it has ranks of one layer; where each rank sends what is its own, all do.
+        # Groups that share the network of a node: one per tensor-parallel rank; in an all-to-all, every rank sends.
         sharing = 1 if axis == TENSOR else min(settings.tensor_parallel, accelerator.node_size)
         sharing = accelerator.node_size if what == "all_to_all" else sharing
         bandwidth = min(bandwidth, accelerator.node_network / sharing)
@@ -327,7 +370,7 @@ def _collective_seconds(
     )
 
 
-# Attention of rows that are one document, which PyTorch's counter does not know.
+# Operators that PyTorch's FLOP counter does not know, and those that have the same FLOPs.
 _SAME_OPERATIONS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.codekiln.document_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: torch.ops.codekiln.document_attention_backward,
@@ -336,7 +379,7 @@ _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what passes: operations, bytes moved outside of matrix products, collectives; by micro-batch and phase."""
+    """Counts FLOPs, bytes moved outside of matrix products, and collectives, by micro-batch and phase."""
 
     def __init__(self, accelerator: Accelerator, world: World) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -352,20 +395,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # its parts pass one by one
+            return NotImplemented  # its local tensors are dispatched next
         found = func(*args, **(kwargs or {}))
-        # Spread tensors find their shapes in a mode of their own, and nothing is computed there.
+        # DTensor propagates shapes in a fake mode of its own, where nothing is computed.
         if active_fake_mode() is self._fake_mode:
             self._count(func, args, kwargs or {}, found)
         return found
 
     def begin(self, phase: str) -> None:
-        """What passes from here on is a micro-batch's forward pass, and then its backward pass, or the update."""
+        """Starts a phase: the forward pass of a micro-batch, which its backward pass follows, or the update."""
         self.phases.append(Phase(phase))
 
     def _phase(self) -> Phase:
         if not self.phases:
-            return Phase(FORWARD)  # of a few numbers before the first micro-batch
+            return Phase(FORWARD)  # a few scalars before the first micro-batch
         if self.phases[-1].name == FORWARD and torch._C._current_graph_task_id() != -1:
             self.phases.append(Phase(BACKWARD))
         return self.phases[-1]

@@ -1,57 +1,78 @@
-"""CodeGen: natural language, then six languages, then Python, each stage on the weights of the one before.
+"""CodeGen (arXiv 2203.13474): natural language, then six languages, then Python, each from the weights of the one before.
 
-Numbers are the paper's (arXiv 2203.13474, section 2 and table 6) and the released code's and configs' (jaxformer); those
-marked # unconfirmed stand in neither. Its corpora are not public: every stage reads what there is in one folder, or in the
-Python installed here. Departures, all ours: no name of the language before a file of Multi (its spelling is not published),
-duplicates by the alphanumeric tokens instead of all bytes, e-mail addresses redacted, our initialization.
+Numbers are those of the paper (section 2 and table 6) and of the released code and configs (jaxformer). `SOURCES` names the
+source of each; "unconfirmed" are numbers that no primary source has. The corpora are not public: every stage reads one
+folder, or the installed Python packages. Codekiln differs in four points: no language name before a file of Multi (its
+format is not published), duplicates by alphanumeric tokens instead of all bytes, redacted e-mail addresses, and its own
+initialization.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from codekiln.corpus.filters import CODEGEN as RULES
+from codekiln.corpus.config import CorpusConfig
+from codekiln.corpus.filters import CODEGEN_FILTERS
 from codekiln.corpus.languages import PROSE
-from codekiln.corpus.pipeline import CorpusConfig
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.model.configs import codegen as codegen_model
 from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
-from codekiln.train.loop import TrainConfig
+from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import NextToken
-from codekiln.train.optimizer import AdamWConfig, WarmupCosine
+from codekiln.train.schedules import WarmupCosine
 
 LANGUAGES = ("C", "C++", "Go", "Java", "JavaScript", "Python")
 CONTEXT = 2048
 
+SOURCES = {
+    "corpus.filters": "section 2.1 and appendix A (code only)",
+    "tokenizer.name": "section 2.2: GPT-2's BPE; with tokens for white space from Multi on",
+    "model": "table 6 and the released configs",
+    "train.objective": "section 2.2",
+    "train.packing": "jaxformer: documents are concatenated and cut",
+    "train.total_tokens": "steps x batch x 2048: 350k steps for NL, 150k for Multi and Mono (jaxformer)",
+    "train.global_batch_size": "jaxformer configs; 6B has half of the paper's 2M tokens",
+    "train.optimizer.lr": "jaxformer configs; unconfirmed for 350M Mono, 2B and 6B code, 16B NL",
+    "train.optimizer.betas": "section 2.3",
+    "train.optimizer.eps": "section 2.3",
+    "train.optimizer.weight_decay": "jaxformer configs",
+    "train.optimizer.max_grad_norm": "jaxformer configs",
+    "train.optimizer.schedule": "jaxformer; the final ratio of code stages is that of 350M-Multi, unconfirmed for others",
+    "train.z_loss": "jaxformer",
+}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class _Size:
-    """Rows a step, and the peak learning rates of the natural-language stage and of the two of code."""
+    """Sequences per step, and the peak learning rates of the natural-language stage and of both code stages."""
 
-    rows: int
+    batch_size: int
     nl_lr: float
     code_lr: float
 
 
 _SIZES = {
-    "350M": _Size(256, 3.0e-4, 1.8e-4),  # rate on Python unconfirmed
-    "2B": _Size(512, 1.6e-4, 0.8e-4),  # rate on code unconfirmed
-    "6B": _Size(512, 1.2e-4, 0.4e-4),  # the config's rows, half of the paper's 2M tokens; rate on code unconfirmed
-    "16B": _Size(1024, 0.9e-4, 0.5e-4),  # rate on natural language unconfirmed
+    "350M": _Size(batch_size=256, nl_lr=3.0e-4, code_lr=1.8e-4),
+    "2B": _Size(batch_size=512, nl_lr=1.6e-4, code_lr=0.8e-4),
+    "6B": _Size(batch_size=512, nl_lr=1.2e-4, code_lr=0.4e-4),
+    "16B": _Size(batch_size=1024, nl_lr=0.9e-4, code_lr=0.5e-4),
 }
 
 
 def codegen(size: str, code: Path | None = None, license: str | None = None) -> StagedRecipe:
     """The three stages of a published size: NL, Multi, Mono."""
-    shape = _SIZES[size]
-    floor = 3.0e-5 / 1.8e-4  # of 350M-Multi; of the other sizes unconfirmed
+    numbers = _SIZES[size]
+    nl = WarmupCosine(warmup_steps=3000, decay_steps=300_000, min_lr_ratio=0.1)
+    mixed = WarmupCosine(warmup_steps=3000, decay_steps=147_000, min_lr_ratio=3.0e-5 / 1.8e-4)
     return StagedRecipe(
-        f"codegen-{size}",
-        (
-            _stage("nl", size, code, license, PROSE, 350_000, shape.nl_lr, WarmupCosine(3000, 300_000, 0.1)),
-            _stage("multi", size, code, license, LANGUAGES, 150_000, shape.code_lr, WarmupCosine(3000, 147_000, floor)),
+        name=f"codegen-{size}",
+        recipes=(
+            _stage("nl", size, code, license, languages=PROSE, n_steps=350_000, lr=numbers.nl_lr, schedule=nl),
             _stage(
-                "mono", size, code, license, ("Python",), 150_000, shape.code_lr, WarmupCosine(3000, 147_000, floor)
+                "multi", size, code, license, languages=LANGUAGES, n_steps=150_000, lr=numbers.code_lr, schedule=mixed
+            ),
+            _stage(
+                "mono", size, code, license, languages=("Python",), n_steps=150_000, lr=numbers.code_lr, schedule=mixed
             ),
         ),
     )
@@ -62,35 +83,36 @@ def _stage(
     size: str,
     code: Path | None,
     license: str | None,
+    *,
     languages: tuple[str, ...],
-    steps: int,
+    n_steps: int,
     lr: float,
     schedule: WarmupCosine,
 ) -> Recipe:
-    rows = _SIZES[size].rows
+    batch_size = _SIZES[size].batch_size
+    if code is None:
+        source: InstalledPackages | LocalRepositories = InstalledPackages(languages=languages)
+    else:
+        source = LocalRepositories(folder=code.absolute(), license=license, languages=languages)
     return Recipe(
         name=name,
         corpus=CorpusConfig(
-            sources=(
-                InstalledPackages(languages)
-                if code is None
-                else LocalRepositories(code.absolute(), license, languages=languages),
-            ),
-            filters=() if name == "nl" else RULES,  # the paper's rules are for code
-            validation_fraction=0.01,  # ours
+            sources=(source,),
+            filters=() if name == "nl" else CODEGEN_FILTERS,  # the paper's filters are for code
+            validation_fraction=0.01,
         ),
-        tokenizer=PretrainedTokenizer("codegen-nl" if name == "nl" else "codegen"),
+        tokenizer=PretrainedTokenizer(name="codegen-nl" if name == "nl" else "codegen"),
         model=codegen_model(size),
         train=TrainConfig(
             objective=NextToken(),
             packing="concat",
-            total_tokens=steps * rows * CONTEXT,
-            global_batch_size=rows,
+            total_tokens=n_steps * batch_size * CONTEXT,
+            global_batch_size=batch_size,
             optimizer=AdamWConfig(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=schedule),
             z_loss=1e-4,
-            eval_every=1000,  # ours
-            save_every=1000,  # ours
-            keep_every=50_000,  # ours
+            eval_every=1000,
+            save_every=1000,
+            keep_every=50_000,
         ),
         infilling=None,
     )

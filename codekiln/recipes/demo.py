@@ -1,27 +1,30 @@
-"""A small model of the Python code on this machine, in minutes on two cores. Every number here is ours."""
+"""A small model of the Python code on this machine, in minutes on two cores. Every number is Codekiln's."""
 
 from pathlib import Path
 
-from codekiln.corpus.pipeline import CorpusConfig
+from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.evaluate.infilling import InfillingConfig
+from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
-from codekiln.tokenizer.training import TokenizerConfig
-from codekiln.train.loop import TrainConfig
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.train.config import MuonConfig, TrainConfig
 from codekiln.train.objectives import SpmInfill
-from codekiln.train.optimizer import WSD, MuonConfig
+from codekiln.train.schedules import WSD
 
 
 def demo(code: Path | None = None, license: str | None = None) -> Recipe:
-    """The recipe on the Python installed here, or on a folder of code, under `license` if that is given."""
-    source = InstalledPackages() if code is None else LocalRepositories(code.absolute(), license, languages=("Python",))
+    """The recipe on the installed Python packages, or on a folder of code under `license`."""
+    if code is None:
+        source: InstalledPackages | LocalRepositories = InstalledPackages()
+    else:
+        source = LocalRepositories(folder=code.absolute(), license=license, languages=("Python",))
     return Recipe(
         name="demo",
         corpus=CorpusConfig(
             sources=(source,),
-            max_repository_bytes=2_000_000,  # or a few large distributions would be most of it
+            max_repository_bytes=2_000_000,  # without it, a few large packages would be most of the corpus
             validation_fraction=0.03,
         ),
         tokenizer=TokenizerConfig(vocab_size=2048, memory_bytes=1_500_000_000),

@@ -1,63 +1,72 @@
-"""A model that is there already, trained on a folder of code: all of its weights, or LoRA."""
+"""Fine-tuning: an existing model, trained on a folder of code, all weights or LoRA."""
 
 from pathlib import Path
+from typing import assert_never
 
 from codekiln.convert.models import load_tokenizer
+from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.licenses import PERMISSIVE
-from codekiln.corpus.pipeline import CorpusConfig
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.evaluate.infilling import InfillingConfig
+from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.huggingface import read_config
 from codekiln.recipe import PretrainedTokenizer, Recipe
-from codekiln.tokenizer.bpe import FIM_MIDDLE, Tokenizer
-from codekiln.tokenizer.infill import END_OF_MASK, is_ours
-from codekiln.train.loop import TrainConfig
-from codekiln.train.lora import LoraConfig
+from codekiln.tokenizer.infill import PSM, SPM, CausalMask, InfillFormat
+from codekiln.train.config import AdamWConfig, LoraConfig, TrainConfig
 from codekiln.train.objectives import CausalMasking, FillInTheMiddle, NextToken, Objective, SpmInfill
-from codekiln.train.optimizer import WSD, AdamWConfig
+from codekiln.train.schedules import WSD
 
-USER_CODE = "LicenseRef-own"  # of code that is the user's to train on
+USER_CODE = "LicenseRef-own"  # code of the user, who decides about it
 
 
 def finetune(model: Path, code: Path, license: str | None = None, *, lora: bool = False) -> Recipe:
-    """One pass over the code below `code`, by the objective that the model's tokenizer has control tokens for.
+    """One pass over the code in a folder. The objective follows the infilling format of the model's tokenizer.
 
-    Rate, decay and batch of full training are those of CodeGen's authors' example for GPUs. LoRA's rate and the schedule, in
-    shares of the steps, for a folder may be short, are ours.
+    Learning rate, weight decay and batch size of full fine-tuning are those of the example of CodeGen's authors. LoRA's
+    learning rate and the schedule are Codekiln's. The schedule has fractions of the steps, because a folder may be small.
     """
     _, config = read_config(model)
     tokenizer, _ = load_tokenizer(model, config)
-    context = min(1024, config.context_length)  # ours: a half of the papers' rows fits where users fine-tune
-    objective = objective_for(tokenizer)
-    can_infill = not isinstance(objective, NextToken)
+    context = min(1024, config.context_length)  # half of the papers' sequences fits the machines where people fine-tune
+    infilling = InfillingConfig()
+    can_infill = tokenizer.infill_format is not None
     return Recipe(
         name="finetune",
         corpus=CorpusConfig(
-            sources=(LocalRepositories(code.absolute(), license or USER_CODE),),
+            sources=(LocalRepositories(folder=code.absolute(), license=license or USER_CODE),),
             licenses=PERMISSIVE | {USER_CODE},
             validation_fraction=0.05,
         ),
-        tokenizer=PretrainedTokenizer(str(model.absolute())),
+        tokenizer=PretrainedTokenizer(name=str(model.absolute())),
         model=config,
         init_from=model.absolute(),
         train=TrainConfig(
-            objective=objective,
+            objective=objective_for(tokenizer.infill_format),
             epochs=1,
             context_length=context,
             global_batch_size=32,
             eval_every=10,
             save_every=20,
-            optimizer=AdamWConfig(lr=2e-4 if lora else 1e-5, weight_decay=0.0, schedule=WSD(0.05, 0.95)),
+            optimizer=AdamWConfig(
+                lr=2e-4 if lora else 1e-5,
+                weight_decay=0.0,
+                schedule=WSD(warmup_fraction=0.05, decay_fraction=0.95),
+            ),
             lora=LoraConfig() if lora else None,
         ),
-        infilling=InfillingConfig() if can_infill and context > 4 * InfillingConfig().max_new_tokens else None,
+        infilling=infilling if can_infill and context > 4 * infilling.max_new_tokens else None,
     )
 
 
-def objective_for(tokenizer: Tokenizer) -> Objective:
-    """What a model learns so that it completes, and infills where its tokenizer can say so."""
-    if END_OF_MASK in tokenizer.special_tokens:
-        return CausalMasking("released")
-    if is_ours(tokenizer):
-        return SpmInfill()
-    return FillInTheMiddle() if FIM_MIDDLE in tokenizer.special_tokens else NextToken()
+def objective_for(infill_format: InfillFormat | None) -> Objective:
+    """The objective that trains a tokenizer's infilling format; next-token prediction if it has none."""
+    match infill_format:
+        case None:
+            return NextToken()
+        case SPM():
+            return SpmInfill()
+        case PSM():
+            return FillInTheMiddle()
+        case CausalMask():
+            return CausalMasking(sampling="released")
+        case _:
+            assert_never(infill_format)

@@ -1,55 +1,66 @@
-"""InCoder: causal masking over whole documents, its own tokenizer (arXiv 2204.05999, sections 2 and 3, appendix A.1).
+"""InCoder (arXiv 2204.05999): causal masking over whole documents, with its own tokenizer.
 
-What the paper leaves open is ours and marked so: the learning rates are those of GPT-3's sizes. Not done yet: its metadata
-tags, StackOverflow, and the dropout of 1.3B.
+`SOURCES` names the source of each number; all others are Codekiln's. The paper does not give the learning rates: those of
+GPT-3's sizes are used. Not implemented yet: the metadata tags, StackOverflow, and the dropout of 1.3B.
 """
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
-from codekiln.corpus.filters import INCODER as RULES
-from codekiln.corpus.licenses import INCODER as LICENSES
-from codekiln.corpus.pipeline import CorpusConfig
+from codekiln.corpus.config import CorpusConfig
+from codekiln.corpus.filters import INCODER_FILTERS
+from codekiln.corpus.licenses import INCODER_LICENSES
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.evaluate.infilling import InfillingConfig
+from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import incoder as incoder_model
 from codekiln.recipe import Recipe
-from codekiln.recipes.tokenizers import TOKENIZERS
-from codekiln.train.loop import TrainConfig
+from codekiln.recipes.tokenizers import INCODER_TOKENIZER
+from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import CausalMasking
-from codekiln.train.optimizer import AdamWConfig, WarmupPolynomial
+from codekiln.train.schedules import WarmupPolynomial
 
-_LR = {"1B": 2.0e-4, "6B": 1.2e-4}  # ours
+_LR = {"1B": 2.0e-4, "6B": 1.2e-4}
+
+SOURCES = {
+    "corpus.licenses": "section 3.1",
+    "corpus.filters": "section 3.1",
+    "tokenizer.vocab_size": "the released vocabulary, without two ids of fairseq that have no use",
+    "tokenizer.pattern": "section 3.1: tokens may cross spaces, but not newlines",
+    "tokenizer.special_tokens": "section 2.1 and the released vocabulary",
+    "model": "appendix A.1 and the released configs",
+    "train.objective": "section 2.1, as the released code samples spans",
+    "train.total_tokens": "section 3: one pass over 52 billion tokens",
+    "train.global_batch_size": "appendix A.1: 8 per GPU on 248 GPUs, if nothing was accumulated",
+    "train.optimizer.betas": "appendix A.1",
+    "train.optimizer.eps": "the default of fairseq",
+    "train.optimizer.max_grad_norm": "appendix A.1",
+    "train.optimizer.schedule": "appendix A.1: polynomial decay, 1,500 warm-up updates",
+}
 
 
 def incoder(size: str, code: Path | None = None, license: str | None = None) -> Recipe:
-    """A published size on one pass over 52 billion tokens."""
-    model = incoder_model(size)
+    """A published size, trained on one pass over 52 billion tokens."""
+    source = InstalledPackages() if code is None else LocalRepositories(folder=code.absolute(), license=license)
     return Recipe(
         name=f"incoder-{size}",
-        corpus=CorpusConfig(
-            sources=(InstalledPackages() if code is None else LocalRepositories(code.absolute(), license),),
-            licenses=LICENSES,
-            filters=RULES,
-        ),
-        # Of fairseq's four ids of its own in the released vocabulary two have a use, and stand behind the merges here.
-        tokenizer=dataclasses.replace(TOKENIZERS["incoder"], vocab_size=50_516),
-        model=model,
+        corpus=CorpusConfig(sources=(source,), licenses=INCODER_LICENSES, filters=INCODER_FILTERS),
+        tokenizer=replace(INCODER_TOKENIZER, vocab_size=50_516),
+        model=incoder_model(size),
         train=TrainConfig(
-            objective=CausalMasking("released"),
+            objective=CausalMasking(sampling="released"),
             total_tokens=52_000_000_000,
-            global_batch_size=8 * 248,  # 8 on each of 248 GPUs, if nothing was accumulated
+            global_batch_size=8 * 248,
             optimizer=AdamWConfig(
                 lr=_LR[size],
                 betas=(0.9, 0.98),
-                eps=1e-8,  # fairseq's default
-                weight_decay=0.01,  # ours
-                schedule=WarmupPolynomial(1500),
+                eps=1e-8,
+                weight_decay=0.01,
+                schedule=WarmupPolynomial(warmup_steps=1500),
             ),
-            eval_every=500,  # ours
-            save_every=500,  # ours
-            keep_every=5_000,  # ours
+            eval_every=500,
+            save_every=500,
+            keep_every=5_000,
         ),
         infilling=InfillingConfig(),
     )

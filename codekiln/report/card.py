@@ -1,25 +1,25 @@
-"""A run told from its records: CARD.md in the form of published model cards, and report.html."""
+"""The model card, CARD.md, in the form of published cards, and report.html, both from the records of a run."""
 
 import html
 from pathlib import Path
 from typing import Any
 
 from codekiln.corpus.documents import read_manifest
-from codekiln.files import JsonObject, atomic_write, read_json
+from codekiln.files import JsonObject, atomic_write
 from codekiln.folders import require_made
-from codekiln.recipe import STAGES, read_stage_record
+from codekiln.metrics_log import METRICS_FILE, read_metrics
 from codekiln.report.charts import bar_chart, training_charts, write_page
-from codekiln.train.metrics import read_metrics
+from codekiln.runs import STAGE_NAMES, StageRecord, read_recipe, read_stage_record
 
 CARD, REPORT = "CARD.md", "report.html"
-NOT_RECORDED = "/"
+NOT_RECORDED = "not recorded"
 
 
 def write_card(run: Path) -> Path:
     """Writes CARD.md of a finished run."""
     stages = {name: read_stage_record(run, name) for name in ("tokens", "train", "evaluation")}
     require_made(run, "run")
-    recipe, manifest = read_json(run / "recipe.json"), read_manifest(run / "corpus")
+    recipe, manifest = read_recipe(run), read_manifest(run / "corpus")
     lines = [f"# {recipe['name']}", ""]
     for heading, entries in _sections(recipe, manifest, stages).items():
         lines += [f"## {heading}", "", "| | |", "|---|---|"]
@@ -31,11 +31,11 @@ def write_card(run: Path) -> Path:
 
 
 def write_report(run: Path) -> Path:
-    """Writes report.html, one file that needs no network. Everything from the corpus is escaped."""
+    """Writes report.html of a finished run. Text from the corpus is escaped."""
     require_made(run, "run")
-    name, manifest = read_json(run / "recipe.json")["name"], read_manifest(run / "corpus")
+    name, manifest = read_recipe(run)["name"], read_manifest(run / "corpus")
     lengths = read_stage_record(run, "tokens")["result"]["token_lengths"]
-    charts = training_charts({name: read_metrics(run / "metrics.jsonl")})
+    charts = training_charts({name: read_metrics(run / METRICS_FILE)})
     charts["Token lengths"] = bar_chart(lengths[1:], x_title="bytes", y_title="tokens of the vocabulary")
     write_page(
         run / REPORT,
@@ -47,57 +47,79 @@ def write_report(run: Path) -> Path:
         funnel=_drop_funnel(manifest),
         evaluation=read_stage_record(run, "evaluation")["result"],
         functions=read_stage_record(run, "functions")["result"]["functions"],
-        seconds={name: read_stage_record(run, name)["seconds"] for name in STAGES},
+        seconds={name: read_stage_record(run, name)["seconds"] for name in STAGE_NAMES},
     )
     return run / REPORT
 
 
 def summarize_results(run: Path) -> dict[str, str]:
-    """The measured results in words, with 95 % intervals."""
+    """The results as text, with 95% intervals."""
     return _result_lines(read_stage_record(run, "train")["result"], read_stage_record(run, "evaluation")["result"])
 
 
 def _tokenizer(tokenizer: JsonObject) -> str:
     if tokenizer["kind"] == "PretrainedTokenizer":
         return f"that of {tokenizer['name']}"
-    return f"{tokenizer['vocab_size']:,} ids, control tokens among them; text split at {tokenizer['pattern']}"
+    return f"{tokenizer['vocab_size']:,} ids including special tokens; text split by {tokenizer['pattern']}"
 
 
 _ARCHITECTURES = {
-    "KilnConfig": "kiln: RMSNorm, rotary, grouped-query attention, SwiGLU; the shape of Qwen3, Qwen2 or Llama",
-    "CodeGenConfig": "CodeGen: LayerNorm, attention and feed-forward layer in parallel, partly rotary, GELU; GPT-J's shape",
-    "InCoderConfig": "InCoder: LayerNorm, sinusoids, GELU, tied head; XGLM's shape",
+    "KilnConfig": "kiln: RMSNorm, rotary, grouped-query attention, SwiGLU; as Qwen3, Qwen2 or Llama",
+    "CodeGenConfig": "CodeGen: LayerNorm, attention and feed-forward layer in parallel, partly rotary, GELU; as GPT-J",
+    "InCoderConfig": "InCoder: LayerNorm, sinusoids, GELU, tied embeddings; as XGLM",
 }
 
 
-def _schedule(schedule: JsonObject) -> tuple[str, str]:
-    """The warm-up of a schedule and its course, in words."""
-    if schedule["kind"] == "WSD":
-        course = f"flat, then linearly to 0 over the last {schedule['decay_fraction']:.0%}"
-        return f"{schedule['warmup_fraction']:.0%} of the steps", course
-    warmup = f"{schedule['warmup_steps']:,} steps"
-    if schedule["kind"] == "WarmupPolynomial":
-        return warmup, f"polynomial to 0, power {schedule['power']:g}"
-    anneal = "all the others" if schedule["decay_steps"] is None else f"{schedule['decay_steps']:,} steps"
-    return warmup, f"cosine to {schedule['min_lr_ratio']:.3g} of the peak within {anneal}, then flat"
+def describe_schedule(schedule: JsonObject) -> tuple[str, str]:
+    """The warm-up of a schedule and the rest of its course. A schedule without a text of its own is listed by fields."""
+    match schedule["kind"]:
+        case "WSD":
+            warmup = f"{schedule['warmup_fraction']:.0%} of the steps"
+            return warmup, f"constant, then linear to 0 over the last {schedule['decay_fraction']:.0%}"
+        case "WarmupPolynomial":
+            return f"{schedule['warmup_steps']:,} steps", f"polynomial to 0, power {schedule['power']:g}"
+        case "WarmupCosine":
+            steps = schedule["decay_steps"]
+            within = "all other steps" if steps is None else f"{steps:,} steps"
+            course = f"cosine to {schedule['min_lr_ratio']:.3g} of the peak within {within}, then constant"
+            return f"{schedule['warmup_steps']:,} steps", course
+        case kind:
+            return NOT_RECORDED, _fields(kind, schedule)
+
+
+def describe_optimizer(optimizer: JsonObject) -> dict[str, str]:
+    """The optimizer, its betas and its learning rates. An optimizer without a text of its own is listed by fields."""
+    betas = ", ".join(map(str, optimizer.get("betas", ()))) or NOT_RECORDED
+    match optimizer["kind"]:
+        case "AdamWConfig":
+            return {"Optimizer": "AdamW", "Betas": betas, "Learning rate": f"{optimizer['lr']:g}"}
+        case "MuonConfig":
+            lr = f"{optimizer['muon_lr']:g} (Muon), {optimizer['adamw_lr']:g} (AdamW)"
+            name = "Muon for matrices in blocks, AdamW for the rest"
+            return {"Optimizer": name, "Betas": f"{betas}; Muon momentum {optimizer['momentum']}", "Learning rate": lr}
+        case kind:
+            return {"Optimizer": _fields(kind, optimizer), "Betas": betas, "Learning rate": NOT_RECORDED}
+
+
+def _fields(kind: object, record: JsonObject) -> str:
+    return f"{kind}: " + ", ".join(f"{name}={value}" for name, value in record.items() if name != "kind")
 
 
 def _hyper_parameters(train: JsonObject, model: JsonObject, trained: JsonObject) -> dict[str, Any]:
     optimizer = train["optimizer"]
-    is_muon = optimizer["kind"] == "MuonConfig"
-    betas = f"{optimizer['betas'][0]}, {optimizer['betas'][1]}"
-    rates = f"{optimizer['muon_lr']:g} (Muon), {optimizer['adamw_lr']:g} (AdamW)" if is_muon else None
-    warmup, course = _schedule(optimizer["schedule"])
+    context = train["context_length"] or model["context_length"]
+    described = describe_optimizer(optimizer)
+    warmup, course = describe_schedule(optimizer["schedule"])
     return {
-        "Optimizer": "Muon for matrices in blocks, AdamW for the rest" if is_muon else "AdamW",
-        "Betas": f"{betas}; Muon's momentum {optimizer['momentum']}" if is_muon else betas,
+        "Optimizer": described["Optimizer"],
+        "Betas": described["Betas"],
         "Eps": f"{optimizer['eps']:g}",
-        "Batch size": f"{train['global_batch_size'] * (train['context_length'] or model['context_length']):,} tokens",
-        "Context window": f"{train['context_length'] or model['context_length']:,}",
-        "Gradient accumulation": "as memory asks; the batch is the same",
+        "Batch size": f"{train['global_batch_size'] * context:,} tokens",
+        "Context window": f"{context:,}",
+        "Gradient accumulation": "automatic; does not change the batch",
         "Gradient clipping": f"global norm {optimizer['max_grad_norm']:g}",
         "Warm-up": warmup,
-        "Learning rate": rates or f"{optimizer['lr']:g}",
+        "Learning rate": described["Learning rate"],
         "Weight decay": f"{optimizer['weight_decay']:g}, decoupled, on matrices",
         "Schedule": course,
         "Precision": trained["precision"],
@@ -108,25 +130,27 @@ def _result_lines(trained: JsonObject, evaluation: JsonObject) -> dict[str, str]
     results = {"Validation, left to right": _format_bpb(trained["validation_bits_per_byte"])}
     for kind, entry in evaluation.items():
         if not entry["problems"]:
-            results[f"Infilling, {kind}"] = "not measured: nothing is held out"
+            results[f"Infilling, {kind}"] = "not measured (no held-out data)"
             continue
         results[f"Infilling, {kind}"] = (
-            f"exact match {_format_percent(entry['infill_exact_match'])} infilled, "
+            f"exact match {_format_percent(entry['infill_exact_match'])} infilling, "
             f"{_format_percent(entry['left_to_right_exact_match'])} left to right (n = {entry['problems']}); "
-            f"{_format_bpb(entry['infill_bits_per_byte'])} against {_format_bpb(entry['left_to_right_bits_per_byte'])} in the holes, "
-            f"a difference of {_format_difference(entry['bits_per_byte_difference'])}"
+            f"{_format_bpb(entry['infill_bits_per_byte'])} compared with {_format_bpb(entry['left_to_right_bits_per_byte'])} of the reference, "
+            f"difference {_format_difference(entry['bits_per_byte_difference'])}"
         )
     return results
 
 
-def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, JsonObject]) -> dict[str, dict[str, Any]]:
+def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageRecord]) -> dict[str, dict[str, Any]]:
     model, train, trained = recipe["model"], recipe["train"], stages["train"]["result"]
     objective = train["objective"]
     sources = ", ".join(source["kind"] for source in recipe["corpus"]["sources"])
     read, kept, dropped = manifest["read"], manifest["kept"], manifest["dropped"]
     filters = "; ".join(
-        " ".join([rule["kind"], *(f"{k}={v}" for k, v in rule.items() if k != "kind" and not isinstance(v, list))])
-        for rule in recipe["corpus"]["rules"]
+        " ".join(
+            [filter_["kind"], *(f"{k}={v}" for k, v in filter_.items() if k != "kind" and not isinstance(v, list))]
+        )
+        for filter_ in recipe["corpus"]["filters"]
     )
     return {
         "Model": {
@@ -138,18 +162,18 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, JsonOb
         "Data pre-processing": {
             "Resources": f"{sources}: {read['files']:,} files, {read['bytes'] / 1e6:,.1f} MB read; "
             f"{kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB kept",
-            "De-duplication": "exact, by ending and alphanumeric tokens: "
+            "De-duplication": "exact, by file extension and alphanumeric tokens: "
             f"{dropped.get('duplicate', {}).get('documents', 0):,} dropped",
             "Filters": filters,
             "Dropped": "; ".join(f"{reason}: {entry['documents']:,}" for reason, entry in dropped.items()) or "none",
             "E-mail addresses redacted": f"{manifest['emails_redacted']:,}",
             "Held out": f"by {manifest['validation']['by']}: {', '.join(manifest['validation']['repositories']) or NOT_RECORDED}",
-            "Licences": "; ".join(f"{row['license']} ({row['n']:,})" for row in manifest["licenses"]),
+            "Licenses": "; ".join(f"{row['license']} ({row['n']:,})" for row in manifest["licenses"]),
         },
         "Tokenizer": {
             "Technology": "byte-level BPE",
             "Details": f"{_tokenizer(recipe['tokenizer'])}; "
-            f"{_bytes_per_token(stages['tokens']['result']):.2f} bytes a token on held-out text",
+            f"{_bytes_per_token(stages['tokens']['result']):.2f} bytes per token on held-out text",
         },
         "Hyper-parameters": _hyper_parameters(train, model, trained),
         "Training": {
@@ -160,7 +184,7 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, JsonOb
             + (f"; LoRA of rank {train['lora']['rank']}" if train["lora"] is not None else ""),
             "Tokens and steps": f"{trained['tokens']:,} tokens in {trained['steps']:,} steps",
             "Hardware": trained["hardware"],
-            "Time": f"{trained['seconds'] / 60:.1f} minutes, {trained['tokens_per_second']:,.0f} tokens a second, "
+            "Time": f"{trained['seconds'] / 60:.1f} minutes, {trained['tokens_per_second']:,.0f} tokens per second, "
             f"{trained['matmul_efficiency']:.0%} of the matmul peak",
             "Carbon and cost": NOT_RECORDED,
         },
@@ -169,13 +193,13 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, JsonOb
 
 
 def _bytes_per_token(tokens: JsonObject) -> float:
-    split = tokens["splits"]["heldout"]
+    split = tokens["splits"]["validation"]
     split = split if split["tokens"] else tokens["splits"]["train"]
     return float(split["text_bytes"] / max(1, split["tokens"]))
 
 
 def _drop_funnel(manifest: JsonObject) -> list[JsonObject]:
-    """What is left after each reason, largest drop first."""
+    """What is left after each reason to drop files, largest first."""
     left = manifest["read"]["files"]
     rows = [{"reason": "read", "documents": left, "left": left, "bytes": manifest["read"]["bytes"], "examples": []}]
     for reason, entry in manifest["dropped"].items():
@@ -193,7 +217,7 @@ def _format_difference(entry: JsonObject) -> str:
 
 
 def _format_bpb(value: float | None) -> str:
-    return f"{value:.3f} bits a byte" if value is not None else "not measured: nothing is held out"
+    return f"{value:.3f} bits per byte" if value is not None else "not measured (no held-out data)"
 
 
 def _cell(value: object) -> str:

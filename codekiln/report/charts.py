@@ -1,8 +1,8 @@
-"""Charts of training runs, and pages of charts: one file each, which needs no network."""
+"""Charts of training runs, and pages of charts: one HTML file each, which loads nothing from the network."""
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files as package_files
 from itertools import accumulate, cycle
 from pathlib import Path
@@ -13,35 +13,35 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from plotly.colors import qualitative
 from plotly.offline import get_plotlyjs
 
-from codekiln.files import JsonObject, atomic_write
-from codekiln.train.loop import LOSS_WINDOW
+from codekiln.files import atomic_write
+from codekiln.metrics_log import LOSS_WINDOW, MetricsRow
 
-# Title, field of metrics.jsonl, what it is, what it is drawn along.
+# Title, field of metrics.jsonl, unit, x axis.
 _CURVES = (
-    ("Loss", "loss", "training, nats a token", "tokens"),
-    ("Validation", "validation_bits_per_byte", "held-out, bits a byte", "tokens"),
-    ("Validation by time", "validation_bits_per_byte", "held-out, bits a byte", "seconds of training"),
-    ("Speed", "tokens_per_second", "tokens a second", "tokens"),
-    ("Utilization", "matmul_efficiency", "share of the matmul peak", "tokens"),
-    ("Gradient norm", "grad_norm", "before it is clipped", "tokens"),
-    ("Learning rate", "lr_scale", "share of its peak", "tokens"),
+    ("Loss", "loss", "training, nats per token", "tokens"),
+    ("Validation", "validation_bits_per_byte", "held-out, bits per byte", "tokens"),
+    ("Validation by time", "validation_bits_per_byte", "held-out, bits per byte", "seconds of training"),
+    ("Speed", "tokens_per_second", "tokens per second", "tokens"),
+    ("Efficiency", "matmul_efficiency", "fraction of the matmul peak", "tokens"),
+    ("Gradient norm", "grad_norm", "before clipping", "tokens"),
+    ("Learning rate", "lr", "peak group", "tokens"),
 )
 _MAX_BUCKETS = 1000
 
 Point = tuple[float, float]
 
 
-def training_charts(runs: Mapping[str, list[JsonObject]]) -> dict[str, str]:
-    """The curves of runs, their metrics by name, one over the other: HTML by title. What no run measured has no chart.
+def training_charts(runs: Mapping[str, list[MetricsRow]]) -> dict[str, str]:
+    """Charts of the metrics of runs, overlaid, as HTML by title. A metric that no run has gets no chart.
 
-    The loss is the mean of the last steps, those that were skipped left out, before the loss of each step in pale.
+    The loss is averaged over the last `LOSS_WINDOW` steps, without skipped ones; the loss of each step is drawn pale.
     """
     charts = {}
     for title, field, unit, x_axis in _CURVES:
         figure = go.Figure()
-        for (name, rows), colour in zip(runs.items(), cycle(qualitative.D3), strict=False):
+        for (name, rows), color in zip(runs.items(), cycle(qualitative.D3), strict=False):
             points = _points(rows, field, x_axis)
-            style = {"name": html.escape(name), "legendgroup": name, "line": {"color": colour}}
+            style = {"name": html.escape(name), "legendgroup": name, "line": {"color": color}}
             if field == "loss":
                 _add(figure, points, **style, opacity=0.25, showlegend=False, hoverinfo="skip")
                 points = _smoothed(_points([row for row in rows if "skipped" not in row], field, x_axis))
@@ -65,10 +65,10 @@ def is_written_by_codekiln(path: Path) -> bool:
         return b'<meta name="generator" content="codekiln">' in file.read(4096)
 
 
-def write_page(path: Path, template: str, **told: object) -> None:
-    """Writes a page of one of the package's templates. All text in it is escaped; charts come with what draws them."""
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Writes a page from a template of this package. All text is escaped; the charting code is part of the page."""
     environment = Environment(autoescape=True, loader=FunctionLoader(_template), undefined=StrictUndefined)
-    page = environment.get_template(template).render(plotly=get_plotlyjs(), **told)
+    page = environment.get_template(template).render(plotly=get_plotlyjs(), **values)
     with atomic_write(path) as temp_path:
         temp_path.write_text(page, encoding="utf-8")
 
@@ -77,7 +77,7 @@ def _template(name: str) -> str:
     return package_files("codekiln.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _points(rows: list[JsonObject], field: str, x_axis: str) -> list[Point]:
+def _points(rows: Sequence[Mapping[str, Any]], field: str, x_axis: str) -> list[Point]:
     xs = [row["tokens"] for row in rows] if x_axis == "tokens" else accumulate(row["seconds"] for row in rows)
     measured = zip(xs, rows, strict=True)
     return [(x, row[field]) for x, row in measured if row.get(field) is not None and math.isfinite(row[field])]
@@ -90,7 +90,7 @@ def _smoothed(points: list[Point]) -> list[Point]:
 
 
 def _downsample(points: list[Point]) -> list[Point]:
-    """The points, or of many the lowest and the highest in each of equal shares: a browser draws them, and no spike is lost."""
+    """The points; of many, the lowest and the highest of equal buckets, so that a browser can draw them and no spike is lost."""
     n = len(points)
     if n <= 2 * _MAX_BUCKETS:
         return points

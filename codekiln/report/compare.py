@@ -1,33 +1,35 @@
-"""Runs beside each other: their curves, what they came to, and where their recipes differ."""
+"""Comparison of runs: curves, totals, and the fields in which their recipes differ. Needs no PyTorch."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codekiln.files import JsonObject, read_json
+from codekiln.errors import ConfigError
+from codekiln.files import JsonObject, flatten
 from codekiln.folders import require_replaceable_file
+from codekiln.metrics_log import METRICS_FILE, MetricsRow, read_metrics, summarize
 from codekiln.model.configs import config_from_record
 from codekiln.report.charts import is_written_by_codekiln, training_charts, write_page
-from codekiln.train.metrics import read_metrics, summarize
+from codekiln.runs import RECIPE_FILE, read_recipe
 
 MISSING = "–"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its records tell it, at work, interrupted or finished. `rows` are its metrics, one for each step, never none."""
+    """The records of a run, which may be running, interrupted or finished. `rows` are its steps, at least one."""
 
     name: str
     recipe: JsonObject
-    rows: list[JsonObject]
+    rows: list[MetricsRow]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in these folders, named by the folder, or by its path where two folders have one name.
+    """The runs in these folders, named by the folder, or by its path if two folders have the same name.
 
-    Raises ValueError for a folder that is no run, has not trained a step, or is named twice.
+    Raises ConfigError for a folder that is not a run, has not trained a step, or is named twice.
     """
     resolved = [folder.resolve() for folder in folders]
     names = [folder.name for folder in resolved]
@@ -36,33 +38,33 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = []
     for k, folder in enumerate(folders):
         if resolved[k] in resolved[:k]:
-            raise ValueError(f"{folder} is named twice: name each run once")
-        if not (folder / "recipe.json").is_file():
+            raise ConfigError(f"{folder} is named twice: name each run once")
+        if not (folder / RECIPE_FILE).is_file():
             runs_in = sorted(str(path.parent) for path in folder.glob("*/recipe.json"))
             instead = (
-                f"name those in it: {', '.join(runs_in)}" if runs_in else "name a folder that `codekiln build` made"
+                f"name the runs in it: {', '.join(runs_in)}" if runs_in else "name a folder that `codekiln train` made"
             )
-            raise ValueError(f"{folder} is no run (recipe.json is missing): {instead}")
-        rows = read_metrics(folder / "metrics.jsonl")
+            raise ConfigError(f"{folder} is not a run directory ({RECIPE_FILE} is missing): {instead}")
+        rows = read_metrics(folder / METRICS_FILE)
         if not rows:
-            raise ValueError(f"{folder} has no metrics yet: wait for its first step of training, or leave it out")
-        runs.append(Run(names[k], read_json(folder / "recipe.json"), rows))
+            raise ConfigError(f"{folder} has no metrics yet: wait for its first training step, or leave it out")
+        runs.append(Run(names[k], read_recipe(folder), rows))
     return runs
 
 
 def compare_runs(runs: Sequence[Run]) -> JsonObject:
-    """What a comparison says, as plain JSON: each run's totals, and by dotted path the fields in which the recipes differ."""
+    """The comparison as JSON: the totals of each run, and by dotted path the recipe fields that differ."""
     return {
         "runs": {
             run.name: {"parameters": config_from_record(run.recipe["model"]).n_parameters} | summarize(run.rows)
             for run in runs
         },
-        "recipe": _differing_fields({run.name: dict(_fields(run.recipe)) for run in runs}),
+        "recipe": _differing_fields({run.name: dict(flatten(run.recipe)) for run in runs}),
     }
 
 
 def totals_table(comparison: JsonObject) -> list[list[str]]:
-    """The totals as text, a heading and one row for each run."""
+    """The totals as text: a heading and one row per run."""
     heading = ["run", "parameters", "tokens", "steps", "seconds", "tokens/s", "of peak", "bits/byte"]
     return [heading] + [
         [
@@ -78,7 +80,7 @@ def totals_table(comparison: JsonObject) -> list[list[str]]:
 
 
 def recipe_table(comparison: JsonObject) -> list[list[str]]:
-    """The differing fields as text, a heading and one row for each field."""
+    """The differing fields as text: a heading and one row per field."""
     names = list(comparison["runs"])
     return [["field", *names]] + [
         [field, *(json.dumps(values[name], ensure_ascii=False) if name in values else MISSING for name in names)]
@@ -103,20 +105,8 @@ def write_comparison(runs: Sequence[Run], path: Path, *, force: bool = False) ->
     )
 
 
-def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a record by their dotted paths; a list of plain values is one leaf."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _fields(inner, f"{path}.{name}" if path else name)
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        for i, item in enumerate(value):
-            yield from _fields(item, f"{path}[{i}]")
-    else:
-        yield path, value
-
-
 def _differing_fields(recipes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By field, the values of the runs that have it, where they are not all equal or not all there."""
+    """By field, the values of the runs that have it, if they differ or a run does not have it."""
     fields = dict.fromkeys(field for recipe in recipes.values() for field in recipe)
     values = {f: {name: recipe[f] for name, recipe in recipes.items() if f in recipe} for f in fields}
     return {

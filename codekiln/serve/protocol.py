@@ -20,7 +20,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class StreamOptions(BaseModel):
-    """Of a streamed answer: whether a last event tells the tokens read and written."""
+    """Whether the last event of a stream reports the token counts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -28,7 +28,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionRequest(BaseModel):
-    """What is asked; null is what is not said. A field that this server cannot honour is refused by its name, not ignored."""
+    """A request. null means "not set". A field that this server cannot honor is refused by name, and never ignored."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -54,25 +54,25 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, fields: Any) -> Any:
-        return (
-            {name: value for name, value in fields.items() if value is not None} if isinstance(fields, dict) else fields
-        )
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
     def prompts(self) -> list[str]:
         """One prompt or several."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
-    def stops(self) -> list[str]:
+    def stop_strings(self) -> list[str]:
         """Stop strings, none of them empty."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def sampling(self) -> SamplingParams:
-        """How tokens are drawn."""
-        return SamplingParams(self.temperature, self.top_p, self.seed)
+        """How tokens are sampled."""
+        return SamplingParams(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
 
 
 class CompletionResponse:
-    """What all chunks of one response share."""
+    """The bodies of one response, whole or streamed; they share an id and a time."""
 
     def __init__(self, model: str) -> None:
         self._shared = {
@@ -87,27 +87,23 @@ class CompletionResponse:
         return self._shared | {"choices": [_choice(index, text, finish_reason)]}
 
     def body(self, completions: list[Completion]) -> JsonObject:
-        """The response in one piece, with what was read and written."""
-        choices = [_choice(i, completion.text, finish_of(completion)) for i, completion in enumerate(completions)]
+        """The whole response, with token counts."""
+        choices = [_choice(i, completion.text, completion.finish_reason) for i, completion in enumerate(completions)]
         return self._shared | {"choices": choices, "usage": _usage(completions)}
 
     def usage_chunk(self, completions: list[Completion]) -> JsonObject:
-        """The event behind all text of a stream: what was read and written."""
+        """The last event of a stream, with token counts."""
         return self._shared | {"choices": [], "usage": _usage(completions)}
 
 
-def finish_of(completion: Completion) -> str:
-    """`stop` where the model or a stop string ended it, else `length`."""
-    return "stop" if completion.is_finished else "length"
-
-
-def error(message: str, *, param: str | None = None) -> JsonObject:
+def error_body(message: str, *, param: str | None = None, code: str | None = None) -> JsonObject:
     """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
+    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
 
 
 def _usage(completions: list[Completion]) -> dict[str, int]:
-    read, written = sum(a.prompt_tokens for a in completions), sum(a.completion_tokens for a in completions)
+    read = sum(completion.prompt_tokens for completion in completions)
+    written = sum(completion.completion_tokens for completion in completions)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 

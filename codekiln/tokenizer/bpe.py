@@ -1,7 +1,7 @@
 """Byte-level BPE: text to ids and back.
 
-Text never becomes a control token. Of the tokens that a `tokenizer.json` adds to its merges, those that are white space
-(CodeGen's runs of spaces) are text; every other one is a control token, which only code puts into a sequence, as an integer.
+Text never becomes a special token. Of the tokens that a `tokenizer.json` adds to its merges, those of white space (CodeGen's
+runs of spaces) are text. All others are special, whatever their flags say: only code puts them into a sequence, as integers.
 """
 
 import json
@@ -16,24 +16,23 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from codekiln.files import JsonObject, write_json
+from codekiln.errors import InvalidFileError, MissingFileError
+from codekiln.files import JsonObject, read_json, write_json
 from codekiln.folders import atomic_folder
+from codekiln.tokenizer.config import N_BYTES
+from codekiln.tokenizer.infill import InfillFormat, find_infill_format
+from codekiln.tokenizer.special_tokens import END_OF_TEXT, END_TOKENS, PAD, START_TOKENS, STOP_TOKENS
 
-END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
-# How others spell what ends a document, and what begins one where that is another token (Llama 3 and 2, DeepSeek).
-_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>")
-_STARTS = ("<|begin_of_text|>", "<s>", "<｜begin▁of▁sentence｜>")
-# As Qwen2.5-Coder spells them, so that other servers find them by name.
-FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
-TOKENIZER_FILE = "tokenizer.json"
-N_BYTES = 256
+TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+INFILL_FORMAT = "infill_format"  # the field of tokenizer_config.json
 
 Ids = npt.NDArray[np.uint32]
 Offsets = npt.NDArray[np.int64]
-_INVALID = re.compile("([\udc80-\udcff]+)")  # bytes that are no UTF-8, as `surrogateescape` shows them
+_INVALID = re.compile("([\udc80-\udcff]+)")  # bytes that are not valid UTF-8, as `surrogateescape` shows them
 
-# Both encoders read these the same way, or the faster one is not used. They hold what encoders are known to differ in:
-# runs of white space around the lengths that have tokens, line ends, joiners, digits, long pieces, control tokens.
+# Self-check: the fast encoder is used only if both encoders give equal ids on these texts. They hold what encoders are known
+# to disagree on: runs of white space around the lengths that have tokens, line ends, joiners, digits, long words, special
+# tokens.
 _SELF_CHECK_TEXTS = (
     *(f"{space * n}x{space * n}" for space in (" ", "\t", "\n") for n in (1, 2, 9, 10, 31, 32, 33, 63, 64, 300)),
     " \t  \t\tx \n \n\n\t\n  y\r\n\r\rz \u00a0\u3000\u2028\u2029\x85\x0b\x0c\x1c w",
@@ -48,105 +47,101 @@ N_SELF_CHECK_TOKENS = 2000
 
 
 class Tokenizer:
-    """A `tokenizer.json`. Raises ValueError if that is not a byte-level BPE with an end-of-text token.
+    """A byte-level BPE as a `tokenizer.json` has it. Raises InvalidFileError if `record` is not one with an end-of-text token.
 
-    Ids equal those of Hugging Face's tokenizers with special tokens split, whichever library encodes.
+    Ids equal those of Hugging Face's tokenizers with special tokens in text split, whichever library encodes.
+    `infill_format` is the name of the format that was stored with it, if there is one.
     """
 
-    def __init__(self, record: JsonObject, *, origin: str) -> None:
-        self.record, self._origin = record, origin
-        try:
-            model = record.get("model") or {}
-            if model.get("type") != "BPE" or (record.get("decoder") or {}).get("type") != "ByteLevel":
-                found = f"{model.get('type')} with the decoder {(record.get('decoder') or {}).get('type')}"
-                raise ValueError(f"{origin} is {found}: a byte-level BPE is needed")
-            added = {token["content"]: int(token["id"]) for token in record.get("added_tokens") or []}
-            vocab: dict[str, int] = dict(model["vocab"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{origin} is not a readable tokenizer ({error!r}): make it again") from None
+    def __init__(self, record: JsonObject, *, origin: str, infill_format: str | None = None) -> None:
+        self.record, self._origin, self._declared_format = record, origin, infill_format
+        vocab, added = _read_tokens(record, origin)
+        self.vocab_size = 1 + max([*vocab.values(), *added.values()])
         self.special_tokens: Mapping[str, int] = {token: number for token, number in added.items() if token.strip()}
         self.special_ids = frozenset(self.special_tokens.values())  # all ids that text never becomes
-        # Ordinary tokens that stand beside the merges.
-        self._added = {token: number for token, number in added.items() if not token.strip()}
-        if missing := set(bytes_to_unicode().values()) - vocab.keys():
-            raise ValueError(f"{origin} has no token for {len(missing)} of the 256 bytes: a byte-level BPE is needed")
-        self.vocab_size = 1 + max([*vocab.values(), *added.values()])
-        self._normalized_json = json.dumps(
-            record
-            | {
-                "added_tokens": [
-                    token | {"special": token["content"] in self.special_tokens}
-                    for token in record.get("added_tokens") or []
-                ],
-                "model": model | {"dropout": None},  # merges left out by chance, for a model's training alone
-                "post_processor": None,
-                "truncation": None,
-                "padding": None,
-            }
-        )
-        try:
-            self._reference = tokenizers.Tokenizer.from_str(self._normalized_json)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{origin} is not a readable tokenizer ({error}): make it again") from None
-        # Special tokens in text are split into plain pieces: their spelling is text like any other.
-        self._reference.encode_special_tokens = True
-        found_text = self.decode(self._reference.encode("a", add_special_tokens=False).ids)
-        if found_text != "a":
-            raise ValueError(
-                f"{origin} makes {found_text!r} of 'a': text must come back as it was, so set its add_prefix_space to false"
-            )
-        # A vocabulary learned from text that spelled a control token may have merges for the whole spelling.
-        leaks = [t for t in self.special_tokens if not self.special_ids.isdisjoint(self._reference.encode(t).ids)]
-        if short := [token for token in leaks if len(token) == 1]:
-            raise ValueError(
-                f"{origin} has the control token {short[0]!r}, which any text spells: it cannot be used safely"
-            )
-        self._leaking_specials = (
-            re.compile("|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in leaks)) if leaks else None
-        )
-        self.eos_id = self.special_id(next((token for token in _ENDS if token in self.special_tokens), END_OF_TEXT))
-        start = next((token for token in _STARTS if token in self.special_tokens), None)
-        # None where nothing is put before a document but the end of the one before.
+        self._added_text = {token: number for token, number in added.items() if not token.strip()}
+        self._normalized_json = _normalize(record, self.special_tokens)
+        self._reference = _load_reference(self._normalized_json, origin)
+        self._leaking_specials = self._check()
+        end = next((token for token in END_TOKENS if token in self.special_tokens), END_OF_TEXT)
+        start = next((token for token in START_TOKENS if token in self.special_tokens), None)
+        self.eos_id = self.special_id(end)
+        # None if a document begins with the end-of-text token of the one before it, or with nothing.
         self.start_id = None if start is None or END_OF_TEXT in self.special_tokens else self.special_id(start)
         self.pad_id = self.special_tokens.get(PAD, self.special_tokens.get("<pad>", self.eos_id))
 
+    def _check(self) -> re.Pattern[str] | None:
+        """Raises InvalidFileError if text would not come back, or could become a special token.
+
+        Returns a pattern of the places where text must be split so that merges cannot produce a special token; None if no
+        merge can. A vocabulary that was learned from text with such spellings may have these merges.
+        """
+        text = self.decode(self._reference.encode("a", add_special_tokens=False).ids)
+        if text != "a":
+            raise InvalidFileError(
+                f"{self._origin} does not round-trip ('a' -> {text!r}): set add_prefix_space to false"
+            )
+        leaks = [t for t in self.special_tokens if not self.special_ids.isdisjoint(self._reference.encode(t).ids)]
+        if short := [token for token in leaks if len(token) == 1]:
+            raise InvalidFileError(
+                f"{self._origin} has the special token {short[0]!r}: special tokens of one character are not supported, "
+                "because text contains them"
+            )
+        places = "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in leaks)
+        return re.compile(places) if leaks else None
+
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Reads a `tokenizer.json`. Raises OSError or ValueError naming the file."""
+        """Reads a `tokenizer.json`, and the infilling format from the `tokenizer_config.json` next to it.
+
+        Raises MissingFileError or InvalidFileError naming the file.
+        """
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: name a run or a model folder that holds a {TOKENIZER_FILE}")
-        try:
-            record = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path} is not a readable tokenizer ({error}): make it again") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path} is not a readable tokenizer (it holds a {type(record).__name__}): make it again")
-        return cls(record, origin=str(path))
+            raise MissingFileError(f"{path} does not exist: name a run or a model folder that holds a {TOKENIZER_FILE}")
+        config_path = path.with_name(TOKENIZER_CONFIG_FILE)
+        declared = read_json(config_path).get(INFILL_FORMAT) if config_path.is_file() else None
+        if declared is not None and not isinstance(declared, str):
+            raise InvalidFileError(f"{config_path}: {INFILL_FORMAT} is {declared!r}, and must be a name or null")
+        return cls(read_json(path), origin=str(path), infill_format=declared)
 
     def save(self, path: Path) -> None:
-        """Writes one `tokenizer.json`, which Transformers loads with equal ids."""
+        """Writes a `tokenizer.json`, which Transformers loads with equal ids, and next to it the infilling format."""
         write_json(path, self.record)
+        write_json(path.with_name(TOKENIZER_CONFIG_FILE), hugging_face_configs(self, None)[TOKENIZER_CONFIG_FILE])
+
+    @cached_property
+    def infill_format(self) -> InfillFormat | None:
+        """How documents with holes are laid out; None if the tokenizer has no tokens for it.
+
+        Raises InvalidFileError if its tokens fit no known format or more than one.
+        """
+        try:
+            return find_infill_format(self.special_tokens, self.eos_id, self._declared_format)
+        except InvalidFileError as error:
+            raise InvalidFileError(f"{self._origin}: {error}") from None
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        known = {self.special_tokens[token] for token in STOP_TOKENS if token in self.special_tokens}
+        return frozenset({self.eos_id} | known)
+
+    @property
+    def bos_ids(self) -> list[int]:
+        """The ids that every document begins with, in training and in prompts."""
+        if self.start_id is not None:
+            return [self.start_id]
+        return [self.eos_id] if self.infill_format is not None and self.infill_format.begins_with_eos else []
 
     def special_id(self, token: str) -> int:
-        """The id of a control token. Raises ValueError if this tokenizer has none of that name."""
+        """The id of a special token. Raises InvalidFileError if this tokenizer does not have it."""
         if token not in self.special_tokens:
-            known = ", ".join(list(self.special_tokens)[:6]) or "none at all"
-            raise ValueError(
-                f"{self._origin} has no {token} (it has {known}): use the {TOKENIZER_FILE} saved with this model"
+            known = ", ".join(list(self.special_tokens)[:6]) or "none"
+            raise InvalidFileError(
+                f"{self._origin} has no token {token} (its special tokens: {known}): "
+                f"use the {TOKENIZER_FILE} saved with this model"
             )
         return self.special_tokens[token]
-
-    @property
-    def fim_prefix(self) -> int:
-        return self.special_id(FIM_PREFIX)
-
-    @property
-    def fim_suffix(self) -> int:
-        return self.special_id(FIM_SUFFIX)
-
-    @property
-    def fim_middle(self) -> int:
-        return self.special_id(FIM_MIDDLE)
 
     @property
     def bos_id(self) -> int:
@@ -239,7 +234,7 @@ class Tokenizer:
             if number not in self.special_ids:
                 is_bytes = all(character in byte_of for character in token)
                 table[number] = bytes(byte_of[c] for c in token) if is_bytes else token.encode()
-        for token, number in self._added.items():
+        for token, number in self._added_text.items():
             table[number] = token.encode()
         return tuple(table)
 
@@ -255,6 +250,44 @@ class Tokenizer:
         return np.array([vocab[bytes_to_unicode()[byte]] for byte in range(N_BYTES)], np.uint32)
 
 
+def _read_tokens(record: JsonObject, origin: str) -> tuple[dict[str, int], dict[str, int]]:
+    """The vocabulary and the added tokens, by their text. Raises InvalidFileError if it is not a byte-level BPE."""
+    try:
+        model = record.get("model") or {}
+        decoder = record.get("decoder") or {}
+        if model.get("type") != "BPE" or decoder.get("type") != "ByteLevel":
+            found = f"{model.get('type')} with the decoder {decoder.get('type')}"
+            raise InvalidFileError(f"{origin} is {found}: a byte-level BPE is needed")
+        added = {str(token["content"]): int(token["id"]) for token in record.get("added_tokens") or []}
+        vocab: dict[str, int] = dict(model["vocab"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidFileError(
+            f"{origin} is not a readable tokenizer ({error!r}): download or train it again"
+        ) from None
+    if missing := set(bytes_to_unicode().values()) - vocab.keys():
+        raise InvalidFileError(f"{origin} has no token for {len(missing)} of the 256 bytes: a byte-level BPE is needed")
+    return vocab, added
+
+
+def _normalize(record: JsonObject, special_tokens: Mapping[str, int]) -> str:
+    """The tokenizer as JSON for the encoders: special tokens flagged, and nothing that changes ids or adds any."""
+    added = [token | {"special": token["content"] in special_tokens} for token in record.get("added_tokens") or []]
+    model = record["model"] | {"dropout": None}  # dropout leaves merges out by chance, for the training of models only
+    return json.dumps(
+        record | {"added_tokens": added, "model": model, "post_processor": None, "truncation": None, "padding": None}
+    )
+
+
+def _load_reference(normalized_json: str, origin: str) -> tokenizers.Tokenizer:
+    """Hugging Face's encoder, which splits special tokens in text into ordinary tokens."""
+    try:
+        reference = tokenizers.Tokenizer.from_str(normalized_json)
+    except Exception as error:  # the library raises nothing narrower
+        raise InvalidFileError(f"{origin} is not a readable tokenizer ({error}): download or train it again") from None
+    reference.encode_special_tokens = True
+    return reference
+
+
 def hugging_face_configs(tokenizer: Tokenizer, context_length: int | None) -> dict[str, JsonObject]:
     """The two files that stand beside `tokenizer.json` for Transformers, by name. Decoding cleans nothing up."""
     names = {number: token for token, number in tokenizer.special_tokens.items()}
@@ -264,11 +297,12 @@ def hugging_face_configs(tokenizer: Tokenizer, context_length: int | None) -> di
         "pad_token": names[tokenizer.pad_id],
     }
     return {
-        "tokenizer_config.json": special
+        TOKENIZER_CONFIG_FILE: special
         | {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "padding_side": "left",
+            INFILL_FORMAT: None if tokenizer.infill_format is None else tokenizer.infill_format.name,
         }
         | ({"model_max_length": context_length} if context_length is not None else {}),
         "special_tokens_map.json": special,
@@ -278,7 +312,7 @@ def hugging_face_configs(tokenizer: Tokenizer, context_length: int | None) -> di
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """A folder that Transformers' AutoTokenizer loads."""
     with atomic_folder(folder, "tokenizer") as temp_path:
-        tokenizer.save(temp_path / TOKENIZER_FILE)
+        write_json(temp_path / TOKENIZER_FILE, tokenizer.record)
         for name, record in hugging_face_configs(tokenizer, None).items():
             write_json(temp_path / name, record)
 

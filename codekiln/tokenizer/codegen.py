@@ -9,10 +9,11 @@ import importlib.util
 import json
 from pathlib import Path
 
-import huggingface_hub
-
-from codekiln.files import JsonObject, is_hub_id
-from codekiln.tokenizer.bpe import END_OF_TEXT, TOKENIZER_FILE, Tokenizer, bytes_to_unicode
+from codekiln.errors import InvalidFileError, MissingFileError
+from codekiln.files import JsonObject
+from codekiln.hub import download_file, is_hub_id
+from codekiln.tokenizer.bpe import TOKENIZER_FILE, Tokenizer, bytes_to_unicode
+from codekiln.tokenizer.special_tokens import END_OF_TEXT
 
 # Of the 50,000 merges, one a line, as `vocab.bpe` and `merges.txt` hold them after their first line.
 MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
@@ -72,7 +73,7 @@ def load_gpt2_merges(source: str | None = None) -> list[str]:
     """
     merges = _read_merges(path := _find_merges_file(source))
     if (digest := hashlib.sha256("\n".join(merges).encode()).hexdigest()) != MERGES_SHA256:
-        raise ValueError(
+        raise InvalidFileError(
             f"{path} holds {len(merges):,} merges with SHA-256 {digest[:12]}…, not GPT-2's 50,000 ({MERGES_SHA256[:12]}…): "
             "name a file of GPT-2 or of a released CodeGen"
         )
@@ -85,7 +86,7 @@ def _find_merges_file(source: str | None) -> Path:
     if source is None:
         found = importlib.util.find_spec(PACKAGE)
         if found is None or not found.submodule_search_locations:
-            raise FileNotFoundError(f"GPT-2's vocabulary is needed: {_GPT2_HINT}")
+            raise MissingFileError(f"GPT-2's vocabulary is needed: {_GPT2_HINT}")
         return Path(found.submodule_search_locations[0]) / PACKAGE_FILE
     path = Path(source)
     if path.is_file():
@@ -94,16 +95,13 @@ def _find_merges_file(source: str | None) -> Path:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise FileNotFoundError(f"{source} holds no {', '.join(names)}: {_GPT2_HINT}")
+        raise MissingFileError(f"{source} holds no {', '.join(names)}: {_GPT2_HINT}")
     if not is_hub_id(source):
-        raise FileNotFoundError(f"{source} is missing: {_GPT2_HINT}")
+        raise MissingFileError(f"{source} is missing: {_GPT2_HINT}")
     try:
-        return Path(huggingface_hub.hf_hub_download(source, names[0]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"{source} is no path, and the hub gives no {names[0]} ({reason}): {_GPT2_HINT}"
-        ) from None
+        return download_file(source, names[0])
+    except MissingFileError as error:
+        raise MissingFileError(f"{error}: {_GPT2_HINT}") from None
 
 
 _GPT2_HINT = (
@@ -119,7 +117,7 @@ def _read_merges(path: Path) -> list[str]:
             merges = json.loads(text)["model"]["merges"]
             return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InvalidFileError(
             f"{path} is no file of merges ({error}): name a merges.txt, a vocab.bpe or a {TOKENIZER_FILE}"
         ) from None
     return [line for line in text.split("\n") if line and not line.startswith("#version")]

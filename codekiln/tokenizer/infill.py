@@ -1,31 +1,41 @@
-"""A document with a hole: one layout for training and for prompting, which the tokenizer's control tokens decide.
+"""Infilling formats: how a document with holes becomes tokens, in training and in prompts.
 
-Ours is suffix, prefix, middle (SPM; Bavarian et al., arXiv 2207.14255, section 3): what comes after the hole is told first,
-so the middle stands behind the prefix, one sentinel apart, and what a model learns left to right serves it:
+A tokenizer has one format or none. It is decided once, when the tokenizer is loaded, and stored with it. A prompt is the
+training example up to where the middle begins, so the two cannot differ.
 
-    <|fim_suffix|> right <|fim_prefix|> left <|fim_middle|> middle <|endoftext|>
+SPM, suffix-prefix-middle, is the format of models trained by Codekiln. The middle directly follows the prefix, so what is
+learned left to right transfers (Bavarian et al., arXiv 2207.14255, section 3). Their SPM has no sentinel before the middle;
+small models then do not learn to end it.
 
-That paper's second form of SPM has no sentinel before the middle. Small models then never learn to end it.
+    <|fim_suffix|> suffix <|fim_prefix|> prefix <|fim_middle|> middle <|endoftext|>
 
-The prompt is the training layout up to where the middle begins, so the two cannot differ.
+PSM, prefix-suffix-middle, is the format of Qwen2.5-Coder:
 
-Prompts are made for two others. InCoder's is left, mask, right, and the masked text last (section 2.2; the second mask after
-the right context as its authors advise, so that the model does not go on with the document there), Qwen2.5-Coder's (PSM) is
-told from ours by its tokenizer, which has no `<|pad_id|>`:
+    <|fim_prefix|> prefix <|fim_suffix|> suffix <|fim_middle|> middle <|endoftext|>
 
-    left <|mask:0|> right <|mask:1|> <|mask:0|> middle <|endofmask|>
-    <|fim_prefix|> left <|fim_suffix|> right <|fim_middle|> middle <|endoftext|>
+CausalMask is the format of InCoder (section 2.2). The second mask, after the suffix, is advised by its authors: without it
+the model continues the document there.
+
+    prefix <|mask:0|> suffix <|mask:1|> <|mask:0|> middle <|endofmask|>
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from codekiln.tokenizer.bpe import FIM_MIDDLE, PAD, Tokenizer
+from codekiln.errors import ConfigError, InvalidFileError
+from codekiln.tokenizer.special_tokens import (
+    END_OF_MASK,
+    FIM_MIDDLE,
+    FIM_PAD,
+    FIM_PREFIX,
+    FIM_SUFFIX,
+    MASK_SENTINELS,
+    SPM_SPECIAL_TOKENS,
+)
 
-MASK_SENTINELS = tuple(f"<|mask:{k}|>" for k in range(256))
-END_OF_MASK = "<|endofmask|>"
-N_FIM_SENTINELS = 4  # ids that a layout with one hole adds to a document's own
-N_SENTINELS_PER_SPAN = 3  # ids that each of InCoder's spans adds
+N_FIM_SENTINELS = 4  # ids that one hole adds to a document, its end included
+N_SENTINELS_PER_SPAN = 3  # ids that each masked span of InCoder adds
 
 
 @dataclass(frozen=True)
@@ -36,125 +46,186 @@ class TokenizedExample:
     loss_weights: list[float]
 
 
-def spm_example(
-    tokenizer: Tokenizer,
-    prefix: Sequence[int],
-    middle: Sequence[int],
-    suffix: Sequence[int],
-    *,
-    is_start: bool = False,
-    middle_loss_weight: float = 1.0,
-) -> TokenizedExample:
-    """A document in our layout whose `middle` is the hole; the middle and its end weigh `middle_loss_weight`, other text 1.
+@dataclass(frozen=True, kw_only=True)
+class SPM:
+    """Suffix, prefix, middle, each after its sentinel."""
 
-    Where `is_start`, the document begins with it, and what stands before a document comes first.
+    name: ClassVar[str] = "spm"
+    begins_with_eos: ClassVar[bool] = True
+
+    prefix_id: int
+    suffix_id: int
+    middle_id: int
+    eos_id: int
+
+    def prompt(self, prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
+        """Ids after which the model writes the middle."""
+        return [self.suffix_id, *suffix, self.prefix_id, *prefix, self.middle_id]
+
+    def example(
+        self,
+        prefix: Sequence[int],
+        middle: Sequence[int],
+        suffix: Sequence[int],
+        *,
+        is_start: bool = False,
+        middle_loss_weight: float = 1.0,
+    ) -> TokenizedExample:
+        """A document with one hole. The middle and its end weigh `middle_loss_weight`, other text 1.
+
+        If `is_start`, the prefix is the beginning of a document, and an end-of-text token comes first.
+        """
+        bos = [self.eos_id] if is_start else []
+        sentinels = {self.prefix_id, self.suffix_id, self.middle_id}
+        return _fim_example(bos, self.prompt(prefix, suffix), [*middle, self.eos_id], sentinels, middle_loss_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PSM:
+    """Prefix, suffix, middle, each after its sentinel."""
+
+    name: ClassVar[str] = "psm"
+    begins_with_eos: ClassVar[bool] = False
+
+    prefix_id: int
+    suffix_id: int
+    middle_id: int
+    eos_id: int
+
+    def prompt(self, prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
+        """Ids after which the model writes the middle."""
+        return [self.prefix_id, *prefix, self.suffix_id, *suffix, self.middle_id]
+
+    def example(self, prefix: Sequence[int], middle: Sequence[int], suffix: Sequence[int]) -> TokenizedExample:
+        """A document with one hole."""
+        return self._example(self.prompt(prefix, suffix), middle)
+
+    def spm_v2_example(self, prefix: Sequence[int], middle: Sequence[int], suffix: Sequence[int]) -> TokenizedExample:
+        """The same document in SPMv2 of Bavarian et al. (appendix D): mixed with PSM in training, never used in prompts."""
+        return self._example([self.prefix_id, self.suffix_id, *suffix, self.middle_id, *prefix], middle)
+
+    def _example(self, prompt: list[int], middle: Sequence[int]) -> TokenizedExample:
+        return _fim_example([], prompt, [*middle, self.eos_id], {self.prefix_id, self.suffix_id, self.middle_id}, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalMask:
+    """Masked spans are moved to the end of the document, each after its mask."""
+
+    name: ClassVar[str] = "causal-mask"
+    begins_with_eos: ClassVar[bool] = True
+
+    mask_ids: tuple[int, ...]
+    end_of_mask_id: int
+    eos_id: int
+
+    def prompt(self, prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
+        """Ids after which the model writes the middle."""
+        first, second = self.mask_ids[:2]
+        return [*prefix, first, *suffix, second, first]
+
+    def example(self, ids: Sequence[int], spans: Sequence[tuple[int, int]], *, is_start: bool) -> TokenizedExample:
+        """A document whose spans [start, stop), in order, follow it, each between its mask and the end of mask.
+
+        Masks have loss weight 0, also where they replace a span in the document (InCoder, section 2.1).
+        """
+        kept, moved, at = list[int](), list[int](), 0
+        for k, (start, stop) in enumerate(spans):
+            kept += [*ids[at:start], self.mask_ids[k]]
+            moved += [self.mask_ids[k], *ids[start:stop], self.end_of_mask_id]
+            at = stop
+        bos = [self.eos_id] if is_start else []
+        found = bos + kept + list(ids[at:]) + moved
+        unpredicted = {*self.mask_ids[: len(spans)], *bos}
+        return TokenizedExample(found, [float(token not in unpredicted) for token in found])
+
+
+InfillFormat = SPM | PSM | CausalMask
+NAMES = (SPM.name, PSM.name, CausalMask.name)
+
+
+def find_infill_format(special_tokens: Mapping[str, int], eos_id: int, declared: str | None) -> InfillFormat | None:
+    """The format that was stored with a tokenizer, or the one that its special tokens belong to. None: it has none.
+
+    Raises InvalidFileError if the format is unknown or its tokens are missing, and if nothing is stored and the tokens fit
+    more than one format.
     """
-    if not is_ours(tokenizer):
-        raise ValueError(
-            "this tokenizer is not of our layout: train with one that has the control tokens of SPM_SPECIAL_TOKENS"
+    if declared is None:
+        declared = _recognize(special_tokens)
+    try:
+        match declared:
+            case None:
+                return None
+            case "spm" | "psm":
+                kind = SPM if declared == "spm" else PSM
+                prefix, suffix, middle = (special_tokens[token] for token in (FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE))
+                return kind(prefix_id=prefix, suffix_id=suffix, middle_id=middle, eos_id=eos_id)
+            case "causal-mask":
+                masks = tuple(special_tokens[token] for token in MASK_SENTINELS if token in special_tokens)
+                return CausalMask(mask_ids=masks, end_of_mask_id=special_tokens[END_OF_MASK], eos_id=eos_id)
+            case _:
+                raise InvalidFileError(
+                    f"the tokenizer's infill_format is {declared!r}: choose one of {', '.join(NAMES)} or null"
+                )
+    except KeyError as missing:
+        raise InvalidFileError(f"the tokenizer's infill_format is {declared}, but it has no token {missing}") from None
+
+
+def _recognize(special_tokens: Mapping[str, int]) -> str | None:
+    """The name of the format whose tokens a tokenizer has. Other tokens, which fine-tuning may add, do not matter."""
+    has_masks = END_OF_MASK in special_tokens
+    if FIM_MIDDLE not in special_tokens:
+        return CausalMask.name if has_masks else None
+    is_psm = FIM_PAD in special_tokens  # only tokenizers with PSM prompts have it
+    is_spm = not is_psm and [token for token in special_tokens if token in SPM_SPECIAL_TOKENS] == [*SPM_SPECIAL_TOKENS]
+    if has_masks or not (is_psm or is_spm):
+        raise InvalidFileError(
+            f"the tokenizer has {FIM_MIDDLE}, but its tokens fit {'two infilling formats' if has_masks else 'no known infilling format'}: "
+            f'set "infill_format" in its tokenizer_config.json to one of {", ".join(NAMES)}'
         )
-    return _example(
-        tokenizer, infill_prompt(tokenizer, prefix, suffix), middle, is_start=is_start, weight=middle_loss_weight
+    return PSM.name if is_psm else SPM.name
+
+
+def require_spm(infill_format: InfillFormat | None) -> SPM:
+    """Raises ConfigError if a tokenizer's format is another one."""
+    if not isinstance(infill_format, SPM):
+        raise ConfigError(_needs("suffix-prefix-middle (spm)", infill_format, SPM_SPECIAL_TOKENS[2:]))
+    return infill_format
+
+
+def require_psm(infill_format: InfillFormat | None) -> PSM:
+    """Raises ConfigError if a tokenizer's format is another one."""
+    if not isinstance(infill_format, PSM):
+        raise ConfigError(
+            _needs("prefix-suffix-middle (psm)", infill_format, (FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD))
+        )
+    return infill_format
+
+
+def require_causal_mask(infill_format: InfillFormat | None) -> CausalMask:
+    """Raises ConfigError if a tokenizer's format is another one."""
+    if not isinstance(infill_format, CausalMask):
+        raise ConfigError(_needs("causal masking", infill_format, (MASK_SENTINELS[0], END_OF_MASK)))
+    return infill_format
+
+
+def _needs(wanted: str, found: InfillFormat | None, tokens: Sequence[str]) -> str:
+    name = "none" if found is None else found.name
+    return (
+        f"this objective trains {wanted}, and the infilling format of the tokenizer is {name}: "
+        f"use a tokenizer with {', '.join(tokens)}, or another objective"
     )
 
 
-def psm_example(
-    tokenizer: Tokenizer, prefix: Sequence[int], middle: Sequence[int], suffix: Sequence[int]
+def _fim_example(
+    bos: list[int], prompt: list[int], answer: list[int], sentinels: set[int], answer_weight: float
 ) -> TokenizedExample:
-    """A document told prefix, suffix, middle. Raises ValueError for a tokenizer whose prompts are told otherwise."""
-    _require_psm(tokenizer)
-    return _example(tokenizer, infill_prompt(tokenizer, prefix, suffix), middle)
-
-
-def spm_v2_example(
-    tokenizer: Tokenizer, prefix: Sequence[int], middle: Sequence[int], suffix: Sequence[int]
-) -> TokenizedExample:
-    """The same told suffix, prefix, middle, in the second form of the paper, which shares PSM's sentinels (appendix D).
-
-    Raises ValueError as `psm_example` does, for it is learned beside PSM and never prompted.
-    """
-    _require_psm(tokenizer)
-    prompt = [tokenizer.fim_prefix, tokenizer.fim_suffix, *suffix, tokenizer.fim_middle, *prefix]
-    return _example(tokenizer, prompt, middle)
-
-
-def causal_mask_example(
-    tokenizer: Tokenizer, ids: Sequence[int], spans: Sequence[tuple[int, int]], *, is_start: bool
-) -> TokenizedExample:
-    """A document whose spans [start, stop), in order, stand behind it, each between its mask and the end of mask.
-
-    The masks weigh 0, also where they stand in the document (InCoder, section 2.1).
-    """
-    masks = [tokenizer.special_id(MASK_SENTINELS[k]) for k in range(len(spans))]
-    end = tokenizer.special_id(END_OF_MASK)
-    kept, moved, at = list[int](), list[int](), 0
-    for mask, (start, stop) in zip(masks, spans, strict=True):
-        kept += [*ids[at:start], mask]
-        moved += [mask, *ids[start:stop], end]
-        at = stop
-    before = bos_ids(tokenizer) if is_start else []
-    found = before + kept + list(ids[at:]) + moved
-    unpredicted = {*masks, *before}
-    return TokenizedExample(found, [float(token not in unpredicted) for token in found])
-
-
-def _require_psm(tokenizer: Tokenizer) -> None:
-    if is_ours(tokenizer) or FIM_MIDDLE not in tokenizer.special_tokens:
-        raise ValueError(
-            "this tokenizer's prompts are not PSM: train with one that has the control tokens of PSM_SPECIAL_TOKENS"
-        )
-
-
-def _example(
-    tokenizer: Tokenizer, prompt: list[int], middle: Sequence[int], *, is_start: bool = False, weight: float = 1.0
-) -> TokenizedExample:
-    """A prompt and its answer."""
-    before = bos_ids(tokenizer) if is_start else []
-    answer = [*middle, tokenizer.eos_id]
-    sentinels = {tokenizer.fim_prefix, tokenizer.fim_suffix, tokenizer.fim_middle}
-    weights = [0.0] * len(before) + [float(token not in sentinels) for token in prompt] + [weight] * len(answer)
-    return TokenizedExample(before + prompt + answer, weights)
-
-
-def infill_prompt(tokenizer: Tokenizer, prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
-    """What the model continues with the middle; its answer ends with one of `stop_token_ids`.
-
-    Raises ValueError for a tokenizer without control tokens for holes: its models complete only.
-    """
-    if is_ours(tokenizer):
-        return [tokenizer.fim_suffix, *suffix, tokenizer.fim_prefix, *prefix, tokenizer.fim_middle]
-    if FIM_MIDDLE in tokenizer.special_tokens:
-        return [tokenizer.fim_prefix, *prefix, tokenizer.fim_suffix, *suffix, tokenizer.fim_middle]
-    if END_OF_MASK in tokenizer.special_tokens:
-        first, second = (tokenizer.special_id(mask) for mask in MASK_SENTINELS[:2])
-        return [*prefix, first, *suffix, second, first]
-    raise ValueError("this model cannot infill: its tokenizer has no control tokens for holes (CodeGen's has none)")
-
-
-def stop_token_ids_of(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids that end an answer."""
-    known = {tokenizer.special_tokens[token] for token in _STOP_TOKENS if token in tokenizer.special_tokens}
-    return frozenset({tokenizer.eos_id} | known)
-
-
-def bos_ids(tokenizer: Tokenizer) -> list[int]:
-    """What stands before a document: in our layout and InCoder's the end of the text before it, in Llama's its start."""
-    if tokenizer.start_id is not None:
-        return [tokenizer.start_id]
-    return [tokenizer.eos_id] if is_ours(tokenizer) or END_OF_MASK in tokenizer.special_tokens else []
-
-
-def is_ours(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer's documents with holes are told in our layout."""
-    return tokenizer.special_tokens.keys() >= {FIM_MIDDLE, PAD}
-
-
-# Beside the end of the text; the last three are Qwen2.5-Coder's.
-_STOP_TOKENS = (END_OF_MASK, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+    weights = [0.0] * len(bos) + [float(token not in sentinels) for token in prompt] + [answer_weight] * len(answer)
+    return TokenizedExample(bos + prompt + answer, weights)
 
 
 def expand_to_words(text: bytes, start: int, stop: int) -> tuple[int, int]:
-    """The hole [start, stop) of a text in UTF-8, grown until it cuts no word. Bytes beyond ASCII count as letters."""
+    """The hole [start, stop) of UTF-8 text, extended until it cuts no word. Bytes beyond ASCII count as letters."""
     while start > 0 and _is_inside_word(text[start - 1 : start + 1]):
         start -= 1
     while stop < len(text) and _is_inside_word(text[stop - 1 : stop + 1]):
@@ -163,5 +234,5 @@ def expand_to_words(text: bytes, start: int, stop: int) -> tuple[int, int]:
 
 
 def _is_inside_word(pair: bytes) -> bool:
-    """Whether a word goes on between two bytes."""
+    """Whether both of two adjacent bytes belong to one word."""
     return all(byte >= 0x80 or byte == ord("_") or chr(byte).isalnum() for byte in pair)

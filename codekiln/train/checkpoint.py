@@ -1,6 +1,6 @@
-"""Checkpointer: weights and moments as PyTorch's distributed checkpoints in safetensors, the rest as JSON.
+"""Checkpoints: weights and optimizer state in PyTorch's distributed format with safetensors files, the rest as JSON.
 
-Written by any number of ranks, each its own file, while training goes on; read by any other number.
+Each rank writes its own file in the background. Any number of ranks can load a checkpoint.
 """
 
 import re
@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from codekiln.errors import ConfigError, CorruptFileError
 from codekiln.files import (
     JsonObject,
     checksum,
@@ -35,10 +36,20 @@ from codekiln.model.tensors import save_safetensors, shape_mismatches
 from codekiln.train.parallel import World
 
 STATE = "state.json"
-WEIGHT, OPTIMIZER = "weight:", "moment:"  # what names in a checkpoint begin with
+FORMAT = 1
+WEIGHT, OPTIMIZER = "weight:", "optimizer:"  # prefixes of tensor names in a checkpoint
 KEEP_LATEST = 2
-_ONE_FILE = "shard-00001-model-00001-of-00001.safetensors"  # as the first of several ranks names its own
+_ONE_FILE = "shard-00001-model-00001-of-00001.safetensors"  # the name that PyTorch uses for rank 0
 _NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """`step` is the next one; `optimizer_state` is by name, sharded as the weights; `training_state` is what was saved."""
+
+    step: int
+    optimizer_state: dict[str, Tensor]
+    training_state: JsonObject
 
 
 @dataclass(frozen=True)
@@ -46,19 +57,20 @@ class _PendingSave:
     """A checkpoint that is being written."""
 
     future: Future[Any]
-    stack: ExitStack  # puts the draft in its place
+    stack: ExitStack  # its exit moves the temporary folder to its place
     temp_path: Path
     step: int
+    training_state: JsonObject
 
 
 class Checkpointer:
-    """The checkpoints of a run. One at a time is written beside training; `wait` waits for it.
+    """Saves and loads the checkpoints of a run. One save at a time runs in the background; `wait` completes it.
 
-    The last `KEEP_LATEST` are kept, and for good those of every step that `keep_every` divides, if it is not 0.
+    Keeps the newest `KEEP_LATEST` checkpoints, and those of every step that `keep_every` divides if it is not 0.
     """
 
     def __init__(self, folder: Path, world: World, inputs: JsonObject, *, keep_every: int = 0) -> None:
-        self._folder, self._world, self._made_from, self._keep_every = folder, world, inputs, keep_every
+        self._folder, self._world, self._inputs, self._keep_every = folder, world, inputs, keep_every
         self._pending: _PendingSave | None = None
         self._writer = ThreadPoolExecutor(1)
 
@@ -66,17 +78,17 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Keeps what is being written also where training failed; many ranks cannot wait for each other then."""
+        """Completes a pending save also after an error, except with several ranks, where waiting could deadlock."""
         if error is None or self._world.world_size == 1:
             self.wait()
 
     @property
     def is_done(self) -> bool:
-        """Whether this rank's part of a checkpoint is on the disk and waits for `wait`."""
+        """Whether this rank has written its part of the pending checkpoint."""
         return self._pending is not None and self._pending.future.done()
 
-    def save(self, step: int, state: dict[str, Tensor]) -> None:
-        """Copies the state and begins to write `step-00000123`, which is there whole or not at all."""
+    def save(self, step: int, tensors: dict[str, Tensor], training_state: JsonObject) -> None:
+        """Copies the tensors and starts to write the folder `step-00000123`, which is complete or does not exist."""
         self.wait()
         path = self._folder / f"step-{step:08}"
         stack = ExitStack()
@@ -86,32 +98,38 @@ class Checkpointer:
         self._barrier()
         future: Future[Any]
         if self._world.world_size == 1:
-            copied = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-            future = self._writer.submit(save_safetensors, temp_path / _ONE_FILE, copied)
+            copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+            future = self._writer.submit(save_safetensors, temp_path / _ONE_FILE, copies)
         else:
             writer = HuggingFaceStorageWriter(str(temp_path), save_distributed=True)
-            begun = async_save(state, storage_writer=writer, process_group=self._world.checkpoint_group)
-            assert isinstance(begun, Future)
-            future = begun
-        self._pending = _PendingSave(future, stack, temp_path, step)
+            saving = async_save(tensors, storage_writer=writer, process_group=self._world.checkpoint_group)
+            assert isinstance(saving, Future)
+            future = saving
+        self._pending = _PendingSave(future, stack, temp_path, step, training_state)
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written, seals it, and removes those that are not kept.
+        """Completes the pending save: waits, records checksums, moves the folder to its place, removes old checkpoints.
 
-        Raises OSError where it cannot be written; the ones before it stay.
+        Raises OSError if it could not be written; earlier checkpoints stay.
         """
         if self._pending is None:
             return
-        work, self._pending = self._pending, None
-        with work.stack:
+        pending, self._pending = self._pending, None
+        with pending.stack:
             try:
-                work.future.result()
+                pending.future.result()
             except CheckpointException as failed:
                 raise next(iter(failed.failures.values()))[0] from None
-            files = self._checksums(work.temp_path)
+            files = self._checksums(pending.temp_path)
             if self._world.is_main:
-                record = {"step": work.step, "inputs": self._made_from, "files": files}
-                write_json(work.temp_path / STATE, record)
+                record = {
+                    "format": FORMAT,
+                    "step": pending.step,
+                    "inputs": self._inputs,
+                    "training_state": pending.training_state,
+                    "files": files,
+                }
+                write_json(pending.temp_path / STATE, record)
         if self._world.is_main:
             for entry in set(self._folder.iterdir()) - self._kept():
                 if _NAME.fullmatch(entry.name):
@@ -119,15 +137,16 @@ class Checkpointer:
             remove_leftovers(self._folder)
         self._barrier()
 
-    def load(self, path: Path, weights: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
-        """Fills the weights in place; the step, and the moments by name, each laid out as the weight it belongs to.
+    def load(self, path: Path, weights: dict[str, Tensor]) -> LoadedCheckpoint:
+        """Fills the weights in place and returns the rest.
 
-        Raises ValueError if the checkpoint was made from something else, naming the field, or is corrupt.
+        Raises ConfigError if the checkpoint was made from other inputs, naming the field, and CorruptFileError if it is
+        damaged.
         """
-        state = read_json(path / STATE)
-        if difference := first_difference(state["inputs"], self._made_from):
-            raise ValueError(
-                f"{path} is a checkpoint of another recipe ({difference}): go on with that recipe or name another --out"
+        state = _read_state(path)
+        if difference := first_difference(state["inputs"], self._inputs):
+            raise ConfigError(
+                f"{path} is a checkpoint of another recipe ({difference}): use the same recipe, or another --out"
             )
         for name in sorted(state["files"])[self._world.rank :: self._world.world_size]:
             verify_checksum(path / name, state["files"][name], folder=path)
@@ -136,8 +155,8 @@ class Checkpointer:
         found = {name: tuple(entry.size) for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         stored = {name.removeprefix(WEIGHT): shape for name, shape in found.items() if name.startswith(WEIGHT)}
-        if faults := shape_mismatches(shapes, stored):
-            raise ValueError(f"{path}: the weights do not fit the model: {faults}")
+        if mismatches := shape_mismatches(shapes, stored):
+            raise ConfigError(f"{path}: the weights do not fit the model: {mismatches}")
         wanted = {f"{WEIGHT}{name}": weight for name, weight in weights.items()}
         optimizer_state = {}
         for name, shape in found.items():
@@ -145,17 +164,23 @@ class Checkpointer:
                 owner = weights[name.removeprefix(OPTIMIZER).rpartition(".")[0]]
                 optimizer_state[name] = torch.zeros_like(owner) if shape == tuple(owner.shape) else torch.zeros(shape)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is meant
+            warnings.filterwarnings(
+                "ignore", message="torch.distributed is disabled"
+            )  # true in one process, and intended
             load(wanted | optimizer_state, storage_reader=reader, process_group=self._world.checkpoint_group)
-        return int(state["step"]), {name.removeprefix(OPTIMIZER): value for name, value in optimizer_state.items()}
+        return LoadedCheckpoint(
+            step=int(state["step"]),
+            optimizer_state={name.removeprefix(OPTIMIZER): value for name, value in optimizer_state.items()},
+            training_state=state["training_state"],
+        )
 
     def _kept(self) -> set[Path]:
         found = list_checkpoints(self._folder)
-        for_good = [path for path in found if self._keep_every and int(path.name[5:]) % self._keep_every == 0]
-        return {*found[-KEEP_LATEST:], *for_good}
+        permanent = [path for path in found if self._keep_every and int(path.name[5:]) % self._keep_every == 0]
+        return {*found[-KEEP_LATEST:], *permanent}
 
     def _checksums(self, temp_path: Path) -> JsonObject:
-        """Sizes and checksums of all ranks' files, each taken by the rank that wrote it."""
+        """Sizes and checksums of all ranks' files, each computed by the rank that wrote it."""
         own = {path.name: checksum(path) for path in sorted(temp_path.glob(f"shard-{self._world.rank + 1:05}-*"))}
         if self._world.world_size == 1:
             return own
@@ -169,13 +194,26 @@ class Checkpointer:
 
 
 def checkpoint_state_dict(weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a checkpoint holds, by name."""
+    """The tensors of a checkpoint by name."""
     return {f"{WEIGHT}{name}": weight for name, weight in weights.items()} | {
-        f"{OPTIMIZER}{name}": moment for name, moment in optimizer_state.items()
+        f"{OPTIMIZER}{name}": tensor for name, tensor in optimizer_state.items()
     }
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
+    """The complete checkpoints in a folder, oldest first."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if _NAME.fullmatch(path.name) and (path / STATE).is_file())
+
+
+def _read_state(path: Path) -> JsonObject:
+    """state.json of a checkpoint. Raises CorruptFileError if it is damaged or of another format."""
+    state = read_json(path / STATE)
+    if state.get("format") != FORMAT:
+        raise CorruptFileError(
+            f"{path / STATE} is damaged or of another version of Codekiln (format {FORMAT} is needed): remove {path}"
+        )
+    kinds = {"step": int, "inputs": dict, "training_state": dict, "files": dict}
+    if damaged := [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]:
+        raise CorruptFileError(f"{path / STATE} is damaged (field {damaged[0]}): remove {path}, then run again")
+    return state

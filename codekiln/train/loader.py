@@ -11,21 +11,20 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from codekiln.errors import ConfigError
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import TokenizedExample
+from codekiln.train.config import Packing
 from codekiln.train.objectives import Chunk, Objective
 from codekiln.train.prepare import TokenShards
 
 MAX_OPEN_ROWS = 64  # rows that packing holds open; more fill better and cost more time
 MIN_CHUNK_TOKENS = 16  # what is left of a document below this is dropped
 MIN_CONCAT_TOKENS = 64  # the same where documents are joined (the released code of CodeGen)
-
-Packing = Literal["packed", "concat"]
 
 
 @dataclass(frozen=True)
@@ -83,22 +82,22 @@ class BatchLoader:
         objective: Objective,
         *,
         context_length: int,
-        rows: int,
+        batch_size: int,
         seed: int,
         packing: Packing = "packed",
     ) -> None:
         self._shards, self._tokenizer, self._objective = shards, tokenizer, objective
-        self._context_length, self._rows, self._seed, self._packing = context_length, rows, seed, packing
+        self._context_length, self._batch_size, self._seed, self._packing = context_length, batch_size, seed, packing
         if packing == "packed":
             capacity = context_length + 1 - objective.max_added_tokens
             if capacity < MIN_CHUNK_TOKENS:
-                raise ValueError(
+                raise ConfigError(
                     f"context_length is {context_length}: this objective needs at least "
                     f"{context_length + MIN_CHUNK_TOKENS - capacity}"
                 )
             self._chunks = _chunk_documents(shards.lengths(), capacity, objective.min_chunk_fraction, seed)
             if not len(self._chunks):
-                raise ValueError(f"no document has {MIN_CHUNK_TOKENS} tokens: use a larger corpus")
+                raise ConfigError(f"no document has {MIN_CHUNK_TOKENS} tokens: use a larger corpus")
             self._lengths = self._chunks[:, 2] - self._chunks[:, 1] + objective.max_added_tokens - 1
         plan = self._pack_best_fit if packing == "packed" else self._concat_and_chunk
         self._epoch_rows = lru_cache(maxsize=2)(plan)
@@ -109,11 +108,11 @@ class BatchLoader:
         """Rows of the first epoch; other shuffles pack a little better or worse."""
         return len(self._epoch_rows(0))
 
-    def batch(self, step: int, part: tuple[int, int] = (0, 1)) -> Batch:
-        """The batch of a step, which counts from 0, or the `part[0]`-th of `part[1]` equal parts of its rows."""
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The batch of a step, which counts from 0, or the part of one of `world_size` ranks that share its rows."""
         rows = self._rows_of(step)
-        n = len(rows) // part[1]
-        return self._collate([self._examples(row, epoch) for row, epoch in rows[part[0] * n : part[0] * n + n]])
+        n = len(rows) // world_size
+        return self._collate([self._examples(row, epoch) for row, epoch in rows[rank * n : rank * n + n]])
 
     def documents(self, step: int) -> list[int]:
         """The numbers of the documents that a step reads, in the order of their shards."""
@@ -121,15 +120,15 @@ class BatchLoader:
 
     def _rows_of(self, step: int) -> list[tuple[list[_Chunk], int]]:
         """Units of each row of a step, and their epoch."""
-        first = step * self._rows
+        first = step * self._batch_size
         epoch = 0
         while first >= self._n_rows(epoch):
             first -= self._n_rows(epoch)
             epoch += 1
         rows: list[tuple[list[_Chunk], int]] = []
-        while len(rows) < self._rows:
+        while len(rows) < self._batch_size:
             plan = self._epoch_rows(epoch)
-            stop = min(len(plan), first + self._rows - len(rows))
+            stop = min(len(plan), first + self._batch_size - len(rows))
             rows += [(plan.row(k), epoch) for k in range(first, stop)]
             epoch, first = epoch + 1, 0
         return rows
@@ -232,7 +231,7 @@ class BatchLoader:
                 carried.extend(part(document, start, length + 1, length))
                 n_carried += length + 1 - start
         if not n_rows:
-            raise ValueError(f"the corpus does not fill a row of {T} tokens: use a larger one or a shorter context")
+            raise ConfigError(f"the corpus does not fill a row of {T} tokens: use a larger one or a shorter context")
         chunks = np.frombuffer(parts, np.int64).reshape(-1, 4)
         return self._shuffled(chunks, np.arange(len(chunks)), row_of, epoch)
 

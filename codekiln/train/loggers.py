@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from codekiln.errors import ConfigError
 from codekiln.extras import import_optional
-from codekiln.files import JsonObject, read_json, write_json
-from codekiln.train.metrics import MetricSink
+from codekiln.files import read_json, write_json
+from codekiln.metrics_log import MetricSink, MetricsRow
 
 FLUSH_SECONDS = 5
 LOGGERS = ("tensorboard", "wandb")
@@ -19,7 +20,7 @@ LOGGERS = ("tensorboard", "wandb")
 def build_loggers(names: Sequence[str], run: Path) -> list[MetricSink]:
     """The mirrors of a run by name. Raises ValueError for a name that is not known or whose package is missing."""
     if unknown := [name for name in names if name not in LOGGERS]:
-        raise ValueError(f"nothing to watch with is called {unknown[0]!r}: known are {', '.join(LOGGERS)}")
+        raise ConfigError(f"nothing to watch with is called {unknown[0]!r}: known are {', '.join(LOGGERS)}")
     loggers: dict[str, MetricSink] = {}
     for name in names:
         if name == "tensorboard":
@@ -36,12 +37,12 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._module = import_optional("torch.utils.tensorboard", "watch")
+        self._module = import_optional("torch.utils.tensorboard", "loggers")
         self._folder = folder
         self._writer: Any = None
         self._time = 0.0
 
-    def write(self, row: JsonObject) -> None:
+    def write(self, row: MetricsRow) -> None:
         if self._writer is None:
             self._writer = self._module.SummaryWriter(
                 str(self._folder), purge_step=row["step"], max_queue=1000, flush_secs=FLUSH_SECONDS
@@ -64,14 +65,14 @@ class WandbLogger:
     """
 
     def __init__(self, project: str, run_name: str, folder: Path) -> None:
-        self._wandb: Any = import_optional("wandb", "watch")
+        self._wandb: Any = import_optional("wandb", "loggers")
         self._project, self._name, self._folder = project, run_name, folder
         self._run: Any = None
         if os.environ.get("WANDB_MODE", "online") == "online":
             with _wandb_errors(self._wandb):
                 self._wandb.login(verify=False)  # asks for a key now, where there is a terminal, and not hours later
 
-    def write(self, row: JsonObject) -> None:
+    def write(self, row: MetricsRow) -> None:
         if self._run is None:
             self._run = self._init_run()
         # W&B takes no row back: of what a lost run sent, only the rows that it did not send are told.
@@ -93,11 +94,11 @@ class WandbLogger:
                 id=read_json(path)["id"],
                 resume="allow",
                 dir=str(self._folder),
-                settings=self._wandb.ParallelSettings(console="off", disable_git=True),
+                settings=self._wandb.Settings(console="off", disable_git=True),
             )
 
 
-def _numbers(row: JsonObject) -> dict[str, float]:
+def _numbers(row: MetricsRow) -> dict[str, float]:
     """The fields of a row that are drawn: a reason in words or a list stays in the log."""
     return {field: value for field, value in row.items() if field != "step" and isinstance(value, int | float)}
 
@@ -107,6 +108,6 @@ def _wandb_errors(wandb: Any) -> Iterator[None]:
     try:
         yield
     except wandb.Error as error:
-        raise ValueError(
+        raise ConfigError(
             f"W&B does not start ({error}): run `wandb login`, or set WANDB_MODE=offline and `wandb sync` it later"
         ) from None

@@ -1,27 +1,15 @@
 """LoRA: a low-rank change of every matrix in the blocks, learned while the weights stay (Hu et al., arXiv 2106.09685)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from codekiln.extras import import_optional
+from codekiln.train.config import LoraConfig
 
 TARGETS = r"blocks\.\d+\.(attention\.(q|k|v|out)|mlp\.(gate|up|down))"
 _ADAPTER = "default"  # the library's name for an only one
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """`rank` of the change, which is multiplied by `alpha` / `rank`."""
-
-    rank: int = 16
-    alpha: int = 32
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"train.lora.rank is {self.rank}: it must be at least 1")
 
 
 def inject_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> None:

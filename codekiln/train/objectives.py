@@ -1,7 +1,4 @@
-"""What a model learns from a piece of a document: pure functions of (ids, rng).
-
-An objective turns a piece into a layout: ids again, and which of them are to be predicted.
-"""
+"""Objectives: how a chunk of a document becomes a training example. Pure functions of (ids, random generator)."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -9,26 +6,28 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from codekiln.errors import ConfigError
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import (
     N_FIM_SENTINELS,
     N_SENTINELS_PER_SPAN,
     TokenizedExample,
-    causal_mask_example,
     expand_to_words,
-    psm_example,
-    spm_example,
-    spm_v2_example,
+    require_causal_mask,
+    require_psm,
+    require_spm,
 )
 
 Ids = npt.NDArray[np.int64]
 Span = tuple[int, int]
 _NEWLINE = ord("\n")
+# The parts around a hole are encoded separately, which may take more tokens than the uncut chunk had.
+_REENCODING_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Ids of a document or of a part of it, and whether the document begins and ends with it."""
+    """Consecutive ids of a document, and whether the document begins and ends with them."""
 
     ids: Ids
     is_start: bool
@@ -36,10 +35,11 @@ class Chunk:
 
 
 class Objective(Protocol):
-    """`max_added_tokens` bounds the ids that a call adds to those of a piece; what would be more is cut from its end.
+    """Turns a chunk into ids and their loss weights.
 
-    `min_chunk_fraction` is the share of a row that the shortest piece of a long document may have: pieces of one length would
-    tell by their positions where the last one ends, and a model learns that instead of how a hole is filled.
+    `max_added_tokens` limits the ids that a call adds to those of the chunk; the example is cut to that length.
+    `min_chunk_fraction` is the length of the shortest chunk of a long document, as a fraction of a sequence. If all chunks
+    had the same length, the model could learn where the middle ends from its position.
     """
 
     @property
@@ -52,15 +52,15 @@ class Objective(Protocol):
 
 
 def left_to_right(chunk: Chunk, tokenizer: Tokenizer) -> TokenizedExample:
-    """Every token predicted, and the end of text behind a document; what stands before one is not predicted."""
-    before = [tokenizer.bos_id] if chunk.is_start else []
-    ids = before + chunk.ids.tolist() + [tokenizer.eos_id] * chunk.is_end
-    return TokenizedExample(ids, [0.0] * len(before) + [1.0] * (len(ids) - len(before)))
+    """Predicts every token, and the end of text after a document. The token before a document is not predicted."""
+    bos = [tokenizer.bos_id] if chunk.is_start else []
+    ids = bos + chunk.ids.tolist() + [tokenizer.eos_id] * chunk.is_end
+    return TokenizedExample(ids, [0.0] * len(bos) + [1.0] * (len(ids) - len(bos)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NextToken:
-    """Left to right."""
+    """Next-token prediction, left to right."""
 
     min_chunk_fraction: float = 1.0
 
@@ -72,53 +72,56 @@ class NextToken:
         return left_to_right(chunk, tokenizer)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CausalMasking:
-    """Spans moved behind the document, each behind its mask, so that they are written with what follows in view (InCoder,
-    section 2.1).
+    """Moves spans to the end of the document, each after its mask, so that they are predicted with the suffix in view
+    (InCoder, section 2.1).
 
-    `sampling` "paper" is the text's: a count of spans from a Poisson distribution of mean 1 truncated to [1, 256], each uniform,
-    all drawn again where two overlap. "released" is that of the code its authors name: the count is clamped to [1, 255], and
-    for more than one span pairs are drawn and taken greedily where they do not overlap; about a fifth of pieces then have
-    other counts than the paper's. Masks have no weight in the loss. What more than `RESERVED_SPANS` spans add is cut from
-    the end.
+    `sampling` "paper" follows the text: the number of spans is Poisson with mean 1, truncated to [1, 256], and spans are
+    uniform without overlaps. "released" follows the code that the authors name: the number is clamped to [1, 255], and of
+    several spans, pairs are accepted greedily if they do not overlap. About a fifth of the chunks then have another number
+    of spans than in the paper. Masks have loss weight 0. The tokens that more than `RESERVED_SPANS` spans add are cut off.
     """
 
     sampling: Literal["paper", "released"] = "paper"
     min_chunk_fraction: float = 1.0
 
-    RESERVED_SPANS = 8  # more come once in a million draws
+    RESERVED_SPANS = 8  # the probability of more is about 1e-6
 
     @property
     def max_added_tokens(self) -> int:
         return 1 + N_SENTINELS_PER_SPAN * self.RESERVED_SPANS
 
     def __call__(self, chunk: Chunk, tokenizer: Tokenizer, rng: np.random.Generator) -> TokenizedExample:
-        draw = paper_spans if self.sampling == "paper" else released_spans
-        example = causal_mask_example(tokenizer, chunk.ids.tolist(), draw(len(chunk.ids), rng), is_start=chunk.is_start)
-        most = len(chunk.ids) + self.max_added_tokens
-        return TokenizedExample(example.ids[:most], example.loss_weights[:most])
+        infill_format = require_causal_mask(tokenizer.infill_format)
+        sample_spans = paper_spans if self.sampling == "paper" else released_spans
+        spans = sample_spans(len(chunk.ids), rng)
+        example = infill_format.example(chunk.ids.tolist(), spans, is_start=chunk.is_start)
+        max_tokens = len(chunk.ids) + self.max_added_tokens
+        return TokenizedExample(example.ids[:max_tokens], example.loss_weights[:max_tokens])
 
 
 def paper_spans(n: int, rng: np.random.Generator) -> list[Span]:
     """Spans [start, stop) of n tokens, in order, none empty and no two overlapping (InCoder, section 2.1).
 
-    The paper draws all anew until none overlap. What it ends with is uniform over all sets without overlaps, and that is
-    drawn here at once: 2 k ends, each above the one before it, or between two spans not below it.
+    The paper uses rejection sampling: it draws all spans again until none overlap. The result is uniform over all sets of
+    spans without overlaps, so this function samples such a set directly. A set of k spans is a sequence of 2 k ends that
+    increases within a span and does not decrease between spans; subtracting 0, 0, 1, 1, 2, 2, ... from 2 k distinct sorted
+    numbers below n + k gives each such sequence exactly once.
     """
     while n > 0:
         count = int(rng.poisson(1.0))
         if 1 <= count <= min(n, MAX_SPANS["paper"]):
-            apart = np.sort(rng.choice(n + count, 2 * count, replace=False))
-            ends = (apart - np.arange(2 * count) // 2).tolist()
+            distinct = np.sort(rng.choice(n + count, 2 * count, replace=False))
+            ends = (distinct - np.arange(2 * count) // 2).tolist()
             return list(zip(ends[::2], ends[1::2], strict=True))
     return []
 
 
 def released_spans(n: int, rng: np.random.Generator) -> list[Span]:
-    """The same as the released code draws them, and no span at all where its one span is empty.
+    """Spans as the released code samples them; none if its only span is empty.
 
-    Of several, those that would be empty are left out: in that code they take a token away.
+    Of several spans, empty ones are left out: the released code would lose a token there.
     """
     count = min(max(int(rng.poisson(1.0)), 1), MAX_SPANS["released"])
     draws = np.sort(rng.random((count**2, 2)), axis=1) * n
@@ -131,16 +134,17 @@ def released_spans(n: int, rng: np.random.Generator) -> list[Span]:
     return sorted(spans)
 
 
-MAX_SPANS = {"paper": 256, "released": 255}  # 256 masks exist, and the released code wants one to spare
+MAX_SPANS = {"paper": 256, "released": 255}  # there are 256 masks, and the released code keeps one unused
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FillInTheMiddle:
-    """Left to right, or with a share `fim_rate` cut in three at two uniform places (Bavarian et al., arXiv 2207.14255).
+    """Fill in the middle (Bavarian et al., arXiv 2207.14255): chunks are cut at two uniform positions with probability
+    `fim_rate`, and are left-to-right examples otherwise.
 
-    Told prefix, suffix, middle (PSM), or with a share `fim_spm_rate` in their second form of suffix, prefix, middle (SPM); all of
-    it is predicted but the sentinels. Places are `split`: between characters, tokens or lines. It cuts pieces, which is
-    their context-level variant. Needs a tokenizer whose prompts are PSM (`tokenizer/infill.py`).
+    Cut chunks are in PSM order, or in SPMv2 with probability `fim_spm_rate`. All tokens but the sentinels are predicted.
+    `split` says what positions are between: characters, tokens or lines. Cutting chunks instead of documents is the
+    context-level variant of the paper. Needs a tokenizer with the PSM format.
     """
 
     fim_rate: float = 0.5
@@ -150,17 +154,18 @@ class FillInTheMiddle:
 
     @property
     def max_added_tokens(self) -> int:
-        return N_FIM_SENTINELS + 8 + 1
+        return N_FIM_SENTINELS + 1 + _REENCODING_TOKENS  # 1: end of text
 
     def __call__(self, chunk: Chunk, tokenizer: Tokenizer, rng: np.random.Generator) -> TokenizedExample:
+        infill_format = require_psm(tokenizer.infill_format)
         if rng.random() >= self.fim_rate:
             return left_to_right(chunk, tokenizer)
         prefix, middle, suffix = self._parts(chunk.ids, tokenizer, rng)
-        write = spm_v2_example if rng.random() < self.fim_spm_rate else psm_example
+        example = infill_format.spm_v2_example if rng.random() < self.fim_spm_rate else infill_format.example
         room = len(chunk.ids) + self.max_added_tokens - N_FIM_SENTINELS - 1 - len(prefix) - len(middle)
         if room < 0:
             return left_to_right(chunk, tokenizer)
-        return write(tokenizer, prefix, middle, suffix[:room])
+        return example(prefix, middle, suffix[:room])
 
     def _parts(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> list[list[int]]:
         if self.split == "tokens":
@@ -175,16 +180,15 @@ class FillInTheMiddle:
         return encode_around(text, (start, stop), tokenizer)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SpmInfill:
-    """Left to right, or with a share `fim_rate` one hole, its suffix told first. All of it is ours.
+    """One hole per chunk in SPM order with probability `fim_rate`, left-to-right examples otherwise. All numbers are ours.
 
-    A hole is a run of whole lines with a share `line_rate`, else a run of characters anywhere, of which a share
-    `word_rate` is widened to whole words; lengths are drawn uniformly on a logarithmic scale, because editors ask for
-    short holes and the papers' uniform ones are mostly long. No hole begins in the first `min_prefix_fraction` of a piece: a prompt
-    too shows more of what comes before than of what comes after.
-    Holes are cut between characters and what they cut is encoded anew, as a prompt is, so tokens that would have
-    crossed the edge of a hole never betray it. Holes are a few tokens of many; `middle_loss_weight` makes up for that.
+    A hole is a run of whole lines with probability `line_rate`. Otherwise it is a run of characters anywhere, extended to
+    whole words with probability `word_rate`. Lengths are log-uniform, because editors ask for short holes, and the uniform
+    ones of the papers are mostly long. No hole begins in the first `min_prefix_fraction` of a chunk, because a prompt has
+    more prefix than suffix. The parts around a hole are encoded separately, as in a prompt: a token that crosses the edge
+    of a hole would reveal it. Middles are few tokens of many, and `middle_loss_weight` compensates for that.
     """
 
     fim_rate: float = 0.7
@@ -198,13 +202,16 @@ class SpmInfill:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_prefix_fraction < 1:
-            raise ValueError(f"min_prefix_fraction is {self.min_prefix_fraction}: it must be from 0 to below 1")
+            raise ConfigError(
+                f"min_prefix_fraction is {self.min_prefix_fraction}: it must be at least 0 and less than 1"
+            )
 
     @property
     def max_added_tokens(self) -> int:
-        return N_FIM_SENTINELS + 8 + 2
+        return N_FIM_SENTINELS + 2 + _REENCODING_TOKENS  # 2: the ends of text before and after
 
     def __call__(self, chunk: Chunk, tokenizer: Tokenizer, rng: np.random.Generator) -> TokenizedExample:
+        infill_format = require_spm(tokenizer.infill_format)
         if rng.random() < self.fim_rate:
             text = tokenizer.decode_bytes(chunk.ids.tolist())
             hole = self._lines(text, rng) if rng.random() < self.line_rate else self._characters(text, rng)
@@ -212,19 +219,17 @@ class SpmInfill:
                 prefix, middle, suffix = encode_around(text, hole, tokenizer)
                 room = len(chunk.ids) + self.max_added_tokens - 2 - N_FIM_SENTINELS - len(prefix) - len(middle)
                 if room >= 0:
-                    suffix = suffix[:room]
-                    return spm_example(
-                        tokenizer,
+                    return infill_format.example(
                         prefix,
                         middle,
-                        suffix,
+                        suffix[:room],
                         is_start=chunk.is_start,
                         middle_loss_weight=self.middle_loss_weight,
                     )
         return left_to_right(chunk, tokenizer)
 
     def _lines(self, text: bytes, rng: np.random.Generator) -> tuple[int, int] | None:
-        """Whole lines without the last newline; the first is not blank and not the piece's first, which may be cut."""
+        """Whole lines without the last newline. The first is not blank, nor the first of the chunk, which may be cut."""
         starts = [i + 1 for i in np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE).tolist()]
         first_start = self.min_prefix_fraction * len(text)
         starts = [start for start in starts if first_start <= start < len(text) and text[start] != _NEWLINE]
@@ -250,18 +255,18 @@ class SpmInfill:
 
 
 def encode_around(data: bytes, hole: tuple[int, int], tokenizer: Tokenizer) -> list[list[int]]:
-    """Ids left of, in and right of a hole of bytes, each as its text alone is encoded, between whole characters."""
+    """Ids of prefix, middle and suffix of a hole of bytes, each encoded separately and cut between whole characters."""
     start, stop = (_character_start(data, at) for at in hole)
     return tokenizer.encode_batch([data[:start], data[start:stop], data[stop:]])
 
 
 def _character_start(data: bytes, at: int) -> int:
-    """The nearest place at or before `at` that is not inside a UTF-8 character."""
+    """The nearest position at or before `at` that is not inside a UTF-8 character."""
     while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
         at -= 1
     return at
 
 
 def _log_uniform(low: int, high: int, rng: np.random.Generator) -> int:
-    """A whole number of [low, high], uniform on a logarithmic scale."""
+    """An integer in [low, high], uniform on a logarithmic scale."""
     return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))

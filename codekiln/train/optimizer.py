@@ -1,139 +1,65 @@
-"""OptimizerGroup and their schedules: AdamW as the papers have it, and Muon with AdamW for our own."""
+"""Optimizers: AdamW as in the papers, and Muon with AdamW."""
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, assert_never, cast
 
 import torch
 from torch import Tensor, nn
 
+from codekiln.train.config import AdamWConfig, MuonConfig, OptimizerConfig
 from codekiln.train.parallel import apply_on_owner_rank, local_tensor
 
 
-class Schedule(Protocol):
-    """The factor of a learning rate at `step`, which counts from 0, of `n_steps`."""
-
-    def __call__(self, step: int, n_steps: int) -> float: ...
-
-
-@dataclass(frozen=True)
-class WSD:
-    """Linear up, flat, linear down to 0 (MiniCPM, arXiv 2404.06395, section 4)."""
-
-    warmup_fraction: float = 0.02
-    decay_fraction: float = 0.3
-
-    def __call__(self, step: int, n_steps: int) -> float:
-        warmup, decay = max(1.0, self.warmup_fraction * n_steps), max(1.0, self.decay_fraction * n_steps)
-        return min(1.0, (step + 1) / warmup, (n_steps - step) / decay)
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
+    """The optimizers of a model's trainable weights."""
+    match config:
+        case AdamWConfig():
+            return (_build_adamw(model, config),)
+        case MuonConfig():
+            return _build_muon(model, config)
+        case _:
+            assert_never(config)
 
 
-@dataclass(frozen=True)
-class WarmupCosine:
-    """Linear up from 0, a half cosine down to `min_lr_ratio` within `decay_steps`, then flat (CodeGen's released code).
-
-    Steps are absolute, as the published schedules are; None for `decay_steps` means all that follow the warm-up.
-    """
-
-    warmup_steps: int = 3000
-    decay_steps: int | None = None
-    min_lr_ratio: float = 0.1
-
-    def __call__(self, step: int, n_steps: int) -> float:
-        if step < self.warmup_steps:
-            return step / self.warmup_steps
-        anneal = self.decay_steps if self.decay_steps is not None else max(1, n_steps - self.warmup_steps)
-        progress = min(1.0, (step - self.warmup_steps) / anneal)
-        return 1.0 - (1.0 - self.min_lr_ratio) * (1.0 - math.cos(math.pi * progress)) / 2
+def _build_adamw(model: nn.Module, config: AdamWConfig) -> torch.optim.Optimizer:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in weights if weight.ndim > 1]},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
-@dataclass(frozen=True)
-class WarmupPolynomial:
-    """Linear up from 0, then down to 0 at the end by a power, 1 being a line (fairseq's polynomial decay; InCoder, A.1)."""
-
-    warmup_steps: int = 1500
-    power: float = 1.0
-
-    def __call__(self, step: int, n_steps: int) -> float:
-        if step < self.warmup_steps:
-            return step / self.warmup_steps
-        return math.pow(max(0, n_steps - step) / max(1, n_steps - self.warmup_steps), self.power)
-
-
-@dataclass(frozen=True)
-class AdamWConfig:
-    """AdamW for all weights. Decay is decoupled, on weights of more than one axis, embeddings among them."""
-
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
-    schedule: Schedule = WarmupCosine()
-
-    def optimizers(self, model: nn.Module) -> tuple[torch.optim.Optimizer, ...]:
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [weight for weight in weights if weight.ndim > 1]},
-            {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
-        ]
-        return (
-            torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                lr=self.lr,
-                betas=self.betas,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                fused=True,
-            ),
-        )
-
-
-@dataclass(frozen=True)
-class MuonConfig:
-    """Muon for the matrices inside blocks, AdamW for the rest. Decay is decoupled, on matrices that multiply only.
-
-    `embedding_lr` is AdamW's for an embedding that is not the head too: its rows are seen seldom, and take far larger
-    steps (Jordan et al., modded-nanogpt). A tied one goes at `adamw_lr`, with the head and the norms.
-    """
-
-    muon_lr: float = 0.02
-    adamw_lr: float = 3e-3
-    embedding_lr: float = 0.2
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-10
-    weight_decay: float = 0.1
-    momentum: float = 0.95
-    max_grad_norm: float = 1.0
-    schedule: Schedule = WSD()
-
-    def optimizers(self, model: nn.Module) -> tuple[torch.optim.Optimizer, ...]:
-        named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        matrices = [weight for name, weight in named if weight.ndim == 2 and name.startswith("blocks.")]
-        tables = {name: weight for name, weight in named if weight.ndim == 2 and not name.startswith("blocks.")}
-        # A tied head has the embedding's name.
-        embedding = [tables.pop("embedding.weight")] if "lm_head.weight" in tables else []
-        vectors = [weight for _, weight in named if weight.ndim < 2]
-        muon = Muon(matrices, lr=self.muon_lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        groups: list[dict[str, Any]] = [{"params": [*tables.values()]}, {"params": vectors, "weight_decay": 0.0}]
-        if embedding:
-            groups.append({"params": embedding, "lr": self.embedding_lr, "weight_decay": 0.0})
-        adamw = torch.optim.AdamW(
-            groups, lr=self.adamw_lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
-        )
-        return muon, adamw
-
-
-OptimizerConfig = AdamWConfig | MuonConfig
+def _build_muon(model: nn.Module, config: MuonConfig) -> tuple[torch.optim.Optimizer, ...]:
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    matrices = [weight for name, weight in named if weight.ndim == 2 and name.startswith("blocks.")]
+    tables = {name: weight for name, weight in named if weight.ndim == 2 and not name.startswith("blocks.")}
+    # A tied output layer has the name of the embedding.
+    embedding = [tables.pop("embedding.weight")] if "lm_head.weight" in tables else []
+    vectors = [weight for _, weight in named if weight.ndim < 2]
+    muon = Muon(matrices, lr=config.muon_lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": [*tables.values()]}, {"params": vectors, "weight_decay": 0.0}]
+    if embedding:
+        groups.append({"params": embedding, "lr": config.embedding_lr, "weight_decay": 0.0})
+    adamw = torch.optim.AdamW(
+        groups, lr=config.adamw_lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+    )
+    return muon, adamw
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is the nearest orthogonal matrix (Jordan et al. 2024), by five Newton-Schulz iterations.
 
-    Iterates in the weights' own precision on CPUs, where bfloat16 is slow, and in bfloat16 on accelerators. Matrices of
-    one shape are iterated together; of sharded ones each rank iterates its share. The update's scale, sqrt(max(1, rows /
-    columns)), is the authors'.
+    The iteration runs in the precision of the weights on CPUs, where bfloat16 is slow, and in bfloat16 on accelerators.
+    Matrices of equal shape are stacked; sharded ones are divided over the ranks. The scale of the update,
+    sqrt(max(1, rows / columns)), is the authors'.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
@@ -155,41 +81,45 @@ class Muon(torch.optim.Optimizer):
                     own.add_(update, alpha=-group["lr"] * scale)
 
     def _momentum(self, weight: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's look-ahead on the moving average of gradients."""
+        """Nesterov momentum: the gradient moved towards the running average of gradients."""
         assert weight.grad is not None
-        state_dict = self.state[weight]
-        if "momentum" not in state_dict:
-            state_dict["momentum"] = torch.zeros_like(weight)
-        average: Tensor = state_dict["momentum"]
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+        average: Tensor = state["momentum"]
         average.lerp_(weight.grad, 1 - momentum)
         ahead: Tensor = weight.grad.lerp(average, momentum)
         return ahead
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """U V^T of each matrix (N, rows, columns) = U S V^T, approximately: singular values land in about [0.7, 1.2]."""
+    """U V^T of each matrix M = U S V^T, (N, R, C) to (N, R, C), by Newton-Schulz iteration.
+
+    It is approximate: singular values of the result are in about [0.7, 1.2].
+    """
     x = matrices if matrices.device.type == "cpu" else matrices.bfloat16()
     is_tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if is_tall else x
+    x = x.mT if is_tall else x  # (N, min(R, C), max(R, C)), so that the Gram matrix is the smaller one
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    # Quintic with the coefficients of Jordan et al.: the slope at 0 is as large as convergence within five steps allows.
     for _ in range(5):
-        gram = x @ x.mT
+        gram = x @ x.mT  # (N, m, m) with m = min(R, C)
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     result: Tensor = (x.mT if is_tall else x).to(matrices.dtype)
     return result
 
 
 class OptimizerGroup:
-    """The optimizers of a model as one: step, schedule, and a state of named tensors."""
+    """All optimizers of a model as one, with the schedule and a state of named tensors."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self._config = config
         self._name_of = {weight: name for name, weight in model.named_parameters()}
-        self._optimizers = config.optimizers(model)
+        self._optimizers = build_optimizers(model, config)
         self._lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
     def step(self, step: int, n_steps: int) -> float:
-        """Applies the gradients at the schedule's rate for a step and clears them; the factor that was used."""
+        """Updates the weights with the learning rate of `step`, clears the gradients, and returns the schedule's factor."""
         factor = self._config.schedule(step, n_steps)
         for optimizer, lrs in zip(self._optimizers, self._lrs, strict=True):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
@@ -199,12 +129,12 @@ class OptimizerGroup:
         return factor
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All moments by the name of their weight, to be saved."""
+        """The optimizer state as `weight name.key`, in float tensors."""
         return {
             f"{self._name_of[cast(nn.Parameter, weight)]}.{key}": value
             for optimizer in self._optimizers
@@ -213,7 +143,7 @@ class OptimizerGroup:
         }
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 for weight in group["params"]:

@@ -31,6 +31,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from codekiln.errors import ConfigError
 from codekiln.model.configs import ModelConfig
 from codekiln.model.transformer import Transformer
 
@@ -69,11 +70,6 @@ class World:
     def dp_rank(self) -> int:
         return 0 if self.mesh is None else self.mesh["data"].get_local_rank()
 
-    @property
-    def data_part(self) -> tuple[int, int]:
-        """Which part of a step's rows is this rank's, of how many."""
-        return self.dp_rank, self.dp_size
-
     def all_reduce_sum(self, values: Iterable[float]) -> list[float]:
         """Sums over the ranks that read different rows, the same on every rank to the bit.
 
@@ -87,10 +83,10 @@ class World:
         found: list[float] = sums.tolist()
         return found
 
-    @property
-    def part(self) -> tuple[int, int]:
-        """Which part of work that ranks share is this rank's, of how many."""
-        return self.rank, self.world_size
+    def autocast(self) -> torch.autocast:
+        """Computes matrix products in `dtype`. Has no effect where FSDP casts the weights itself."""
+        enabled = self.dtype != torch.float32 and self.mesh is None
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def broadcast_object(self, value: Any) -> Any:
         """The first rank's value, on every rank."""
@@ -112,7 +108,7 @@ class World:
             try:
                 command, message = self.broadcast_object(None)
             except RuntimeError:
-                raise ValueError(f"rank {self.rank} ends, for the first one did, which tells why") from None
+                raise ConfigError(f"rank {self.rank} ends, for the first one did, which tells why") from None
             if command == EXIT:
                 return
             work[command](message)
@@ -132,7 +128,7 @@ def init_distributed(device: str, *, tensor_parallel: int = 1) -> Iterator[World
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         if tensor_parallel > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"{tensor_parallel} ranks are to share a layer and this process is alone: start it with torchrun"
             )
         yield World(device=torch.device(device), dtype=dtype)
@@ -162,7 +158,7 @@ def _fresh_store() -> tuple[Store, int]:
     # worlds apart on one node; on several each counts for itself.
     is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if is_shared and int(os.environ["GROUP_WORLD_SIZE"]) > 1 and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0:
-        raise ValueError(
+        raise ConfigError(
             "ranks of several nodes that are to start again need a store of their own each time: set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started, with --rdzv-backend c10d"
         )
@@ -181,7 +177,7 @@ def _torchrun_store() -> tuple[Store, int]:
 def dp_size_of(size: int, tensor_parallel: int) -> int:
     """How many of `size` ranks read different rows. Raises ValueError where they do not divide into `tensor_parallel`."""
     if size % tensor_parallel:
-        raise ValueError(f"{size} ranks do not divide into groups of {tensor_parallel} that share a layer")
+        raise ConfigError(f"{size} ranks do not divide into groups of {tensor_parallel} that share a layer")
     return size // tensor_parallel
 
 
@@ -197,7 +193,7 @@ def parallelize_model(model: Transformer, world: World) -> None:
     if n_tensor > 1:
         for name in ("n_heads", "n_kv_heads", "d_ff"):
             if getattr(config, name) % n_tensor:
-                raise ValueError(f"model.{name} is {getattr(config, name)}: it does not divide over {n_tensor} ranks")
+                raise ConfigError(f"model.{name} is {getattr(config, name)}: it does not divide over {n_tensor} ranks")
         plan = _tensor_plan(config)
         for block in model.blocks:
             parallelize_module(block, mesh["tensor"], plan)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codekiln.corpus.documents import read_manifest, read_texts
+from codekiln.errors import MissingFileError
 from codekiln.files import JsonObject, atomic_write, checksum, read_json, sha256_of, verify_checksum, write_json
 from codekiln.progress import progress_bar
 from codekiln.tokenizer.bpe import Tokenizer
@@ -106,18 +107,18 @@ class TokenShards:
         return np.asarray(self.ids[shard][first + start : first + stop], np.int64)
 
 
-def open_token_shards(folder: Path, split: str, part: tuple[int, int] = (0, 1)) -> TokenShards:
+def open_token_shards(folder: Path, split: str, *, rank: int = 0, world_size: int = 1) -> TokenShards:
     """Maps the shards of a split. Raises OSError or ValueError naming the one that is not as its seal says.
 
-    Every shard is checked, or of `part[1]` parts of them the `part[0]`-th, where that many processes share the work.
+    Every shard is verified; several ranks share that work.
     """
     if not (folder / MANIFEST).is_file():
-        raise FileNotFoundError(f"{folder} holds no finished token shards: run `codekiln build` first")
+        raise MissingFileError(f"{folder} holds no finished token shards: run `codekiln build` first")
     manifest = read_json(folder / MANIFEST)
     ids: list[npt.NDArray[np.unsignedinteger]] = []
     document_offsets: list[npt.NDArray[np.int64]] = []
     for k, shard in enumerate(manifest["splits"][split]["shards"]):
-        for name, recorded in shard["files"].items() if k % part[1] == part[0] else ():
+        for name, recorded in shard["files"].items() if k % world_size == rank else ():
             verify_checksum(folder / split / name, recorded, folder=folder)
         tokens = folder / split / f"tokens-{k:05}.bin"
         dtype = np.dtype(manifest["dtype"])

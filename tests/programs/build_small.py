@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from codekiln.recipe import build
-from codekiln.train.loop import RuntimeConfig
+from codekiln.pipeline import build
+from codekiln.train.config import RuntimeConfig
 from tests.small import small_recipe
 
-build(small_recipe(Path(sys.argv[1]), total_tokens=2048), Path(sys.argv[2]), RuntimeConfig(compile=True), until="train")
+build(small_recipe(Path(sys.argv[1]), total_tokens=2048), Path(sys.argv[2]), RuntimeConfig(compile=True), stop_after="train")

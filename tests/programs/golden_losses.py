@@ -15,26 +15,17 @@ import pyarrow as pa
 
 from codekiln.corpus.documents import SCHEMA, write_parts
 from codekiln.files import write_json
+from codekiln.metrics_log import read_metrics
 from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig
-from codekiln.tokenizer.training import (
-    INCODER_SPECIAL_TOKENS,
-    PSM_SPECIAL_TOKENS,
-    SPM_SPECIAL_TOKENS,
-    TokenizerConfig,
-    train_tokenizer,
-)
-from codekiln.train.loop import RuntimeConfig, TrainConfig, train
-from codekiln.train.metrics import read_metrics
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS, SPM_SPECIAL_TOKENS
+from codekiln.tokenizer.training import train_tokenizer
+from codekiln.train.config import AdamWConfig, MuonConfig, RuntimeConfig, TrainConfig
+from codekiln.train.loop import train
 from codekiln.train.objectives import CausalMasking, FillInTheMiddle, NextToken, SpmInfill
-from codekiln.train.optimizer import (
-    WSD,
-    AdamWConfig,
-    MuonConfig,
-    WarmupCosine,
-    WarmupPolynomial,
-)
 from codekiln.train.parallel import init_distributed
 from codekiln.train.prepare import prepare_shards
+from codekiln.train.schedules import WSD, WarmupCosine, WarmupPolynomial
 from tests.small import write_tree
 
 N_STEPS, ROWS, CONTEXT = 20, 8, 128
@@ -43,8 +34,8 @@ SHAPE: dict[str, Any] = {"n_layers": 2, "d_model": 32, "n_heads": 4, "vocab_size
 KILN = KilnConfig(**SHAPE, n_kv_heads=2, d_head=16, d_ff=64, tie_embeddings=False)
 CODEGEN = CodeGenConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128, rotary_dim=4)
 INCODER = InCoderConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128)
-ADAMW = AdamWConfig(lr=3e-3, schedule=WarmupCosine(4))
-POLYNOMIAL = AdamWConfig(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, schedule=WarmupPolynomial(4))
+ADAMW = AdamWConfig(lr=3e-3, schedule=WarmupCosine(warmup_steps=4))
+POLYNOMIAL = AdamWConfig(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, schedule=WarmupPolynomial(warmup_steps=4))
 MUON = MuonConfig(schedule=WSD(decay_fraction=0.5))
 
 CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
@@ -53,10 +44,10 @@ CASES: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
         CODEGEN, SPM_SPECIAL_TOKENS, {"objective": NextToken(), "optimizer": ADAMW, "packing": "concat", "z_loss": 1e-4},
     ),
     "causal masking, released, incoder, AdamW": (
-        INCODER, INCODER_SPECIAL_TOKENS, {"objective": CausalMasking("released"), "optimizer": POLYNOMIAL},
+        INCODER, INCODER_SPECIAL_TOKENS, {"objective": CausalMasking(sampling="released"), "optimizer": POLYNOMIAL},
     ),
     "causal masking, paper, kiln, Muon": (
-        KILN, INCODER_SPECIAL_TOKENS, {"objective": CausalMasking("paper"), "optimizer": MUON},
+        KILN, INCODER_SPECIAL_TOKENS, {"objective": CausalMasking(sampling="paper"), "optimizer": MUON},
     ),
     "fill in the middle, kiln, AdamW": (KILN, PSM_SPECIAL_TOKENS, {"objective": FillInTheMiddle(), "optimizer": ADAMW}),
     "suffix-prefix-middle, kiln, Muon": (KILN, SPM_SPECIAL_TOKENS, {"objective": SpmInfill(), "optimizer": MUON}),
@@ -68,7 +59,7 @@ def prepare(folder: Path) -> None:
     code = write_tree(folder / "code")
     texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
     splits = {}
-    for split, chosen in (("train", texts[4:] * 3), ("heldout", texts[:4])):
+    for split, chosen in (("train", texts[4:] * 3), ("validation", texts[:4])):
         rows = [dict.fromkeys(SCHEMA.names, "x") | {"text": text} for text in chosen]
         parts = write_parts(folder / "corpus" / split, iter([pa.RecordBatch.from_pylist(rows, SCHEMA)]))
         n_bytes = sum(len(text.encode()) for text in chosen)
@@ -76,8 +67,8 @@ def prepare(folder: Path) -> None:
     write_json(folder / "corpus" / "manifest.json", {"splits": splits})
     for k, control in enumerate((SPM_SPECIAL_TOKENS, INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS)):
         tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300 + len(control), special_tokens=control), texts)
-        tokenizer.save(folder / f"{k}.json")
-        prepare_shards(folder / "corpus", folder / f"{k}.json", folder / f"tokens{k}")
+        tokenizer.save(folder / str(k) / "tokenizer.json")
+        prepare_shards(folder / "corpus", folder / str(k) / "tokenizer.json", folder / str(k) / "tokens")
 
 
 def main(folder: Path, output: Path) -> None:
@@ -96,7 +87,7 @@ def main(folder: Path, output: Path) -> None:
             )  # fmt: skip
             run = folder / f"run{len(losses)}"
             train(
-                plan, config, tokens=folder / f"tokens{k}", tokenizer=Tokenizer.load(folder / f"{k}.json"), run=run,
+                plan, config, tokens=folder / str(k) / "tokens", tokenizer=Tokenizer.load(folder / str(k) / "tokenizer.json"), run=run,
                 runtime=RuntimeConfig(micro_batch_tokens=2 * CONTEXT, compile=False), inputs={}, world=world,
             )  # fmt: skip
             rows = read_metrics(run / "metrics.jsonl") if world.is_main else []

@@ -21,7 +21,7 @@ from codekiln.corpus.sources.files import SourceFile
 PYTHON_LICENSE = "PSF-2.0"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InstalledPackages:
     """Distributions that this interpreter and the one beneath its virtual environment can import."""
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from codekiln.corpus.languages import LANGUAGES, language_of
 from codekiln.corpus.licenses import UNKNOWN, declared_license
 from codekiln.corpus.sources.files import SourceFile
+from codekiln.errors import ConfigError, MissingFileError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalRepositories:
     """Files below `folder`. `license` is the SPDX expression for all of it; None asks each repository's pyproject.toml.
 
@@ -25,7 +26,7 @@ class LocalRepositories:
     def files(self) -> Iterator[SourceFile]:
         """By path. Raises OSError where the folder is missing and ValueError where it holds no source file."""
         if not self.folder.is_dir():
-            raise NotADirectoryError(f"{self.folder} is not a folder: name one that holds source code")
+            raise MissingFileError(f"{self.folder} is not a folder: name one that holds source code")
         licenses: dict[str, str] = {}
         n_files = 0
         for location in _walk(self.folder):
@@ -41,7 +42,7 @@ class LocalRepositories:
             yield SourceFile("tree", repository, "-", licenses[repository], inside, location)
         if not n_files:
             known = ", ".join(self.languages)
-            raise ValueError(
+            raise ConfigError(
                 f"{self.folder} holds no source file: name a folder with files of these languages: {known}"
             )
 

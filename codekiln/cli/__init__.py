@@ -1,0 +1,40 @@
+"""The command `codekiln`: one file per group of commands. The only place where names become objects.
+
+Commands import what they need when they run, so that `--help` is fast, and serving needs no training code.
+"""
+
+import typer
+
+from codekiln.cli import convert, generate, report, tokenizer, train
+from codekiln.errors import CodekilnError
+
+app = typer.Typer(
+    help="Train, evaluate and serve code models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for group in (train, generate, report, convert):
+    for command in group.COMMANDS:
+        app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(train.recipes_app, name="recipes")
+app.add_typer(tokenizer.app, name="tokenizer")
+
+
+def main() -> None:
+    """Runs the command. Exit status 0 if it did what was asked, 2 for wrong usage, 130 for Ctrl-C, else 1.
+
+    Errors that the user can fix are printed as one paragraph. Every other exception is a bug and shows its traceback.
+    """
+    try:
+        app()
+    except (CodekilnError, OSError) as error:
+        typer.echo(f"codekiln: error: {_message(error)}", err=True)
+        raise SystemExit(1) from None
+
+
+def _message(error: CodekilnError | OSError) -> str:
+    """The message of an error; what the system reported of a file, with the name of the file."""
+    if isinstance(error, OSError) and not isinstance(error, CodekilnError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

@@ -1,0 +1,125 @@
+"""Arguments and options that several commands share, and how the command line prints."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from codekiln.errors import InvalidFileError
+
+
+def parse_path(text: str | Path) -> Path:
+    """A path. An empty one is refused: it would mean the current folder."""
+    if isinstance(text, str) and not text.strip():
+        raise typer.BadParameter("it is empty: name a file or a folder")
+    return Path(text)
+
+
+def parse_name(text: str) -> str:
+    """A name, which may be a path, so an empty one is refused as well."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty")
+    return text
+
+
+parse_path.__name__, parse_name.__name__ = "path", "name"  # the help shows these
+
+ModelArgument = Annotated[
+    Path, typer.Argument(help="Run directory or model folder.", show_default=False, parser=parse_path)
+]
+RunArgument = Annotated[Path, typer.Argument(help="Run directory.", show_default=False, parser=parse_path)]
+RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe; see `codekiln recipes`.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Run directory. An existing run is resumed.", parser=parse_path)]
+Code = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with source code, one repository per folder in it (default: installed Python packages).",
+        show_default=False,
+        parser=parse_path,
+    ),
+]
+License = Annotated[
+    str | None, typer.Option(help="SPDX license of the code in --code, for example MIT.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a recipe field, e.g. train.total_tokens=1000000 (repeatable).", show_default=False
+    ),
+]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to train on.")]
+MicroBatch = Annotated[int, typer.Option(help="Tokens per micro-batch; lower it to save memory.", min=1)]
+Loggers = Annotated[
+    list[str] | None,
+    typer.Option("--logger", help="Also log metrics to tensorboard or wandb (repeatable).", show_default=False),
+]
+Compile = Annotated[
+    bool | None, typer.Option(help="Use torch.compile (default: if a C++ compiler is found).", show_default=False)
+]
+TensorParallel = Annotated[int, typer.Option(help="Tensor-parallel size: ranks that share each layer.", min=1)]
+ActivationCheckpointing = Annotated[
+    bool, typer.Option(help="Recompute activations in the backward pass: less memory, about a third slower.")
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        help="Maximum number of new tokens (default: 64, or the limit of the model).",
+        min=1,
+        show_default=False,
+    ),
+]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Nucleus sampling probability.")]
+Seed = Annotated[int, typer.Option(help="Random seed.", min=0, max=2**63 - 1)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output file that Codekiln did not write.")]
+InputFile = Annotated[
+    Path | None, typer.Option("--file", help="Input file; - for stdin.", show_default=False, parser=parse_path)
+]
+
+
+def is_main_rank() -> bool:
+    """Whether this process prints: rank 0 of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_note(message: str) -> None:
+    """Prints a line for the user on standard error."""
+    typer.echo(f"codekiln: {message}", err=True)
+
+
+def read_text(argument: str | None, file: Path | None) -> str:
+    """The text of an argument, a file or standard input. Raises InvalidFileError if it is not valid UTF-8."""
+    if argument is not None and file is not None:
+        raise typer.BadParameter("give the text as an argument or with --file, not both")
+    if argument is not None:
+        return argument
+    if file is None and sys.stdin.isatty():
+        raise typer.BadParameter("give the text as an argument, with --file, or on standard input")
+    try:
+        return read_bytes(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        name = file or "standard input"
+        raise InvalidFileError(f"{name} is not valid UTF-8 (byte {error.start}): convert it first") from None
+
+
+def read_bytes(file: Path | None) -> bytes:
+    """The bytes of a file, or of standard input for None and `-`."""
+    return sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
+
+
+def print_table(rows: list[list[str]], *, max_width: int | None = 40) -> None:
+    """Prints a table. The first row is the heading; cells longer than `max_width` are cut."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(*rows[0], box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in rows[1:]:
+        cut = [c if max_width is None or len(c) <= max_width else c[: max_width - 1] + "…" for c in row]
+        table.add_row(*(Text(cell, overflow="fold") for cell in cut))
+    Console(highlight=False, markup=False).print(table)

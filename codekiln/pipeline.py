@@ -1,0 +1,297 @@
+"""Builds a recipe into a run directory: six stages, each of which resumes, and is skipped once it is finished."""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import torch
+
+from codekiln.convert.models import load_tokenizer
+from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
+from codekiln.corpus.pipeline import build_corpus
+from codekiln.corpus.sample import balanced_sample
+from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.errors import ConfigError
+from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
+from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of
+from codekiln.folders import claim_folder, refuse_links, require_separate
+from codekiln.generate.complete import Completer
+from codekiln.metrics_log import METRICS_FILE, MetricSink, read_metrics, summarize
+from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, require_vocabulary, save_model
+from codekiln.model.tensors import named_weights
+from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe, to_record
+from codekiln.runs import (
+    RECIPE_FILE,
+    STAGE_NAMES,
+    read_stage_record,
+    require_same_recipe,
+    run_lock,
+    stage_path,
+    write_recipe,
+    write_stage_record,
+)
+from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
+from codekiln.tokenizer.codegen import PRETRAINED, load_pretrained
+from codekiln.tokenizer.config import TokenizerConfig
+from codekiln.tokenizer.training import train_tokenizer
+from codekiln.train.config import RuntimeConfig
+from codekiln.train.loggers import build_loggers
+from codekiln.train.loop import train
+from codekiln.train.lora import iter_merged_weights
+from codekiln.train.parallel import EXIT, World, init_distributed, iter_full_tensors
+from codekiln.train.prepare import prepare_shards
+
+# Disk space: weights and optimizer state in float32, in two checkpoints and one that is being written.
+BYTES_PER_PARAMETER = 36
+BYTES_PER_PERMANENT_CHECKPOINT = 12  # per parameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One process that builds a recipe."""
+
+    recipe: Recipe
+    record: JsonObject  # the recipe as JSON
+    run: Path
+    runtime: RuntimeConfig
+    world: World
+    sinks: Sequence[MetricSink] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """`inputs` identifies what a stage is made from; it runs again if its record or its `output` file is missing."""
+
+    name: str
+    output: str | None
+    inputs: Callable[[Job], JsonObject]
+    run: Callable[[Job, JsonObject], JsonObject]
+
+
+def build(
+    recipe: Recipe,
+    run: Path,
+    runtime: RuntimeConfig,
+    *,
+    stop_after: str | None = None,
+    loggers: Sequence[str] = (),
+) -> None:
+    """Runs all stages of a recipe in the folder `run`, or those up to `stop_after`. Raises CodekilnError or OSError.
+
+    Finished stages are skipped, unfinished ones resume. Under torchrun all ranks train, and rank 0 does the other stages.
+    `loggers` names where metrics go in addition to metrics.jsonl.
+    """
+    if stop_after is not None and stop_after not in STAGE_NAMES:
+        raise ConfigError(f"unknown stage {stop_after!r}: choose from {', '.join(STAGE_NAMES)}")
+    with init_distributed(runtime.device, tensor_parallel=runtime.tensor_parallel) as world:
+        job = Job(recipe=recipe, record=to_record(recipe), run=run, runtime=runtime, world=world)
+        if not world.is_main:
+            world.serve_commands({"train": lambda inputs: _train(job, inputs)})
+            return
+        job = dataclasses.replace(job, sinks=build_loggers(loggers, run))
+        _open_run(job)
+        with run_lock(run):
+            require_same_recipe(run, job.record)
+            if not (run / RECIPE_FILE).exists():
+                require_free_space(run, _needed_bytes(recipe))
+                write_recipe(run, job.record)
+            for stage in STAGES:
+                _run_stage(stage, job)
+                if stage.name == stop_after:
+                    break
+        world.send_command(EXIT)
+
+
+def build_stages(recipe: StagedRecipe, out: Path, runtime: RuntimeConfig, *, loggers: Sequence[str] = ()) -> list[Path]:
+    """Builds every recipe of a staged recipe into a run in the folder `out`. Returns the runs in order."""
+    claim_folder(out, "staged run")
+    runs: list[Path] = []
+    for k, stage in enumerate(recipe.recipes):
+        run = out / f"{k + 1}-{stage.name}"
+        init_from = (runs[-1] / "model").absolute() if runs else stage.init_from
+        build(dataclasses.replace(stage, init_from=init_from), run, runtime, loggers=loggers)
+        runs.append(run)
+    return runs
+
+
+def _open_run(job: Job) -> None:
+    """Creates the run or accepts it if Codekiln made it. Raises CodekilnError for anything else in the way."""
+    for source in job.recipe.corpus.sources:
+        if isinstance(source, LocalRepositories):
+            require_separate(job.run, source.folder)
+    claim_folder(job.run, "run")
+    refuse_links(job.run, ignored=frozenset({"wandb"}))  # W&B itself links its newest files
+
+
+def _needed_bytes(recipe: Recipe) -> int:
+    n_permanent = recipe.train.n_permanent_checkpoints(recipe.model)
+    per_parameter = BYTES_PER_PARAMETER + BYTES_PER_PERMANENT_CHECKPOINT * n_permanent
+    return recipe.min_free_bytes + recipe.model.n_parameters * per_parameter
+
+
+def _run_stage(stage: Stage, job: Job) -> None:
+    """Runs a stage unless it is finished. Raises ConfigError if it was finished from other inputs."""
+    inputs = stage.inputs(job)
+    if stage_path(job.run, stage.name).is_file() and (stage.output is None or (job.run / stage.output).is_file()):
+        found = read_stage_record(job.run, stage.name)
+        if difference := first_difference(found["inputs"], inputs):
+            raise ConfigError(
+                f"the stage {stage.name} of {job.run} was made by another recipe ({difference}): "
+                "use the same recipe, or another --out"
+            )
+        return
+    start = time.perf_counter()
+    result = stage.run(job, inputs)
+    write_stage_record(job.run, stage.name, inputs=inputs, seconds=time.perf_counter() - start, result=result)
+
+
+def _corpus(job: Job, inputs: JsonObject) -> JsonObject:
+    manifest = build_corpus(job.recipe.corpus, job.run / "corpus")
+    return {
+        split: {key: entry[key] for key in ("documents", "text_bytes")} for split, entry in manifest["splits"].items()
+    }
+
+
+def _tokenizer_inputs(job: Job) -> JsonObject:
+    return {"corpus": sha256_of(job.run / "corpus" / MANIFEST), "config": job.record["tokenizer"]}
+
+
+def _tokenizer(job: Job, inputs: JsonObject) -> JsonObject:
+    """Trains on a sample in which all languages have equal shares, or copies a pretrained tokenizer."""
+    config = job.recipe.tokenizer
+    match config:
+        case PretrainedTokenizer():
+            load_pretrained_tokenizer(config).save(job.run / TOKENIZER)
+            return {"pretrained": config.name}
+        case TokenizerConfig():
+            sample = list(balanced_sample(job.run / "corpus", "train", config.sample_bytes, config.seed))
+            train_tokenizer(config, [document.text for document in sample]).save(job.run / TOKENIZER)
+            return {"documents": len(sample), "bytes": sum(len(document.text.encode()) for document in sample)}
+        case _:
+            assert_never(config)
+
+
+def load_pretrained_tokenizer(config: PretrainedTokenizer) -> Tokenizer:
+    """The tokenizer that a recipe names."""
+    if config.name in PRETRAINED:
+        return load_pretrained(config.name)
+    folder = Path(config.name)
+    return load_tokenizer(folder, read_config(folder)[1])[0]
+
+
+def _tokens_inputs(job: Job) -> JsonObject:
+    return {"corpus": sha256_of(job.run / "corpus" / MANIFEST), "tokenizer": sha256_of(job.run / TOKENIZER)}
+
+
+def _tokens(job: Job, inputs: JsonObject) -> JsonObject:
+    manifest = prepare_shards(job.run / "corpus", job.run / TOKENIZER, job.run / "tokens")
+    token_bytes = Tokenizer.load(job.run / TOKENIZER).token_bytes
+    lengths = [0] * (1 + max(len(token) for token in token_bytes))  # how many tokens have how many bytes
+    for token in token_bytes:
+        lengths[len(token)] += bool(token)
+    keys = ("documents", "tokens", "text_bytes")
+    splits = {name: {key: entry[key] for key in keys} for name, entry in manifest["splits"].items()}
+    return {"splits": splits, "token_lengths": lengths}
+
+
+def _train_inputs(job: Job) -> JsonObject:
+    inputs = _tokens_inputs(job) | {
+        "tokens": sha256_of(job.run / "tokens" / MANIFEST),
+        "model": job.record["model"],
+        "train": job.record["train"],
+    }
+    init_from = job.recipe.init_from
+    return inputs if init_from is None else inputs | {"init_from": _weight_checksums(init_from)}
+
+
+def _lead_training(job: Job, inputs: JsonObject) -> JsonObject:
+    """Training on rank 0, which the other ranks join."""
+    job.world.send_command("train", inputs)
+    return _train(job, inputs)
+
+
+def _train(job: Job, inputs: JsonObject) -> JsonObject:
+    """Training, on any rank. Rank 0 writes the model directory."""
+    recipe, run, world = job.recipe, job.run, job.world
+    tokenizer = Tokenizer.load(run / TOKENIZER)
+    require_vocabulary(tokenizer.vocab_size, recipe.model)
+    model = train(
+        recipe.train,
+        recipe.model,
+        tokens=run / "tokens",
+        tokenizer=tokenizer,
+        run=run,
+        runtime=job.runtime,
+        inputs=inputs,
+        init_from=recipe.init_from,
+        world=world,
+        sinks=job.sinks,
+    )
+    weights = iter_full_tensors(named_weights(model)) if recipe.train.lora is None else iter_merged_weights(model)
+    if not world.is_main:
+        for _ in weights:  # all ranks take part in gathering each weight
+            pass
+        return {}
+    configs = hugging_face_configs(tokenizer, recipe.model.context_length)
+    bos_eos = (tokenizer.bos_id, tokenizer.eos_id)
+    save_model(run / "model", model, run / TOKENIZER, configs, bos_eos, weights=weights)
+    device = f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, {job.runtime.device}"
+    return {
+        "parameters": recipe.model.n_parameters,
+        **summarize(read_metrics(run / METRICS_FILE)),
+        "hardware": device if world.world_size == 1 else f"{world.world_size} ranks, {device}",
+        "precision": "float32" if job.runtime.device == "cpu" else "bfloat16 with float32 weights",
+    }
+
+
+def _evaluation_inputs(job: Job) -> JsonObject:
+    return _model_inputs(job) | {"config": job.record["infilling"]}
+
+
+def _evaluate(job: Job, inputs: JsonObject) -> JsonObject:
+    if job.recipe.infilling is None:
+        return {}
+    return evaluate_infilling(Completer.load(job.run), _validation_documents(job.run), job.recipe.infilling)
+
+
+def _functions_inputs(job: Job) -> JsonObject:
+    return _model_inputs(job) | {"n_report_samples": job.recipe.n_report_samples}
+
+
+def _functions(job: Job, inputs: JsonObject) -> JsonObject:
+    recipe = job.recipe
+    if recipe.infilling is None:
+        return {"functions": []}
+    documents = _validation_documents(job.run)
+    functions = sample_report_functions(Completer.load(job.run), documents, recipe.n_report_samples, recipe.infilling)
+    return {"functions": functions}
+
+
+def _model_inputs(job: Job) -> JsonObject:
+    return {"weights": _weight_checksums(job.run / "model"), "corpus": sha256_of(job.run / "corpus" / MANIFEST)}
+
+
+def _weight_checksums(folder: Path) -> JsonObject:
+    """SHA-256 of each file that holds weights of a model directory."""
+    names = (path for pattern in ("*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern))
+    return {path.name: sha256_of(path) for path in sorted(names)}
+
+
+def _validation_documents(run: Path) -> Iterator[Document]:
+    n_documents = read_manifest(run / "corpus")["splits"]["validation"]["documents"]
+    return read_documents(run / "corpus", "validation") if n_documents else iter(())
+
+
+STAGES = (
+    Stage(name="corpus", output=f"corpus/{MANIFEST}", inputs=lambda job: dict(job.record["corpus"]), run=_corpus),
+    Stage(name="tokenizer", output=TOKENIZER, inputs=_tokenizer_inputs, run=_tokenizer),
+    Stage(name="tokens", output=f"tokens/{MANIFEST}", inputs=_tokens_inputs, run=_tokens),
+    Stage(name="train", output=f"model/{CONFIG}", inputs=_train_inputs, run=_lead_training),
+    Stage(name="evaluation", output=None, inputs=_evaluation_inputs, run=_evaluate),
+    Stage(name="functions", output=None, inputs=_functions_inputs, run=_functions),
+)
+assert tuple(stage.name for stage in STAGES) == STAGE_NAMES

@@ -1,0 +1,89 @@
+"""A run directory: its recipe, its stage records and its lock. Needs no engine, so that reports read runs with it."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
+from codekiln.files import JsonObject, first_difference, read_json, write_json
+
+RECIPE_FILE = "recipe.json"
+FORMAT = 1  # of recipe.json and of stage records
+STAGE_NAMES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
+
+
+class StageRecord(TypedDict):
+    """The record of a finished stage."""
+
+    format: int
+    inputs: JsonObject  # what the stage was made from: its configuration, and checksums of what it read
+    seconds: float
+    result: Any
+
+
+def read_recipe(run: Path) -> JsonObject:
+    """The record of a run's recipe. Raises InvalidFileError for another format."""
+    return _read(run / RECIPE_FILE)
+
+
+def write_recipe(run: Path, recipe: JsonObject) -> None:
+    """Writes recipe.json."""
+    write_json(run / RECIPE_FILE, {"format": FORMAT} | recipe)
+
+
+def require_same_recipe(run: Path, recipe: JsonObject) -> None:
+    """Raises ConfigError that names the first field in which the run's recipe differs."""
+    if not (run / RECIPE_FILE).is_file():
+        return
+    if difference := first_difference(read_recipe(run), {"format": FORMAT} | recipe):
+        raise ConfigError(f"{run} belongs to another recipe ({difference}): use the same recipe, or another --out")
+
+
+def read_stage_record(run: Path, name: str) -> StageRecord:
+    """The record of a finished stage. Raises MissingFileError if it is not finished."""
+    path = stage_path(run, name)
+    if not path.is_file():
+        raise MissingFileError(f"{run} has no finished stage {name}: run `codekiln train` on it to the end")
+    record = _read(path)
+    kinds: dict[str, type | tuple[type, ...]] = {"inputs": dict, "seconds": (int, float), "result": dict}
+    if damaged := [field for field, kind in kinds.items() if not isinstance(record.get(field), kind)]:
+        raise InvalidFileError(f"{path} is damaged (field {damaged[0]}): remove it, then run the same command again")
+    return record  # type: ignore[return-value] # checked above
+
+
+def write_stage_record(run: Path, name: str, *, inputs: JsonObject, seconds: float, result: JsonObject) -> None:
+    """Writes the record of a stage, which is the last thing that it does."""
+    record = {"format": FORMAT, "inputs": inputs, "seconds": round(seconds, 2), "result": result}
+    write_json(stage_path(run, name), record)
+
+
+def stage_path(run: Path, name: str) -> Path:
+    """Where the record of a stage is."""
+    return run / "stages" / f"{name}.json"
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Locks a run for this process. The lock ends with the process, however that ends."""
+    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"the run {run} is in use by another process: wait for it, or use another --out"
+            ) from None
+        yield
+
+
+def _read(path: Path) -> JsonObject:
+    record = read_json(path)
+    if record.get("format") != FORMAT:
+        raise InvalidFileError(
+            f"{path} is damaged or of another version of Codekiln (format {FORMAT} is needed): "
+            "use the version that made the run, or another --out"
+        )
+    return record
