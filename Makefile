@@ -1,15 +1,20 @@
-# Two commands on a fresh machine: make demo, make test. Each makes .venv by itself.
+# Two commands on a fresh machine: make demo, make test. Each creates .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo check format test test-slow lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/codekiln demo --out runs/demo
 
+# Lint, types, and the tests that start no other process: under a minute.
+check: lint
+	$(BIN)/python -m pytest -m "not slow and not process"
+
+# All tests but the slow ones; T=tests/test_loader.py runs one file.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(T)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --timeout 1800
@@ -18,6 +23,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not found: install Python 3.11 or newer, or name it: make PYTHON=python3.12"; exit 1; }

@@ -7,7 +7,8 @@
     ├── MissingFileError       a file, a folder or a model that does not exist
     ├── MissingPackageError    an optional package that is not installed
     ├── OutputExistsError      something in the way of an output that Codekiln did not write
-    └── DivergedError          a training run that cannot continue
+    ├── DivergedError          a training run that cannot continue
+    └── RankError              a rank that stops because another one failed
 
 Errors of the system (a full disk, a missing permission) stay `OSError`.
 """
@@ -43,3 +44,7 @@ class OutputExistsError(CodekilnError, FileExistsError):
 
 class DivergedError(CodekilnError):
     """A training run that cannot continue: weights that are not finite, or too many skipped steps in a row."""
+
+
+class RankError(CodekilnError):
+    """A rank of a distributed run stops because another one failed, whose log has the cause."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, records, checksums, room on the disk."""
+"""Atomic files, JSON records, checksums, free disk space."""
 
 import contextlib
 import errno
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from codekiln.errors import InvalidFileError, MissingFileError
+from codekiln.errors import CorruptFileError, InvalidFileError, MissingFileError
 
 JsonObject = dict[str, Any]
 
-# What temporary names end with. A name that ends so was made by this module, and is removed when it was left behind.
+# Suffixes of temporary names. Files with them were made by this module; those of a killed process are removed.
 _TEMP, _BACKUP = ".codekiln-temp", ".codekiln-backup"
 TEMPORARY = (_TEMP, _BACKUP)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -22,11 +22,11 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file or folder at; it takes `path`'s place when the block ends without an error.
+    """Yields a temporary path for a file or folder, which replaces `path` when the block ends without an error.
 
-    Whatever interrupts the block, `path` is the old state or the new one. What a killed process left is removed by the
-    next one that writes the same path. A folder takes another's place by two renames; if the process is killed between
-    them, the next writer puts the old one back first.
+    Whatever interrupts the block, `path` is the old state or the new one. Temporary files of a killed process are removed by
+    the next one that writes the same path. A folder is replaced by two renames; if the process is killed between them, the
+    next writer restores the old one first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temp_path, backup_path = temp_path_of(path), path.with_name(f".{path.name}{_BACKUP}")
@@ -44,48 +44,44 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException as error:
         _remove(temp_path)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise OSError(
-                error.errno, f"no room on the disk to write {path}: free some space, then run again"
-            ) from error
+            raise OSError(error.errno, f"disk full while writing {path}: free some space, then run again") from error
         raise
     _remove(backup_path)
 
 
 def temp_path_of(path: Path) -> Path:
-    """Where `atomic_write` lets a file or folder be written before it takes the place of `path`."""
+    """The temporary path of `atomic_write(path)`."""
     return path.with_name(f".{path.name}{_TEMP}")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left temporary in `folder`."""
+    """Removes temporary files of killed processes in `folder`."""
     for path in folder.iterdir():
         if path.name.endswith(TEMPORARY):
             _remove(path)
 
 
 def write_json(path: Path, record: JsonObject) -> None:
-    """Writes plain JSON, whole or not at all."""
+    """Writes a JSON file atomically."""
     with atomic_write(path) as temp_path:
         temp_path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> JsonObject:
-    """The JSON object in `path`. Raises OSError where it is missing and ValueError where it is not a JSON object."""
+    """The JSON object in `path`. Raises MissingFileError, or InvalidFileError if it is not a JSON object."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InvalidFileError(
-            f"{path} is not readable JSON ({error}): remove it and run the stage that makes it again"
-        ) from None
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply, or an endless number
+        raise InvalidFileError(f"{path} is damaged: it is not readable JSON ({_short(str(error))})") from None
     if not isinstance(record, dict):
-        raise InvalidFileError(
-            f"{path} holds a {type(record).__name__}, not a JSON object: remove it and make it again"
-        )
+        raise InvalidFileError(f"{path} is damaged: it holds a {type(record).__name__}, not a JSON object")
     return record
 
 
 def first_difference(found: Any, wanted: Any, field: str = "") -> str | None:
-    """Where two records differ first, as `field: found X, wanted Y`; None where they are equal."""
+    """The first difference of two records, as `field: found X, wanted Y`; None if they are equal."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(found.keys() | wanted.keys()):
             inner = f"{field}.{key}" if field else key
@@ -117,27 +113,29 @@ def sha256_of(path: Path) -> str:
 
 
 def checksum(path: Path) -> JsonObject:
-    """What `verify_checksum` needs to know the file again."""
+    """The size and the SHA-256 of a file, for `verify_checksum`."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def verify_checksum(path: Path, recorded: JsonObject, *, folder: Path) -> None:
-    """Raises OSError where the file is missing and ValueError where it is not the sealed one, byte for byte.
+    """Raises CorruptFileError if the file differs from the recorded one, and MissingFileError if it does not exist.
 
-    `folder` is what to remove to have it made again.
+    `folder` is what the user must remove so that it is built again.
     """
     remedy = f"remove {folder} and run the same command again"
     if not path.is_file():
-        raise MissingFileError(f"{path} is missing: {remedy}")
+        raise MissingFileError(f"{path} does not exist: {remedy}")
     found = path.stat().st_size
     if found != recorded["bytes"]:
-        raise InvalidFileError(f"{path} is corrupt, {found} bytes where {recorded['bytes']} were written: {remedy}")
+        raise CorruptFileError(
+            f"{path} is corrupt: it has {found} bytes, and {recorded['bytes']} were written; {remedy}"
+        )
     if sha256_of(path) != recorded["sha256"]:
-        raise InvalidFileError(f"{path} is corrupt, its SHA-256 is not the one recorded when it was written: {remedy}")
+        raise CorruptFileError(f"checksum mismatch: {path} is corrupt; {remedy}")
 
 
 def require_free_space(folder: Path, min_free_bytes: int) -> None:
-    """Raises OSError if the disk of `folder` has less than `min_free_bytes` free."""
+    """Raises OSError if the disk of `folder` has less than `min_free_bytes` of free space."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -145,13 +143,13 @@ def require_free_space(folder: Path, min_free_bytes: int) -> None:
     if free < min_free_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"{existing} has {free / 1e6:.0f} MB free and this run needs about {min_free_bytes / 1e6:.0f} MB: "
-            "free some space or name another folder with --out",
+            f"not enough disk space in {existing}: {free / 1e6:.0f} MB free, about {min_free_bytes / 1e6:.0f} MB needed. "
+            "Free some space, or choose another folder with --out",
         )
 
 
 def _fsync(*paths: Path) -> None:
-    """Waits until the files are on the disk, and of the folders what they list."""
+    """Waits until files and the entries of folders are on the disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:

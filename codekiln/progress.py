@@ -1,4 +1,4 @@
-"""How far long work is: bars on a terminal, plain lines elsewhere."""
+"""Progress of long work: bars on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -14,7 +14,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class ProgressTask:
-    """One piece of long work; `advance` may be called from any thread."""
+    """Progress of one task. `advance` may be called from any thread."""
 
     def __init__(self, title: str, total: int, done: int, bar: Progress | None) -> None:
         self.title, self.total, self.done, self._bar = title, total, done, bar
@@ -23,7 +23,7 @@ class ProgressTask:
         self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def advance(self, n: int = 1, *, note: str = "") -> None:
-        """`n` more units are done; `note` stands beside the bar."""
+        """Adds `n` finished units; `note` is shown next to the bar."""
         self.done += n
         if self._bar is not None and self._id is not None:
             self._note = note or self._note
@@ -36,13 +36,13 @@ class ProgressTask:
 
 
 def is_terminal() -> bool:
-    """Whether bars are drawn."""
+    """Whether standard error is a terminal, so that bars are drawn."""
     return Console(stderr=True).is_terminal
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressTask]:
-    """A bar for `total` units of work, `done` of them from before, with an estimate of what is left."""
+    """A bar for `total` units of work, of which `done` were finished before, with the estimated time left."""
     if not is_terminal():
         _print_line(f"{title}: {done:,}/{total:,}" if done else f"{title} …")
         yield ProgressTask(title, total, done, None)
@@ -55,7 +55,7 @@ def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressT
 
 
 def sparkline(values: list[float], width: int = 24) -> str:
-    """The course of `values` in at most `width` characters; each is the mean of its share."""
+    """`values` as a line of at most `width` characters, each the mean of its part."""
     if not values:
         return ""
     width = min(width, len(values))

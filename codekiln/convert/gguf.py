@@ -1,9 +1,10 @@
-"""GGUF, the one file that llama.cpp runs: every family on the graph there that computes the same.
+"""GGUF export. Each family maps to an existing architecture of llama.cpp that computes the same.
 
-`kiln` has graphs of its own (qwen3, qwen2, llama). CodeGen goes through phi2's: attention and feed-forward layer in parallel
-on one norm, partly rotary; its pairs of channels are reordered, for phi2 turns halves. InCoder goes through gpt2's: its
-sinusoids become the table of positions, its scaled embedding stands apart from the head. llama.cpp computes GELU by tanh
-there, InCoder's is exact, so its logits differ by that (docs/models.md).
+- `kiln`: qwen3, qwen2 or llama.
+- CodeGen: phi2, with attention and feed-forward layer in parallel after one norm, and partial RoPE. RoPE channels are
+  permuted, because phi2 rotates halves and CodeGen neighbors; biases that CodeGen does not have are zero.
+- InCoder: gpt2. The sinusoids become the table of positions, and the scaled embedding is stored apart from the output
+  layer. llama.cpp computes GELU by tanh and InCoder's is exact, so logits differ slightly (docs/models.md).
 """
 
 from collections.abc import Iterable, Iterator
@@ -50,16 +51,16 @@ _BLOCK_NAMES = {
 
 
 def write_gguf(source: Path, target: Path, vocabulary: JsonObject, *, dtype: str, name: str) -> None:
-    """Writes the model of a directory as one file, whole or not at all, holding one tensor at a time.
+    """Writes the model of a directory as one file, atomically, with one tensor in memory at a time.
 
-    `vocabulary` are the fields of its tokenizer. Matrices are of the type named, but f16 where q8_0 cannot hold their
-    rows; norms, biases and positions are f32. Rows of the embedding and the head that no token has are left out.
+    `vocabulary` are the fields of its tokenizer. Matrices have the given dtype, but f16 if their rows do not fit the blocks
+    of q8_0. Norms, biases and positions are f32. Rows of the embedding and the output layer without a token are left out.
     """
     hf_architecture, config = read_config(source)
     architecture = gguf_architecture(config)
     with atomic_write(target) as temp_path:
         writer = gguf.GGUFWriter(temp_path, architecture)
-        writer.add_uint32(_WRITTEN_BY, 1)  # first, so that it is found near the beginning of the file
+        writer.add_uint32(_WRITTEN_BY, 1)  # the first field, so that it is near the beginning of the file
         _write_fields(writer, config, name)
         writer.add_file_type(_FILE_TYPES[dtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -69,7 +70,7 @@ def write_gguf(source: Path, target: Path, vocabulary: JsonObject, *, dtype: str
         n_ids = len(vocabulary[gguf.Keys.Tokenizer.LIST])
         weights = CheckpointReader(source, hf_architecture, config)
         kinds: dict[str, gguf.GGMLQuantizationType] = {}
-        # The header names every tensor before the first is written, so the same is done with their shapes alone.
+        # The header lists every tensor before the first is written, so shapes are computed first, on the meta device.
         for tensor_name, tensor in _gguf_tensors(config, n_ids, weights.shapes()):
             kind = kinds[tensor_name] = _type(tensor_name, tensor, dtype)
             in_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -142,7 +143,7 @@ def _type(name: str, tensor: Tensor, wanted: str) -> gguf.GGMLQuantizationType:
 def _gguf_tensors(
     config: ModelConfig, n_ids: int, weights: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The graph's name and tensor of every weight, whether it holds numbers or only has a shape."""
+    """llama.cpp's name and tensor of every weight, which may be on the meta device."""
     fused: dict[str, dict[str, Tensor]] = {}
     for name, weight in weights:
         part, _, kind = name.rpartition(".")
@@ -163,7 +164,7 @@ def _gguf_tensors(
         is_turned = inner in ("attention.q", "attention.k")
         yield f"blk.{number}.{_BLOCK_NAMES[inner]}.{kind}", _permute_rope(config, weight) if is_turned else weight
         if isinstance(config, CodeGenConfig) and inner.startswith("attention."):
-            # phi2 has biases where CodeGen has none.
+            # phi2 has biases here, and CodeGen does not.
             yield f"blk.{number}.{_BLOCK_NAMES[inner]}.bias", weight.new_zeros(weight.shape[0])
     if isinstance(config, InCoderConfig):
         positions = torch.arange(config.context_length)[None] + POSITION_OFFSET
@@ -171,7 +172,11 @@ def _gguf_tensors(
 
 
 def _permute_rope(config: ModelConfig, weight: Tensor) -> Tensor:
-    """Rows of queries or keys in the order in which the graph pairs channels: halves for phi2, neighbours for llama."""
+    """Permutes the rows of queries or keys to the order in which llama.cpp pairs RoPE channels.
+
+    phi2 rotates channel i with i + n_rotary / 2, and CodeGen 2i with 2i + 1: even channels first, then odd ones. llama rotates
+    neighbors, and `kiln` halves: the inverse.
+    """
     per_head = weight.view(-1, config.d_head, *weight.shape[1:])
     permuted, unrotated = per_head[:, : config.n_rotary], per_head[:, config.n_rotary :]
     if isinstance(config, CodeGenConfig):

@@ -1,9 +1,9 @@
-"""A tokenizer as llama.cpp has it: the fields of a GGUF file.
+"""The fields of a tokenizer in a GGUF file.
 
-llama.cpp splits text by rules of its own, so a tokenizer is one of these or cannot go there: GPT-2's, Qwen2's (ours) and
-Llama 3's for bytes, Gemma 4's for whole lines. The last merges characters, not bytes: ids are equal but where a merge has half
-a character in it, for four and more newlines that are no token, which it takes one by one, and in lines of over 1,024
-characters, which it does not cut (docs/models.md).
+llama.cpp splits text by built-in rules (pre-tokenizers). A tokenizer is supported if it splits like one of them: GPT-2, Qwen2
+(Codekiln's), Llama 3, or Gemma 4 for whole lines. Gemma 4 merges characters instead of bytes. Ids are equal with three
+exceptions: merges with half a character in them, four and more newlines that are not a token, which it takes one by one,
+and lines over 1,024 characters, which it does not cut (docs/models.md).
 """
 
 import json
@@ -27,7 +27,7 @@ _RULES = {
     LLAMA3: pre_tokenizers.Split(Regex(_LLAMA3), "isolated"),
     GEMMA4: pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated"),
 }
-# Two tokenizers that cut this alike have the same rule.
+# Two tokenizers that split this text equally have the same rule.
 _PROBE = (
     "def f(x1, y='I''m'):\n\tif not x1:\r\n        return 12345 + 3.14e-10  # it's   done \t \n\n\n\n"
     "class Ünïcode_2(Base): x += [~x]**2;\u3000日本語 \u0663\u0664 don't WE'LL\n   \n  end  "
@@ -38,11 +38,11 @@ _ROLES = {
     FIM_MIDDLE: Keys.Tokenizer.FIM_MID_ID,
     END_OF_MASK: Keys.Tokenizer.EOT_ID,
 }
-_SPACE = "\u2581"  # Gemma's stand-in
+_SPACE = "\u2581"  # Gemma's replacement for a space
 
 
 def gguf_vocab_fields(tokenizer: Tokenizer) -> JsonObject:
-    """The fields by name. Raises ValueError for a tokenizer that llama.cpp has no rule for."""
+    """The fields by name. Raises ConfigError for a tokenizer that llama.cpp does not support."""
     rule = pre_tokenizer_name(tokenizer)
     added = {int(token["id"]) for token in tokenizer.record.get("added_tokens") or []}
     names = {number: token for token, number in tokenizer.special_tokens.items()}
@@ -79,7 +79,7 @@ def gguf_vocab_fields(tokenizer: Tokenizer) -> JsonObject:
 
 
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
-    """llama.cpp's name of the rule by which a tokenizer splits text. Raises ValueError where it has none."""
+    """llama.cpp's name of the rule by which a tokenizer splits text. Raises ConfigError if it has none."""
     splitter = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.record)).pre_tokenizer
     if splitter is not None:
         cut = [offsets for _, offsets in splitter.pre_tokenize_str(_PROBE)]
@@ -87,11 +87,11 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
             if cut == [offsets for _, offsets in rule.pre_tokenize_str(_PROBE)]:
                 return name
     found = tokenizer.record.get("pre_tokenizer")
-    raise ConfigError(f"llama.cpp has no rule that splits text as this tokenizer does ({found}): export it to hf")
+    raise ConfigError(f"llama.cpp does not support this pre-tokenizer ({str(found)[:200]}); export with --to hf")
 
 
 def _spm_token(data: bytes, number: int) -> tuple[str, TokenType]:
-    """A token of Gemma's: text, or a single byte; one that is neither, or holds its stand-in, cannot be reached there."""
+    """A token as Gemma spells it: text or a single byte. Other tokens, and those with its replacement, cannot be reached."""
     if len(data) == 1 and not 0 < data[0] < 0x80:
         return f"<0x{data[0]:02X}>", TokenType.BYTE
     try:
@@ -104,7 +104,7 @@ def _spm_token(data: bytes, number: int) -> tuple[str, TokenType]:
 
 
 def _character_merges(pairs: list[tuple[str, ...]]) -> list[str]:
-    """Merges of whole characters; newlines are not merged there, their runs are looked up."""
+    """Merges of whole characters. Newlines are not merged: llama.cpp looks up their runs."""
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     merges = []
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Models from elsewhere, and models for elsewhere: a released checkpoint becomes a model directory of ours, and back."""
+"""Import of released checkpoints as model directories, and export of model directories to other formats."""
 
 from pathlib import Path
 
@@ -10,7 +10,15 @@ from codekiln.folders import require_replaceable, require_replaceable_file
 from codekiln.hub import download_model, is_hub_id
 from codekiln.model.architectures import GPTJ, HFArchitecture
 from codekiln.model.configs import CodeGenConfig, ModelConfig
-from codekiln.model.huggingface import CONFIG, TOKENIZER, convert, read_config, resolve_model_dir, token_ids_of
+from codekiln.model.huggingface import (
+    CONFIG,
+    TOKENIZER,
+    convert,
+    read_config,
+    require_vocabulary,
+    resolve_model_dir,
+    token_ids_of,
+)
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
 
@@ -31,9 +39,9 @@ def resolve_model(model: str) -> Path:
 
 
 def import_model(source: Path, target: Path, *, to: HFArchitecture | None = None) -> list[str]:
-    """Makes a model directory of ours of a released one. What was corrected on the way is told, a sentence each.
+    """Converts a released checkpoint to a model directory. Returns notes on what was corrected, a sentence each.
 
-    Raises OSError or ValueError that names what does not fit.
+    Raises CodekilnError that names what does not fit, before anything is written.
     """
     _require_overwritable(target, source)
     _, config = read_config(source)
@@ -44,31 +52,31 @@ def import_model(source: Path, target: Path, *, to: HFArchitecture | None = None
         ids[name] = found.get(name)
         if not token_ids_of(found, name) <= tokenizer.special_ids or ids[name] is None:
             ids[name] = tokenizer.eos_id
-            notes.append(f"{CONFIG} had {name} {found.get(name)}, which is no control token: it is {ids[name]} now")
+            notes.append(f"{CONFIG} had {name} {found.get(name)}, which is not a special token: it is {ids[name]} now")
     convert(source, target, tokenizer.record, hugging_face_configs(tokenizer, config.context_length), ids, to=to)
     return notes
 
 
 def export_model(source: Path, target: Path, to: str, *, dtype: str = "f16", force: bool = False) -> None:
-    """Writes a model directory in another layout, or as a GGUF file whose matrices are of the type named.
+    """Exports a model directory to another architecture, or to a GGUF file with matrices of a dtype.
 
     Raises ConfigError for a format that is not known or does not have the model's shape, and OutputExistsError for a
     file or folder in the way that Codekiln did not write; `force` replaces such a file.
     """
     if to not in FORMATS:
-        raise ConfigError(f"no format is called {to!r}: known are {', '.join(FORMATS)}")
+        raise ConfigError(f"unknown format {to!r}: choose from {', '.join(FORMATS)}")
     _, config = read_config(source)
     if to == "gguf":
         _export_gguf(source, target, config, dtype, force=force)
         return
     if to == "gptj" and not isinstance(config, CodeGenConfig):
-        raise ConfigError(f"{source} is of the family {config.family}: only codegen has GPT-J's shape")
+        raise ConfigError(f"cannot export {config.family} as GPT-J: only codegen is supported")
     import_model(source, target, to=GPTJ if to == "gptj" else None)
 
 
 def _export_gguf(source: Path, target: Path, config: ModelConfig, dtype: str, *, force: bool) -> None:
     if dtype not in TYPES:
-        raise ConfigError(f"no type is called {dtype!r}: known are {', '.join(TYPES)}")
+        raise ConfigError(f"unknown dtype {dtype!r}: choose from {', '.join(TYPES)}")
     require_replaceable_file(target, is_ours=is_written_by_codekiln(target), force=force)
     tokenizer, _ = load_tokenizer(source, config)
     name = (source.parent if source.name == "model" else source).resolve().name
@@ -84,21 +92,17 @@ def _require_overwritable(target: Path, source: Path) -> None:
 
 
 def load_tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer of a directory, and what is to be told of it. CodeGen's is made anew where only its parts are there.
+    """The tokenizer of a directory, and notes on it. CodeGen's is rebuilt from its parts if it has no tokenizer.json.
 
-    Raises OSError or ValueError, also where it is another model's.
+    Raises CodekilnError, also if tokenizer and model do not belong together.
     """
     tokenizer, notes = _load_or_rebuild(source, config)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,} rows: "
-            "they are not of one model"
-        )
+    require_vocabulary(tokenizer.vocab_size, config)
     return tokenizer, notes
 
 
 def _load_or_rebuild(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
-    """`load_tokenizer`, whatever the model's size."""
+    """`load_tokenizer` without the check against the model."""
     if (source / TOKENIZER).is_file() or not isinstance(config, CodeGenConfig):
         return Tokenizer.load(source / TOKENIZER), []
     merges = load_gpt2_merges(
@@ -106,5 +110,5 @@ def _load_or_rebuild(source: Path, config: ModelConfig) -> tuple[Tokenizer, list
     )
     has_whitespace = (source / "added_tokens.json").is_file()
     how = "with" if has_whitespace else "without"
-    notes = f"{TOKENIZER} was missing and is made from GPT-2's merges, {how} CodeGen's white space"
-    return codegen_tokenizer(merges, with_whitespace=has_whitespace), [notes]
+    note = f"{TOKENIZER} was missing and was built from GPT-2's merges, {how} CodeGen's white-space tokens"
+    return codegen_tokenizer(merges, with_whitespace=has_whitespace), [note]

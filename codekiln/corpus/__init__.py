@@ -1,1 +1,1 @@
-"""From the files of repositories to clean documents."""
+"""The corpus: from files of repositories to clean documents."""

@@ -1,4 +1,4 @@
-"""Exact duplicates by InCoder's key: what is left when white space and punctuation are taken away."""
+"""Exact duplicates by InCoder's key: the alphanumeric tokens of a file."""
 
 import hashlib
 from pathlib import PurePosixPath
@@ -7,10 +7,10 @@ _IS_WORD = bytes(byte if byte >= 0x80 or chr(byte).isalnum() or byte == ord("_")
 
 
 def duplicate_key(path: str, text: str) -> str:
-    """(ending, number of alphanumeric tokens, MD5 of their sequence) as one string: InCoder, section 3.1.
+    """(file extension, number of alphanumeric tokens, MD5 of their sequence) as one string: InCoder, section 3.1.
 
-    Characters beyond ASCII count as letters. The paper keeps the keys in a Bloom filter; ours are compared exactly, so
-    nothing is dropped by accident.
+    Characters beyond ASCII count as letters. The paper keeps the keys in a Bloom filter. Codekiln compares them
+    exactly, so nothing is dropped by accident.
     """
     words = text.encode().translate(_IS_WORD).split()
     digest = hashlib.md5(b" ".join(words), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Documents on disk: Parquet parts per split, and the manifest that seals them."""
+"""Documents on disk: Parquet parts per split, and a manifest with their checksums."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from codekiln.errors import MissingFileError
+from codekiln.errors import InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, atomic_write, checksum, read_json, verify_checksum
 
 SCHEMA = pa.schema(
@@ -24,13 +24,14 @@ SCHEMA = pa.schema(
 )
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
+FORMAT = 1  # of the manifest
 PART_BYTES = 32 * 2**20
 READ_BATCH_ROWS = 512
 
 
 @dataclass(frozen=True)
 class Document:
-    """One file with what is known of it. `license` is the SPDX expression its repository declares."""
+    """One file with its metadata. `license` is the SPDX expression that its repository declares."""
 
     text: str
     source: str
@@ -78,17 +79,33 @@ def write_parts(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[JsonObj
 
 
 def read_manifest(corpus: Path) -> JsonObject:
-    """The manifest of a finished corpus. Raises OSError where there is none."""
+    """The manifest of a finished corpus. Raises MissingFileError if there is none, and InvalidFileError if it is damaged."""
     path = corpus / MANIFEST
     if not path.is_file():
-        raise MissingFileError(f"{corpus} holds no finished corpus ({MANIFEST} is missing): run `codekiln build` first")
-    return read_json(path)
+        raise MissingFileError(f"{corpus} has no finished corpus ({MANIFEST} is missing): run `codekiln train` first")
+    manifest = read_json(path)
+    splits = manifest.get("splits")
+    if manifest.get("format") != FORMAT or not isinstance(splits, dict) or not all(map(_is_split, splits.values())):
+        raise InvalidFileError(
+            f"{path} is damaged or of another version of Codekiln (format {FORMAT} is needed): "
+            f"remove {corpus} and run the same command again"
+        )
+    return manifest
+
+
+def _is_split(entry: object) -> bool:
+    """Whether an entry of the manifest has the parts of a split."""
+    parts = entry.get("parts") if isinstance(entry, dict) else None
+    return isinstance(parts, list) and all(
+        isinstance(part, dict) and isinstance(part.get("file"), str) and {"bytes", "sha256"} <= part.keys()
+        for part in parts
+    )
 
 
 def read_documents(corpus: Path, split: str) -> Iterator[Document]:
-    """The documents of a split in order, each part checked against the manifest before it is read.
+    """The documents of a split in order. Each part is verified against the manifest before it is read.
 
-    Raises ValueError naming the part that is corrupt.
+    Raises CorruptFileError that names a corrupt part.
     """
     for record in read_manifest(corpus)["splits"][split]["parts"]:
         for batch in _batches(corpus, split, record, SCHEMA.names):
@@ -97,15 +114,15 @@ def read_documents(corpus: Path, split: str) -> Iterator[Document]:
 
 
 def read_texts(corpus: Path, split: str, part: int) -> Iterator[list[str]]:
-    """The texts of a part in order, some hundreds at a time; the part is checked against the manifest first."""
+    """The texts of a part in order, in batches. The part is verified against the manifest first."""
     record = read_manifest(corpus)["splits"][split]["parts"][part]
     for batch in _batches(corpus, split, record, ["text"]):
         yield batch.column("text").to_pylist()
 
 
 def _batches(corpus: Path, split: str, record: JsonObject, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a part, after its seal was checked."""
-    path = corpus / split / record["file"]
+    """The rows of a part, after its checksum was verified."""
+    path = corpus / split / Path(record["file"]).name
     verify_checksum(path, record, folder=corpus)
     with pq.ParquetFile(path) as file:
         yield from file.iter_batches(batch_size=READ_BATCH_ROWS, columns=columns)

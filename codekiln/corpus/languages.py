@@ -1,8 +1,8 @@
-"""Which language a file is in, by its ending: the 28 of the InCoder paper (section 3.1), and prose."""
+"""The language of a file by its extension: the 28 of the InCoder paper (section 3.1), and prose."""
 
 from pathlib import PurePosixPath
 
-_ENDINGS = {
+_EXTENSIONS = {
     "C": ".c .h",
     "C++": ".cc .cpp .cxx .hh .hpp .hxx",
     "CSS": ".css",
@@ -32,14 +32,16 @@ _ENDINGS = {
     "Swift": ".swift",
     "TypeScript": ".ts .tsx",
 }
-# What people write beside code, for training on natural language.
-_PROSE_ENDINGS = {"Markdown": ".md .markdown", "reStructuredText": ".rst", "Text": ".txt"}
+# Text files in code repositories, for training on natural language.
+_PROSE_EXTENSIONS = {"Markdown": ".md .markdown", "reStructuredText": ".rst", "Text": ".txt"}
 _LANGUAGE_OF = {
-    ending: language for language, endings in (_ENDINGS | _PROSE_ENDINGS).items() for ending in endings.split()
+    extension: language
+    for language, extensions in (_EXTENSIONS | _PROSE_EXTENSIONS).items()
+    for extension in extensions.split()
 }
-LANGUAGES, PROSE = tuple(_ENDINGS), tuple(_PROSE_ENDINGS)
+LANGUAGES, PROSE = tuple(_EXTENSIONS), tuple(_PROSE_EXTENSIONS)
 
 
 def language_of(path: str) -> str | None:
-    """The language of a file's ending, in any case; None for the others."""
+    """The language of a file extension, in upper or lower case; None for unknown ones."""
     return _LANGUAGE_OF.get(PurePosixPath(path).suffix.lower())

@@ -1,4 +1,4 @@
-"""Which licence a repository declares, and whether it is permissive."""
+"""The license that a repository declares, and whether it is permissive."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ UNKNOWN = "unknown"
 # The InCoder paper (section 3.1) keeps MIT, Apache-2.0, BSD-2-Clause and BSD-3-Clause.
 INCODER_LICENSES = frozenset({"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause"})
 
-# Ours: licences that ask for no more than a notice. LicenseRef-BSD is a BSD licence whose clauses are not said.
+# Codekiln's set: licenses that require no more than a notice. LicenseRef-BSD is a BSD license with an unknown number of
+# clauses.
 PERMISSIVE = INCODER_LICENSES | {
     "0BSD",
     "Apache-2.0 WITH LLVM-exception",
@@ -35,7 +36,7 @@ PERMISSIVE = INCODER_LICENSES | {
     "ZPL-2.1",
 }
 
-# What distributions write where no SPDX expression was asked for, lower case, without punctuation.
+# License texts that Python packages use instead of SPDX expressions, in lower case and without punctuation.
 _FREE_TEXT = {
     "mit": "MIT",
     "mit license": "MIT",
@@ -85,10 +86,10 @@ _FREE_TEXT = {
 
 
 def declared_license(expression: str | None, free_text: str | None, classifiers: Sequence[str]) -> str:
-    """The SPDX expression that a distribution's metadata declares, or `UNKNOWN`.
+    """The SPDX expression that the metadata of a package declares, or `UNKNOWN`.
 
-    An expression (PEP 639) is believed first, then the classifiers, then the free text. Several classifiers are joined
-    with AND, because they do not say whether one may choose; one that is not understood makes the whole unknown.
+    An expression (PEP 639) has priority, then the classifiers, then the free text. Several classifiers are joined with AND,
+    because they do not say whether one may choose. A classifier that is not recognized makes the license unknown.
     """
     if expression and (known := _spdx(expression)):
         return known
@@ -96,7 +97,7 @@ def declared_license(expression: str | None, free_text: str | None, classifiers:
     named = [name for name in named if name not in ("OSI Approved", "DFSG approved")]
     understood = [_FREE_TEXT.get(_plain(name)) for name in named]
     if named and None not in understood:
-        # "BSD License" says no clauses; where the free text says them, take them from there.
+        # "BSD License" does not name the clauses; the free text may.
         precise = _spdx(free_text or "") or _FREE_TEXT.get(_plain(free_text or ""))
         if understood == ["LicenseRef-BSD"] and precise and precise.startswith("BSD-"):
             return precise
@@ -108,7 +109,7 @@ def declared_license(expression: str | None, free_text: str | None, classifiers:
 
 @lru_cache(maxsize=4096)
 def is_permissive(expression: str, allowed: frozenset[str] = PERMISSIVE) -> bool:
-    """Whether one may take the code under allowed licences alone: every part of an AND, one part of an OR.
+    """Whether the code can be used under allowed licenses only: every part of an AND, one part of an OR.
 
     >>> is_permissive("MIT AND GPL-3.0-only"), is_permissive("MIT OR GPL-3.0-only")
     (False, True)
@@ -130,7 +131,7 @@ def is_permissive(expression: str, allowed: frozenset[str] = PERMISSIVE) -> bool
 
 
 def _spdx(text: str) -> str | None:
-    """The expression in canonical spelling if every name in it is an SPDX licence, else None."""
+    """The expression in canonical spelling if every name in it is an SPDX license, else None."""
     if len(text) > 500:
         return None
     try:

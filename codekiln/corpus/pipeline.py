@@ -1,13 +1,17 @@
-"""Builds a corpus: read, gate by licence, filter, drop duplicates, cap, redact, split, write; every drop is counted.
+"""Builds a corpus: license gate, read, filters, exact duplicates, caps, redaction, split. Every drop is counted.
 
-The engine is Daft: one plan for one machine and for many. Texts go through it once into a scratch folder; what is
-decided over all documents (duplicates, caps) reads only their small columns.
+The engine is Daft: one plan for one machine and for a cluster. Texts pass through it once, into a scratch folder. Steps over
+all documents (duplicates, caps) read only the small columns.
 """
 
 import hashlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import daft
@@ -18,7 +22,7 @@ from daft.functions import when
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.dedup import duplicate_key
-from codekiln.corpus.documents import MANIFEST, SCHEMA, SPLITS, write_parts
+from codekiln.corpus.documents import FORMAT, MANIFEST, SCHEMA, SPLITS, write_parts
 from codekiln.corpus.filters import drop_reason
 from codekiln.corpus.languages import language_of
 from codekiln.corpus.licenses import is_permissive
@@ -29,17 +33,17 @@ from codekiln.files import JsonObject, write_json
 from codekiln.folders import claim_folder, clear_folder
 from codekiln.progress import ProgressTask, progress_bar
 
-SCRATCH = ".scratch"  # the engine's rows, before it is decided which are kept
-# All that this module writes: what is removed before a corpus that was interrupted is built again.
+SCRATCH = ".scratch"  # the rows of the engine, before it is decided which are kept
+# All files that this module writes: they are removed before an interrupted corpus is built again.
 _FILES = (f"{SCRATCH}/*.parquet", *(f"{split}/part-*.parquet" for split in SPLITS), MANIFEST)
 N_EXAMPLES = 10
 DUPLICATE, CAPPED = "duplicate", "over its repository's cap"
 
 
 def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
-    """Writes the corpus into `folder`, which is new or unfinished; its manifest last. Returns the manifest.
+    """Writes the corpus into `folder`, which is new or unfinished, and the manifest last. Returns the manifest.
 
-    Raises ValueError where nothing is left to train on, telling what was found and dropped.
+    Raises ConfigError with all drop counts if nothing is left to train on.
     """
     claim_folder(folder, "corpus")
     clear_folder(folder, "corpus", _FILES)
@@ -54,22 +58,23 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
         if not _is_utf8(_name(file)):
             drops.add("name not UTF-8", ascii(_name(file)), _size(file.location))
     for file in refused:
-        drops.add(f"licence {file.license}", _name(file), _size(file.location))
+        drops.add(f"license {file.license}", _name(file), _size(file.location))
     if not permitted:
-        raise ConfigError(_empty_corpus_error("no file is under a permissive licence", len(listed), drops))
+        raise _empty_corpus_error("no file has a permissive license", len(listed), drops, is_license=True)
 
-    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars here are ours
-    with progress_bar("Corpus: read and filter", len(permitted)) as progress:
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # Codekiln draws its own
+    with count_interrupts() as interrupts, progress_bar("Corpus: read and filter", len(permitted)) as progress:
         _read(permitted, config, progress).write_parquet(str(scratch), compression="zstd")
-    # Interrupted, the engine may return as if it had finished: rows are counted, so that no part is taken for the whole.
-    _require_complete(sum(pq.read_metadata(path).num_rows for path in scratch.glob("*.parquet")) == len(permitted))
+    # After Ctrl-C, the engine may return as if it had finished: a truncated read must not be mistaken for a complete one.
+    n_read = sum(pq.read_metadata(path).num_rows for path in scratch.glob("*.parquet"))
+    _require_complete(n_read == len(permitted), interrupts)
     read = daft.read_parquet(str(scratch / "*.parquet"))
     decided = _mark_duplicates_and_caps(read.exclude("text"), config).collect()
     _count_drops(decided, drops)
     kept = decided.where(col("reason").is_null())
     sizes = kept.groupby("repository").agg(col("text_bytes").sum(), col("order").count().alias("n")).to_pydict()
     if not sizes["repository"]:
-        raise ConfigError(_empty_corpus_error("every file was dropped", len(listed), drops))
+        raise _empty_corpus_error("every file was dropped", len(listed), drops)
 
     split_by, validation = _choose_validation(dict(zip(sizes["repository"], sizes["text_bytes"], strict=True)), config)
     is_validation = (
@@ -81,7 +86,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
         is_validation = lit(False)
     chosen = kept.select("order", is_validation.alias("validation"))
     splits: dict[str, Any] = {}
-    with progress_bar("Corpus: write", len(SPLITS)) as progress:
+    with count_interrupts() as interrupts, progress_bar("Corpus: write", len(SPLITS)) as progress:
         for split in SPLITS:
             mine = chosen.where(col("validation") == lit(split == "validation")).select("order")
             rows = read.join(mine, on="order", how="inner").sort("order").select(*SCHEMA.names)
@@ -93,12 +98,13 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
             }
             progress.advance()
     n_kept = sum(split["documents"] for split in splits.values())
-    _require_complete(n_kept == sum(sizes["n"]) == len(listed) - drops.n_documents)
+    _require_complete(n_kept == sum(sizes["n"]) == len(listed) - drops.n_documents, interrupts)
     if not splits["train"]["documents"]:
-        raise ConfigError(_empty_corpus_error("no document is left for training", len(listed), drops))
+        raise _empty_corpus_error("no document is left for training", len(listed), drops)
 
     licenses = kept.groupby("license").agg(col("order").count().alias("n"), col("text_bytes").sum()).sort("license")
     manifest: JsonObject = {
+        "format": FORMAT,
         "splits": splits,
         "read": {"files": len(listed), "bytes": sum(_size(file.location) for file in listed)},
         "kept": {"documents": sum(sizes["n"]), "text_bytes": sum(sizes["text_bytes"])},
@@ -120,7 +126,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
 
 
 def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask) -> daft.DataFrame:
-    """One row a file: its columns in the corpus, its key, and the reason to drop it or null."""
+    """One row per file: its columns in the corpus, its duplicate key, and the reason to drop it or null."""
     result = DataType.struct(
         {
             "text": DataType.string(),
@@ -158,7 +164,7 @@ def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask)
 
 
 def _read_one(location: Path, path: str, config: CorpusConfig) -> JsonObject:
-    """What is read and judged of one file; its text only where no rule drops it."""
+    """Reads and filters one file. The text is returned only if the file is kept."""
     dropped: JsonObject = {"text": None, "text_bytes": 0, "emails": 0, "key": None}
     try:
         size = location.stat().st_size
@@ -180,7 +186,7 @@ def _read_one(location: Path, path: str, config: CorpusConfig) -> JsonObject:
 
 
 def _mark_duplicates_and_caps(rows: daft.DataFrame, config: CorpusConfig) -> daft.DataFrame:
-    """Marks duplicates (the first in order stays) and what is over its repository's cap (the lowest draws stay)."""
+    """Marks duplicates (the first in order stays) and documents over the cap of their repository (the lowest hashes stay)."""
     judged, passed = rows.where(col("reason").not_null()), rows.where(col("reason").is_null())
     first = passed.groupby("key").agg(col("order").min().alias("first"))
     passed = passed.join(first, on="key", how="inner")
@@ -198,7 +204,7 @@ def _mark_duplicates_and_caps(rows: daft.DataFrame, config: CorpusConfig) -> daf
 
 
 class _DropCounts:
-    """What was dropped, by reason: documents, bytes, and ten examples."""
+    """Drops by reason: documents, bytes, and ten examples."""
 
     def __init__(self) -> None:
         self._by_reason: dict[str, JsonObject] = {}
@@ -226,9 +232,9 @@ def _count_drops(decided: daft.DataFrame, drops: _DropCounts) -> None:
 
 
 def _choose_validation(repository_bytes: dict[str, int], config: CorpusConfig) -> tuple[str, set[str]]:
-    """Which repositories are held out: in the order of their draws, each that fits, until the share is filled.
+    """The repositories that are held out: in the order of their hashes, each that fits, until the fraction is reached.
 
-    A single repository cannot be on one side alone; then files are held out, and the manifest says so.
+    A single repository cannot be on one side only: then files are held out, and the manifest records it.
     """
     if len(repository_bytes) == 1 and config.validation_fraction > 0:
         return "file", set()
@@ -247,27 +253,52 @@ def _choose_validation(repository_bytes: dict[str, int], config: CorpusConfig) -
 
 
 def _hash_threshold(config: CorpusConfig) -> str:
-    """The draw below which a share of `config.validation_fraction` of all draws lies."""
+    """The hash below which a fraction of `config.validation_fraction` of all hashes is."""
     return f"{int(config.validation_fraction * 16**16):016x}"
 
 
 def hash_order(seed: int, name: str) -> str:
-    """A uniform draw for a name, as 16 hexadecimal digits; independent of all other names."""
+    """A uniform random order of names: 16 hexadecimal digits that depend on the seed and the name only."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
 
 
-def _require_complete(is_whole: bool) -> None:
-    if not is_whole:
+@contextmanager
+def count_interrupts() -> Iterator[list[int]]:
+    """Within the block, Ctrl-C is recorded in the list before it interrupts: the engine may swallow the exception.
+
+    Has no effect outside of the main thread.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _require_complete(is_complete: bool, interrupts: list[int]) -> None:
+    """Raises KeyboardInterrupt if the engine swallowed a Ctrl-C. Without one, a wrong count is a bug."""
+    if not is_complete:
+        if interrupts:
+            raise KeyboardInterrupt
+        raise RuntimeError("the corpus engine returned another number of rows than it was given")
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a name from the disk can be written into a record; other bytes come as lone surrogates."""
+    """Whether a file name is valid UTF-8. Other bytes are lone surrogates, which no record can hold."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _size(location: Path) -> int:
-    """Bytes on the disk; 0 for a file that is listed and not there, which reading counts."""
+    """Bytes on the disk. 0 for a listed file that does not exist, which is counted when it is read."""
     try:
         return location.stat().st_size
     except OSError:
@@ -279,7 +310,7 @@ def _name(file: SourceFile) -> str:
 
 
 def _batches(rows: daft.DataFrame) -> Iterator[pa.RecordBatch]:
-    """The rows in short batches, so that parts close near their size whatever the engine hands over at once."""
+    """The rows in small batches, so that parts have nearly equal sizes whatever batches the engine returns."""
     for batch in rows.to_arrow_iter():
         for start in range(0, batch.num_rows, 256):
             yield batch.slice(start, 256).cast(SCHEMA)
@@ -290,9 +321,7 @@ def _rows(frame: daft.DataFrame) -> list[JsonObject]:
     return rows
 
 
-def _empty_corpus_error(why: str, n_files: int, drops: _DropCounts) -> str:
+def _empty_corpus_error(why: str, n_files: int, drops: _DropCounts, *, is_license: bool = False) -> ConfigError:
     counts = ", ".join(f"{reason}: {entry['documents']}" for reason, entry in drops.record().items())
-    advice = (
-        "name other sources, or give --license SPDX if the code is yours" if "licence" in why else "name other sources"
-    )
-    return f"nothing to train on: {why} (of {n_files} files; {counts or 'none was found'}): {advice}"
+    advice = "use other sources, or set --license SPDX if the code is yours" if is_license else "use other sources"
+    return ConfigError(f"nothing to train on: {why} (of {n_files} files; {counts or 'none was found'}): {advice}")

@@ -1,11 +1,11 @@
-"""E-mail addresses are replaced before anyone trains on them (InCoder, section 3.1)."""
+"""Replaces e-mail addresses (InCoder, section 3.1)."""
 
 import re
 
 REPLACEMENT = "removed@example.com"
 
-# The paper's expression is not published. Bounded repetitions keep it linear; the look-behind begins an address at its
-# first character only; what is called or indexed after the last dot is a matrix product, not an address.
+# The paper's expression is not published. Bounded repetitions keep it linear, and the look-behind starts an address at its
+# first character only. A name after the last dot that is called or indexed belongs to a matrix product, not to an address.
 _ADDRESS = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9_%+-][A-Za-z0-9._%+-]{0,63}"
     r"@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9_(\[-])"
@@ -13,7 +13,7 @@ _ADDRESS = re.compile(
 
 
 def redact_emails(text: str) -> tuple[str, int]:
-    """The text with each address replaced, and how many there were that were not replaced before."""
+    """The text with each address replaced, and how many were replaced now."""
     if not _may_hold_address(text):
         return text, 0
     found = 0
@@ -27,7 +27,7 @@ def redact_emails(text: str) -> tuple[str, int]:
 
 
 def _may_hold_address(text: str) -> bool:
-    """Whether an @ stands between two characters that an address may have there; decorators have none before it."""
+    """Whether an @ is between two characters that an address may have there. Decorators have none before it."""
     at = text.find("@")
     while at != -1:
         if 0 < at < len(text) - 1 and not text[at - 1].isspace() and text[at + 1].isalnum():

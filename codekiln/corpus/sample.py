@@ -1,4 +1,4 @@
-"""A sample of a corpus that is even over its languages."""
+"""A sample of a corpus in which all languages have equal shares."""
 
 import hashlib
 import heapq
@@ -11,14 +11,15 @@ from codekiln.corpus.documents import Document, read_documents
 
 
 def balanced_sample(corpus: Path, split: str, limit_bytes: int, seed: int) -> Iterator[Document]:
-    """Documents of at most `limit_bytes` bytes of text together, every language with an equal share of them.
+    """Documents of at most `limit_bytes` of text in total. Every language has the same share of it.
 
-    What a language is too small to fill is shared by the others. Within a language documents come in an order drawn from
-    the seed and their names, whichever part they stand in, and the sample is the beginning of it; its last document is cut.
-    Holds the sample and the names of as much again for each language, however large the corpus is.
+    The unused share of a small language goes to the others. Within a language, documents are in a random order that depends
+    on the seed and their names, and the sample is its beginning; the last document is cut. Memory: the sample, plus the
+    names of as many bytes for each language, for a corpus of any size.
     """
     sizes: Counter[str] = Counter()
-    kept: dict[str, list[tuple[int, int, str]]] = defaultdict(list)  # heaps, last drawn first
+    # Per language, a heap of (-key, size, name): its root is the last of the documents that are kept.
+    kept: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     kept_bytes: Counter[str] = Counter()
     for document in read_documents(corpus, split):
         language, size = document.language, len(document.text.encode())
@@ -29,7 +30,7 @@ def balanced_sample(corpus: Path, split: str, limit_bytes: int, seed: int) -> It
         while kept_bytes[language] - kept[language][0][1] >= limit_bytes:
             kept_bytes[language] -= heapq.heappop(kept[language])[1]
     shares = balanced_quotas(sizes, limit_bytes)
-    order: dict[str, tuple[int, int]] = {}  # where a document stands, and how much of it is taken
+    order: dict[str, tuple[int, int]] = {}  # by name: the key of a document, and how many of its bytes are taken
     for language, heap in kept.items():
         taken = 0
         for key, size, name in sorted(heap, reverse=True):
@@ -44,7 +45,7 @@ def balanced_sample(corpus: Path, split: str, limit_bytes: int, seed: int) -> It
 
 
 def balanced_quotas(sizes: dict[str, int], limit: int) -> dict[str, int]:
-    """How much of each is taken when none gives more than it has and the rest give alike; `limit` in all, or all there is."""
+    """Equal quotas that add up to `limit`, except that nothing gives more than its size; less if there is not enough."""
     shares: dict[str, int] = {}
     left = limit
     for k, (name, size) in enumerate(sorted(sizes.items(), key=lambda entry: (entry[1], entry[0]))):

@@ -1,4 +1,4 @@
-"""Held-out functions to complete and infill: what a user would ask in an editor."""
+"""Held-out functions for the report: a body to complete and a line to infill, as in an editor."""
 
 import ast
 import hashlib
@@ -11,7 +11,7 @@ from codekiln.corpus.documents import Document
 
 @dataclass(frozen=True)
 class Function:
-    """A Python function: the text before its body in the file (cut to its end), its body, and the line to hide in it."""
+    """A Python function: the end of the text before its body, its body, and the line of it to hide."""
 
     name: str
     before: str
@@ -22,18 +22,18 @@ class Function:
 def sample_functions(
     documents: Iterable[Document], n: int, *, seed: int, context_characters: int = 800
 ) -> list[Function]:
-    """`n` functions of 3 to 12 lines of body, at most one a document, in an order that the seed decides."""
+    """`n` functions with bodies of 3 to 12 lines, at most one per document, in an order that the seed decides."""
     found = []
     for document in documents:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what strangers write draws warnings about their escapes
+                warnings.simplefilter("ignore")  # warnings about escapes in the code of others
                 tree = ast.parse(document.text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         lines = document.text.splitlines(keepends=True)
         if len(lines) != len(document.text.removesuffix("\n").split("\n")):
-            continue  # a separator that ends a line here and not for ast: their numbers would not agree
+            continue  # it has a separator that ends a line for Python strings but not for ast: line numbers would differ
         for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is not None:
                 continue

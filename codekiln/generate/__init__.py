@@ -1,1 +1,1 @@
-"""From a prompt to text."""
+"""Generation: from a prompt to text."""

@@ -1,1 +1,1 @@
-"""Decoder-only transformers, their weights, and the formats that others load."""
+"""Decoder-only transformers, and model directories in the Hugging Face layout."""

@@ -1,6 +1,6 @@
-"""How others lay our families out: names and shapes of tensors, and the fields of config.json, in both directions.
+"""Architectures of Transformers: names and shapes of tensors, and the fields of config.json, in both directions.
 
-A layout is known by the first of config.json's `architectures`. Its names are those of Transformers' classes.
+The first of config.json's `architectures` selects one. Tensor names are those of Transformers' classes.
 """
 
 import re
@@ -15,15 +15,15 @@ from codekiln.errors import InvalidFileError
 from codekiln.files import JsonObject
 from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
 
-CODEGEN_GROUPS = 4  # parts that CodeGen's fused projection was trained in, one for each core of a TPU v4
+CODEGEN_GROUPS = 4  # groups of CodeGen's fused projection, one for each core of the TPU v4 that it was trained on
 
 
 @dataclass(frozen=True)
 class HFArchitecture:
     """One architecture of Transformers.
 
-    `model_names` and `block_names` map our names to theirs, without `.weight` and `.bias`; block N's begin with
-    `block_prefix`. `fused` names a tensor of a block that holds queries, values and keys together.
+    `model_names` and `block_names` map Codekiln's tensor names to Transformers', without `.weight` and `.bias`; names in
+    block N begin with `block_prefix`. `fused` is the name of a tensor that holds queries, values and keys.
     """
 
     architecture: str
@@ -35,7 +35,7 @@ class HFArchitecture:
     fused: str | None = None
 
     def to_hf_name(self, name: str) -> str:
-        """Their name of one of our tensors; the fused one's for queries, keys and values where there is such."""
+        """Transformers' name of a tensor; for queries, keys and values, that of the fused tensor if there is one."""
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name):
             number, part, kind = match.groups()
             if self.fused is not None and part in ("attention.q", "attention.k", "attention.v"):
@@ -45,8 +45,10 @@ class HFArchitecture:
         return f"{self.model_names[part]}.{kind}"
 
     def is_buffer(self, name: str, config: ModelConfig) -> bool:
-        """Whether a tensor of a file is no weight: buffers that old files carry, and the copy of a tied head."""
-        return bool(_BUFFER.fullmatch(name)) or (config.tie_embeddings and name == f"{self.model_names['head']}.weight")
+        """Whether a tensor in a file is not a weight: a buffer of old files, or the copy of a tied output layer."""
+        return bool(_BUFFER.fullmatch(name)) or (
+            config.tie_embeddings and name == f"{self.model_names['lm_head']}.weight"
+        )
 
 
 _BUFFER = re.compile(r".*\.(attn\.(causal_mask|bias|masked_bias)|rotary_emb\.inv_freq|embed_positions\.weights)")
@@ -55,37 +57,43 @@ _BUFFER = re.compile(r".*\.(attn\.(causal_mask|bias|masked_bias)|rotary_emb\.inv
 def split_fused(fused: Tensor, n_heads: int, groups: int = CODEGEN_GROUPS) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (H * d_head, D) each, of CodeGen's qkv_proj (3 * H * d_head, D).
 
-    The rows are `groups` parts, in each the queries of H / groups heads, then their values, then their keys.
+    The rows are `groups` groups, each with the queries of H / groups heads, then their values, then their keys.
     """
     if n_heads % groups:
-        raise InvalidFileError(f"{n_heads} heads do not divide into the {groups} groups of CodeGen's fused projection")
+        raise InvalidFileError(f"n_head is {n_heads}: CodeGen's fused projection needs a multiple of {groups}")
     parts = fused.view(groups, 3, fused.shape[0] // (3 * groups), *fused.shape[1:])
     q, v, k = (parts[:, i].flatten(0, 1) for i in range(3))
     return q, k, v
 
 
 def join_fused(q: Tensor, k: Tensor, v: Tensor, groups: int = CODEGEN_GROUPS) -> Tensor:
-    """What `split_fused` takes apart."""
+    """The inverse of `split_fused`."""
     parts = [t.view(groups, t.shape[0] // groups, *t.shape[1:]) for t in (q, v, k)]
     return torch.stack(parts, dim=1).flatten(0, 2)
 
 
 def _field(record: JsonObject, *names: str, default: Any = None) -> Any:
-    """The first of some fields that is there and not null. Raises ValueError where none is and there is no default."""
+    """The first of several fields that is set. Raises InvalidFileError if none is and there is no default."""
     for name in names:
         if record.get(name) is not None:
             return record[name]
     if default is None:
-        raise InvalidFileError(f"config.json has no {names[0]}: use the file that was saved with this model")
+        raise InvalidFileError(f"config.json has no {names[0]}: download it again")
     return default
 
 
 def _must_be(record: JsonObject, name: str, *allowed: Any) -> None:
-    """Raises ValueError where a field says something that the family cannot be."""
+    """Raises InvalidFileError if a field has a value that this architecture does not support."""
     if name in record and record[name] not in allowed:
         raise InvalidFileError(
-            f"config.json has {name} {record[name]!r}: this architecture is known with {allowed[0]!r} only"
+            f"unsupported {name} {_short(record[name])} in config.json; only {allowed[0]!r} is supported"
         )
+
+
+def _short(value: object) -> str:
+    """A value in an error message, which never fills a screen."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _read_kiln(record: JsonObject) -> KilnConfig:
@@ -96,9 +104,7 @@ def _read_kiln(record: JsonObject) -> KilnConfig:
     _must_be(record, "mlp_bias", False)
     rope = record.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise InvalidFileError(
-            f"config.json scales its positions ({rope['rope_type']}): only plain rotary positions are known"
-        )
+        raise InvalidFileError(f"unsupported RoPE scaling ({_short(rope['rope_type'])}); only the default is supported")
     if architecture != "Qwen2ForCausalLM":
         _must_be(record, "attention_bias", False)
     heads = _field(record, "num_attention_heads")
@@ -119,7 +125,7 @@ def _read_kiln(record: JsonObject) -> KilnConfig:
     )
 
 
-# What config.json calls the type of each architecture, and llama.cpp its graph.
+# The model_type of each architecture in config.json, which is also llama.cpp's name of it.
 KILN_TYPES = {"Qwen3ForCausalLM": "qwen3", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
 
 
@@ -147,14 +153,14 @@ def _write_kiln(config: KilnConfig) -> JsonObject:
 
 
 def kiln_architecture(config: KilnConfig) -> str:
-    """The class of Transformers that has this shape. Raises ValueError where none has."""
+    """The class of Transformers that computes this model. Raises InvalidFileError if there is none."""
     if config.qk_norm and not config.qkv_bias:
         return "Qwen3ForCausalLM"
     if config.qkv_bias and not config.qk_norm:
         return "Qwen2ForCausalLM"
     if not config.qkv_bias:
         return "LlamaForCausalLM"
-    raise InvalidFileError("a model with QK-norm and a bias on queries, keys and values has no architecture elsewhere")
+    raise InvalidFileError("a model with both qk_norm and qkv_bias has no architecture in Transformers")
 
 
 def _read_codegen(record: JsonObject) -> CodeGenConfig:
@@ -221,7 +227,7 @@ def _write_incoder(config: InCoderConfig) -> JsonObject:
     return {
         "architectures": ["XGLMForCausalLM"],
         "model_type": "xglm",
-        # XGLM's class puts a zero at this row of its positions, which begin after it: the tokenizer's own must not stand here.
+        # XGLM sets this row of its positions to zero, and positions begin after it: it is not the tokenizer's padding id.
         "pad_token_id": 1,
         "num_layers": config.n_layers,
         "d_model": config.d_model,
@@ -292,11 +298,13 @@ ARCHITECTURES = {layout.architecture: layout for layout in (*_KILN_ARCHITECTURES
 
 
 def architecture_of(record: JsonObject) -> HFArchitecture:
-    """The layout that a config.json names. Raises ValueError that lists the known ones."""
+    """The architecture that a config.json names. Raises InvalidFileError with the supported ones."""
     architectures = record.get("architectures")
     found = architectures[0] if isinstance(architectures, list) and architectures else architectures
     if not isinstance(found, str) or found not in ARCHITECTURES:
-        raise InvalidFileError(f"config.json describes {found}: known are {', '.join(ARCHITECTURES)}")
+        raise InvalidFileError(
+            f"unsupported architecture {_short(found)} in config.json; supported: {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[found]
 
 

@@ -1,6 +1,6 @@
-"""The directory that others load: config.json, safetensors, tokenizer.json; read and written for every family.
+"""Model directories in the Hugging Face layout: config.json, safetensors, tokenizer.json; read and written.
 
-Reading streams: one tensor at a time, whatever the number and size of the files, into a model or onto another directory.
+Reading streams: one tensor at a time, for any number and size of files, into a model or into another directory.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ from codekiln.model.transformer import Transformer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 SHARD_BYTES = 2 * 10**9
-# Where weights may be, the first that is there is read. An index names the file of each tensor.
+# Where weights may be; the first that exists is read. An index names the file of each tensor.
 _FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def resolve_model_dir(folder: Path) -> Path:
-    """The model directory of a run, or the folder itself where it is no run."""
+    """The model directory of a run, or the folder itself if it is not a run."""
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
@@ -50,10 +50,8 @@ def save_model(
     *,
     weights: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
-    """Writes the model directory, whole or not at all. `configs` are further JSON files by name, `bos_eos` the ids that begin and
-    end a text.
-
-    `weights` are its weights by our names where the model does not hold them whole.
+    """Writes a model directory atomically. `configs` are further JSON files by name, `bos_eos` the ids that begin and end a
+    text. `weights` are the full weights by name, if those of the model are sharded.
     """
     named = weights if weights is not None else named_weights(model).items()
     ids = dict(zip(("bos_token_id", "eos_token_id"), bos_eos, strict=True))
@@ -64,7 +62,7 @@ def save_model(
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    """The model of a directory. Raises OSError or ValueError saying what is wrong with which file."""
+    """The model of a directory. Raises CodekilnError that names a missing, damaged or unsupported file."""
     architecture, config = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
@@ -77,16 +75,16 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
 
 
 def token_ids_of(record: JsonObject, name: str) -> frozenset[int]:
-    """The ids of a field of config.json that may be one, several or none."""
+    """The ids in a field of config.json, which may have one, several or none."""
     value = record.get(name)
     return frozenset(int(i) for i in (value if isinstance(value, list) else [value]) if i is not None)
 
 
 def read_config(folder: Path) -> tuple[HFArchitecture, ModelConfig]:
-    """What config.json says. Raises OSError or ValueError naming the folder."""
+    """Architecture and config of a model directory. Raises CodekilnError that names the folder."""
     path = folder / CONFIG
     if not path.is_file():
-        raise MissingFileError(f"{folder} holds no model ({CONFIG} is missing): name a run or a model folder")
+        raise MissingFileError(f"{folder} has no model ({CONFIG} is missing): name a run or a model folder")
     record = read_json(path)
     try:
         architecture = architecture_of(record)
@@ -105,16 +103,16 @@ def require_vocabulary(n_ids: int, config: ModelConfig) -> None:
 
 
 class CheckpointReader:
-    """The weights of a directory by our names, after all names and shapes were found to fit.
+    """The weights of a directory, by Codekiln's names. All names and shapes are checked first.
 
-    Raises ValueError that names every missing, extra and wrongly shaped tensor.
+    Raises InvalidFileError that names missing, extra and wrongly shaped tensors.
     """
 
     def __init__(self, folder: Path, architecture: HFArchitecture, config: ModelConfig) -> None:
         with torch.device("meta"):
             self._weights = dict(Transformer(config).named_parameters())
         self._folder, self._n_heads = folder, config.n_heads
-        self._names: dict[str, list[str]] = {}  # their name to ours; a fused one has three
+        self._names: dict[str, list[str]] = {}  # names by the name in the file; a fused tensor has three
         for name in self._weights:
             self._names.setdefault(architecture.to_hf_name(name), []).append(name)
         shapes = {}
@@ -135,12 +133,12 @@ class CheckpointReader:
             raise InvalidFileError(f"{folder}: the weights do not fit {CONFIG}: {faults}")
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
-        """Our name and tensor of every weight, one at a time. Raises ValueError naming one that is not finite."""
+        """Name and tensor of every weight, one at a time. Raises InvalidFileError if one is not finite."""
         for file in self._files:
             for name, tensor in file.tensors(self._names.keys()):
                 if not torch.isfinite(tensor).all():
                     raise InvalidFileError(
-                        f"{self._folder}: {name} holds values that are not finite: get the file again"
+                        f"{self._folder}: {name} has values that are not finite: download the file again"
                     )
                 names = self._names[name]
                 if len(names) == 1:
@@ -150,7 +148,7 @@ class CheckpointReader:
                     yield from ((name, parts[name.rsplit(".", 2)[1]]) for name in names)
 
     def shapes(self) -> Iterator[tuple[str, Tensor]]:
-        """The same in the same order, but tensors on the meta device."""
+        """The same in the same order, with tensors on the meta device."""
         for file in self._files:
             for name in sorted(file.shapes().keys() & self._names.keys()):
                 yield from ((name, self._weights[name].detach()) for name in self._names[name])
@@ -165,9 +163,9 @@ def convert(
     *,
     to: HFArchitecture | None = None,
 ) -> None:
-    """Writes the model of one directory as another, whole or not at all, in the layout `to` or its family's own.
+    """Writes the model of one directory as another one, atomically, in the architecture `to` or that of its family.
 
-    Holds one shard of `SHARD_BYTES` and the tensor under way, however large the model is. `ids` are fields of config.json.
+    Memory: one shard of `SHARD_BYTES` and one tensor, for a model of any size. `ids` are fields of config.json.
     """
     architecture, config = read_config(source)
     to = to if to is not None else native_architecture(config)
@@ -184,7 +182,7 @@ def _write_model(
     configs: dict[str, JsonObject],
     ids: JsonObject,
 ) -> None:
-    """Weights, given by our names, in a layout, and beside them config.json, generation_config.json and `configs`."""
+    """Writes weights in an architecture, config.json, generation_config.json, and `configs`."""
     dtype = _write_shards(folder, fuse_qkv(architecture, weights))
     record = ids | _config_record(architecture, config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     for name, content in ({CONFIG: record, "generation_config.json": ids} | configs).items():
@@ -192,7 +190,7 @@ def _write_model(
 
 
 def fuse_qkv(architecture: HFArchitecture, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """A layout's name and tensor of every weight; queries, keys and values wait for each other where they are fused."""
+    """The architecture's name and tensor of every weight. Queries, keys and values are fused if it fuses them."""
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, weight in weights:
         hf_name = architecture.to_hf_name(name)
@@ -208,12 +206,12 @@ def fuse_qkv(architecture: HFArchitecture, weights: Iterable[tuple[str, Tensor]]
 
 
 def _config_record(architecture: HFArchitecture, config: ModelConfig) -> JsonObject:
-    """config.json's fields. Raises ValueError where the layout cannot say what the config does."""
+    """The fields of config.json. Raises ConfigError if the architecture cannot represent the config."""
     record = architecture.write_config(config)
     again = architecture.read_config(record)
     if again != config:
         fields = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(again, f.name, None)]
-        raise InvalidFileError(f"{architecture.architecture} has no place for this model's {', '.join(fields)}")
+        raise InvalidFileError(f"{architecture.architecture} cannot represent this model's {', '.join(fields)}")
     if architecture.fused is not None and config.n_heads % CODEGEN_GROUPS:
         raise InvalidFileError(
             f"{architecture.architecture} needs heads in groups of {CODEGEN_GROUPS}, not {config.n_heads}: use gptj"
@@ -222,7 +220,7 @@ def _config_record(architecture: HFArchitecture, config: ModelConfig) -> JsonObj
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> torch.dtype:
-    """Tensors in files of about `SHARD_BYTES`, with an index where there are several; the dtype of the first."""
+    """Writes tensors in files of about `SHARD_BYTES`, with an index if there are several. Returns the dtype of the first."""
     shard: dict[str, Tensor] = {}
     held, n_bytes = 0, 0
     names: list[list[str]] = []
@@ -273,7 +271,7 @@ class _SafetensorsFile:
 
 @dataclass(frozen=True)
 class _PickledFile:
-    """Read by PyTorch's loader of weights, which runs no code; mapped, so that a tensor is read when it is asked for."""
+    """Read by PyTorch's weights-only loader, which runs no code. Mapped, so that a tensor is read when it is used."""
 
     path: Path
 
@@ -286,37 +284,41 @@ class _PickledFile:
 
     def _loaded(self) -> dict[str, Tensor]:
         try:
-            is_archive = zipfile.is_zipfile(self.path)  # files from before PyTorch 1.6 are none, and cannot be mapped
+            is_archive = zipfile.is_zipfile(
+                self.path
+            )  # files of PyTorch before 1.6 are not archives, and cannot be mapped
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of kinds of pickles, which are refused or read
+                warnings.simplefilter("ignore")  # warnings about kinds of pickles, which are refused or read
                 loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_archive)
         except pickle.UnpicklingError as error:
             reason = str(error).split("\n")[0]
             raise InvalidFileError(
-                f"{self.path} would run code or is no file of weights, and is refused ({reason})"
+                f"{self.path} is refused: it is not a plain weights file, and may execute code ({reason})"
             ) from None
         except (RuntimeError, EOFError) as error:
             reason = str(error).split("\n")[0]
-            raise InvalidFileError(f"{self.path} is not a whole file of weights ({reason}): get it again") from None
+            raise InvalidFileError(f"{self.path} is truncated or damaged ({reason}): download it again") from None
         if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-            raise InvalidFileError(f"{self.path} holds something else than tensors by name: it is no file of weights")
+            raise InvalidFileError(
+                f"{self.path} does not contain a state dict: it holds something other than tensors by name"
+            )
         return loaded
 
 
 def _weight_files(folder: Path) -> list[_SafetensorsFile | _PickledFile]:
-    """The files that hold the weights. Raises OSError that names a missing one."""
+    """The files with the weights. Raises MissingFileError that names a missing one."""
     first = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if first is None:
-        raise MissingFileError(f"{folder} holds no weights ({', '.join(_FILES)}): name a run or a model folder")
+        raise MissingFileError(f"{folder} has no weights ({', '.join(_FILES)}): name a run or a model folder")
     names = [first.name]
     if first.suffix == ".json":
         index = read_json(first).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise InvalidFileError(f"{first} has no weight_map of tensors and their files: get it again")
+            raise InvalidFileError(f"{first} has no weight_map from tensors to files: download it again")
         names = sorted(set(index.values()))
         for name in names:
             if Path(name).name != name:
-                raise InvalidFileError(f"{first} names {name!r}, which is not a file of its folder: refused")
+                raise InvalidFileError(f"{first} is refused: it names {name!r}, which is not in its folder")
             if not (folder / name).is_file():
-                raise MissingFileError(f"{first} names {name}, which is not there: get the missing file")
+                raise MissingFileError(f"{folder / name} is missing, which {first.name} names: download it")
     return [_SafetensorsFile(folder / n) if n.endswith(".safetensors") else _PickledFile(folder / n) for n in names]

@@ -1,6 +1,6 @@
-"""Causal attention within the documents of packed rows, on CPUs: scores between documents are never computed.
+"""Variable-length causal attention on CPUs: scores between the documents of a sequence are never computed.
 
-B batch, H head, K key head, T position, D channel of a head.
+B sequence, H head, K key head, T position, D channel of a head.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,14 @@ from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_c
 
 _sdpa_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _sdpa_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-_Slices = tuple[slice, slice, slice]  # in rows, heads and positions
+_Slices = tuple[slice, slice, slice]  # of sequences, heads and positions
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor) -> Tensor:
     """q (B, H, T, D), k and v (B, K, T, D) to (B, H, T, D), where H is a multiple of K.
 
-    A query sees the keys of its own document up to itself; `document_ids` (B, T) numbers them, each one's tokens together.
+    A query attends to the keys of its document up to itself. `document_ids` (B, T) number the documents, whose tokens must be
+    adjacent.
     """
     out: Tensor = _attend(q, k, v, document_ids)[0]
     return out
@@ -29,7 +30,7 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor) ->
 
 @torch.library.custom_op("codekiln::document_attention", mutates_args=(), device_types="cpu")
 def _attend(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, stored as (B, T, H, D), and the logarithms of the softmax' normalizers (B, H, T)."""
+    """The output (B, H, T, D), stored as (B, T, H, D), and the log-sum-exp of the scores (B, H, T)."""
     out, logsumexp = _outputs(q)
     for at in _document_slices(document_ids):
         out[at], logsumexp[at] = _sdpa_forward(q[at], k[at], v[at], 0.0, True)
@@ -49,16 +50,16 @@ def _attend_backward(
 
 
 def _document_slices(document_ids: Tensor) -> Iterator[_Slices]:
-    """Where each document is. Rows that follow each other with documents of equal lengths go together."""
+    """The slice of each document. Adjacent sequences with documents of equal lengths are processed together."""
     rows = 0
-    for bounds, alike in groupby(_document_bounds(row) for row in document_ids.numpy()):
-        first, rows = rows, rows + sum(1 for _ in alike)
+    for bounds, group in groupby(_document_bounds(row) for row in document_ids.numpy()):
+        first, rows = rows, rows + sum(1 for _ in group)
         for start, stop in pairwise(bounds):
             yield slice(first, rows), slice(None), slice(start, stop)
 
 
 def _document_bounds(row: npt.NDArray[np.int64]) -> list[int]:
-    """Where the documents of a row (T,) begin, and its end."""
+    """Where the documents of a sequence (T,) begin, and its end."""
     starts: list[int] = (np.flatnonzero(np.diff(row)) + 1).tolist()
     return [0, *starts, len(row)]
 
@@ -76,9 +77,9 @@ def _(
 
 
 def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
-    """What `_attend` fills."""
+    """Uninitialized outputs of `_attend`."""
     B, H, T, D = q.shape
-    # The kernel adds in float32 where it multiplies in less.
+    # The kernel accumulates in float32 for shorter dtypes.
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(B, T, H, D).transpose(1, 2), q.new_empty(B, H, T, dtype=kind)
 

@@ -84,7 +84,7 @@ def format_summary(summary: JsonObject) -> list[str]:
     chosen = summary["settings"][best["settings"]]
     lines = ["Communication per rank and step:"]
     lines += [
-        f"  {entry['operation']} over the {entry['axis']} axis: {entry['count']:,} times, {entry['bytes'] / 1e9:.2f} GB in total"
+        f"  {entry['operation']} over the {entry['axis']} axis: {entry['count']:,} times, {entry['bytes'] / 1e9:.2f} GB"
         for entry in chosen["collectives"]
     ] or ["  none"]
     for stage in best["stages"]:

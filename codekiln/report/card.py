@@ -135,7 +135,8 @@ def _result_lines(trained: JsonObject, evaluation: JsonObject) -> dict[str, str]
         results[f"Infilling, {kind}"] = (
             f"exact match {_format_percent(entry['infill_exact_match'])} infilling, "
             f"{_format_percent(entry['left_to_right_exact_match'])} left to right (n = {entry['problems']}); "
-            f"{_format_bpb(entry['infill_bits_per_byte'])} compared with {_format_bpb(entry['left_to_right_bits_per_byte'])} of the reference, "
+            f"{_format_bpb(entry['infill_bits_per_byte'])} compared with "
+            f"{_format_bpb(entry['left_to_right_bits_per_byte'])} of the reference, "
             f"difference {_format_difference(entry['bits_per_byte_difference'])}"
         )
     return results
@@ -167,7 +168,8 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
             "Filters": filters,
             "Dropped": "; ".join(f"{reason}: {entry['documents']:,}" for reason, entry in dropped.items()) or "none",
             "E-mail addresses redacted": f"{manifest['emails_redacted']:,}",
-            "Held out": f"by {manifest['validation']['by']}: {', '.join(manifest['validation']['repositories']) or NOT_RECORDED}",
+            "Held out": f"by {manifest['validation']['by']}: "
+            + (", ".join(manifest["validation"]["repositories"]) or NOT_RECORDED),
             "Licenses": "; ".join(f"{row['license']} ({row['n']:,})" for row in manifest["licenses"]),
         },
         "Tokenizer": {

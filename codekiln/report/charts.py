@@ -90,7 +90,7 @@ def _smoothed(points: list[Point]) -> list[Point]:
 
 
 def _downsample(points: list[Point]) -> list[Point]:
-    """The points; of many, the lowest and the highest of equal buckets, so that a browser can draw them and no spike is lost."""
+    """The points; of many, the lowest and the highest of equal buckets: a browser can draw them, and no spike is lost."""
     n = len(points)
     if n <= 2 * _MAX_BUCKETS:
         return points

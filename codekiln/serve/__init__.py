@@ -1,1 +1,1 @@
-"""A model behind HTTP."""
+"""The HTTP server and the playground."""

@@ -125,7 +125,10 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen()
     except OSError as failure:
         listening.close()
-        message = f"cannot listen on {host}:{port} ({failure.strerror}): stop the program that uses this port, or choose another with --port"
+        message = (
+            f"cannot listen on {host}:{port} ({failure.strerror}): "
+            "stop the program that uses this port, or choose another with --port"
+        )
         raise OSError(message) from None
     return listening
 

@@ -1,1 +1,1 @@
-"""From text to ids and back, and the layout of a document with holes."""
+"""Tokenizers: text to ids and back, and infilling formats."""

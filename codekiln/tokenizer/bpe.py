@@ -145,28 +145,28 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int:
-        """What others call the beginning of a sequence: the start of a text, or the end of the one before."""
+        """The id before a document, which others call BOS: the start token, or the end of the previous document."""
         return self.eos_id if self.start_id is None else self.start_id
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Ids of the text; none of them is a control token. `decode_bytes` of them is the text's UTF-8, or the bytes.
+        """Ids of the text, none of them special. `decode_bytes` of them is the text in UTF-8, or the bytes.
 
-        Bytes that are no UTF-8, and the lone surrogates that Python lets a text hold, become tokens of one byte each.
+        Invalid UTF-8 bytes and lone surrogates become tokens of one byte each.
         """
         ids: list[int] = self.encode_flat([text])[0].tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[list[int]]:
-        """Ids of each text, on all cores."""
+        """Ids of each text, encoded on all cores."""
         ids, offsets = self.encode_flat(texts)
         return [ids[start:stop].tolist() for start, stop in pairwise(offsets)]
 
     def encode_flat(self, texts: Sequence[str | bytes]) -> tuple[Ids, Offsets]:
-        """Ids of all texts, one after the other, and where each begins and ends (n + 1), on all cores."""
+        """Ids of all texts in one array, and the n + 1 offsets between them. Encoded on all cores."""
         if self._leaking_specials is None:
             try:
                 return self._encode_valid([text if isinstance(text, str) else text.decode() for text in texts])
-            except (UnicodeError, TypeError):  # one of them is no UTF-8
+            except (UnicodeError, TypeError):  # one of them is not valid UTF-8
                 pass
         pieces = [self._pieces(text) for text in texts]
         ids, offsets = self._encode_valid([piece for row in pieces for piece in row if isinstance(piece, str)])
@@ -184,7 +184,7 @@ class Tokenizer:
         return np.concatenate([np.empty(0, np.uint32), *rows]), np.cumsum([0, *map(len, rows)], dtype=np.int64)
 
     def _encode_valid(self, texts: list[str]) -> tuple[Ids, Offsets]:
-        """`encode_flat` of texts without lone surrogates; one with them raises UnicodeError or TypeError."""
+        """`encode_flat` for texts without lone surrogates. Raises UnicodeError or TypeError for a text that has one."""
         if self._fast_encoder is not None:
             data, ends = self._fast_encoder.encode_batch_flat(texts, split_special_tokens=True)
             return np.frombuffer(data, np.uint32), np.frombuffer(ends, np.uint64).astype(np.int64)
@@ -192,7 +192,7 @@ class Tokenizer:
         return np.array([i for row in rows for i in row], np.uint32), np.cumsum([0, *map(len, rows)], dtype=np.int64)
 
     def _pieces(self, text: str | bytes) -> list[str | bytes]:
-        """A text cut where no merge may reach across: around bytes that are no UTF-8, and inside spellings that leak."""
+        """A text cut where no merge may reach across: around invalid UTF-8, and inside the spelling of a special token."""
         data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         pieces: list[str | bytes] = []
         for k, run in enumerate(_INVALID.split(data.decode("utf-8", "surrogateescape"))):
@@ -204,30 +204,30 @@ class Tokenizer:
 
     @cached_property
     def _fast_encoder(self) -> fastokens.Tokenizer | None:
-        """A faster encoder, if it reads this tokenizer and gives the reference's ids on `_SELF_CHECK_TEXTS` and on tokens' texts."""
+        """A faster encoder; None if it cannot read this tokenizer or fails the self-check: equal ids on texts and tokens."""
         step = 1 + self.vocab_size // N_SELF_CHECK_TOKENS
         texts = [*_SELF_CHECK_TEXTS, *(token.decode(errors="replace") for token in self.token_bytes[::step])]
         try:
             fast = fastokens.Tokenizer.from_json_str(self._normalized_json)
             found = [fast.encode(text, split_special_tokens=True).ids for text in texts]
-        except Exception:  # it refuses what it does not know in many ways; the reference encodes then
+        except Exception:  # it has many ways to refuse a tokenizer; the reference encodes then
             return None
         return fast if found == [self._reference.encode(text, add_special_tokens=False).ids for text in texts] else None
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes behind ids; control tokens and ids beyond the vocabulary have none."""
+        """The bytes of ids. Special tokens and ids outside the vocabulary have none."""
         table, ids = self.token_bytes, list(ids)
         if not ids or min(ids) < 0 or max(ids) >= len(table):
             ids = [i for i in ids if 0 <= i < len(table)]
         return b"".join(map(table.__getitem__, ids))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text behind ids; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids. Invalid UTF-8 becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
-        """The bytes of each id, (vocab_size,); empty for control tokens."""
+        """The bytes of each id, (vocab_size,). Special tokens have none."""
         byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         table = [b""] * self.vocab_size
         for token, number in self.record["model"]["vocab"].items():
@@ -245,7 +245,7 @@ class Tokenizer:
 
     @cached_property
     def _byte_ids(self) -> Ids:
-        """The id of each byte alone, (256,)."""
+        """The id of each single byte, (256,)."""
         vocab = self.record["model"]["vocab"]
         return np.array([vocab[bytes_to_unicode()[byte]] for byte in range(N_BYTES)], np.uint32)
 
@@ -289,7 +289,7 @@ def _load_reference(normalized_json: str, origin: str) -> tokenizers.Tokenizer:
 
 
 def hugging_face_configs(tokenizer: Tokenizer, context_length: int | None) -> dict[str, JsonObject]:
-    """The two files that stand beside `tokenizer.json` for Transformers, by name. Decoding cleans nothing up."""
+    """The two files next to `tokenizer.json` that Transformers reads, by name. They disable clean-up in decoding."""
     names = {number: token for token, number in tokenizer.special_tokens.items()}
     special = {
         "bos_token": names[tokenizer.bos_id],
@@ -310,7 +310,7 @@ def hugging_face_configs(tokenizer: Tokenizer, context_length: int | None) -> di
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """A folder that Transformers' AutoTokenizer loads."""
+    """Writes a folder that Transformers' AutoTokenizer loads."""
     with atomic_folder(folder, "tokenizer") as temp_path:
         write_json(temp_path / TOKENIZER_FILE, tokenizer.record)
         for name, record in hugging_face_configs(tokenizer, None).items():
@@ -319,7 +319,7 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 @cache
 def bytes_to_unicode() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte (Radford et al. 2019, `bytes_to_unicode`), in the order of its ids."""
+    """GPT-2's printable character for each byte (Radford et al. 2019), in the order of its ids."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(N_BYTES) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(N_BYTES + n) for n, byte in enumerate(others)}

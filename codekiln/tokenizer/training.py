@@ -1,4 +1,4 @@
-"""Training a byte-level BPE on a sample of a corpus, within a bound on memory."""
+"""Trains a byte-level BPE on a sample of a corpus, within a memory limit."""
 
 import json
 import re
@@ -15,9 +15,9 @@ from codekiln.tokenizer.config import TokenizerConfig
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Sequence[str]) -> Tokenizer:
-    """Trains on `texts`, which the caller has sampled. Deterministic in the texts and their order.
+    """Trains on `texts`, a sample that the caller made. The result depends on the texts and their order only.
 
-    Raises ValueError for an empty sample, and where the texts have fewer merges than `vocab_size` asks for.
+    Raises ConfigError for an empty sample, and if the texts have fewer merges than `vocab_size` needs.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -27,12 +27,12 @@ def train_tokenizer(config: TokenizerConfig, texts: Sequence[str]) -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    n_control = len(config.special_tokens)
+    n_special = len(config.special_tokens)
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size - n_control,
+        vocab_size=config.vocab_size - n_special,
         initial_alphabet=list(bytes_to_unicode().values()),
         max_token_length=config.max_token_bytes,
-        show_progress=is_terminal(),  # the library draws its own bars, of reading, counting and merging
+        show_progress=is_terminal(),  # the library draws bars of its own
     )
     with nullcontext() if is_terminal() else progress_bar("Tokenizer", len(texts)) as progress:
         backend.train_from_iterator(_training_text(config, texts, progress), trainer, length=len(texts))
@@ -42,10 +42,10 @@ def train_tokenizer(config: TokenizerConfig, texts: Sequence[str]) -> Tokenizer:
             "the sample to train the tokenizer on is empty: the corpus needs at least one document with lines of at most "
             f"{config.max_line_characters} characters"
         )
-    if n_learned != config.vocab_size - n_control:
+    if n_learned != config.vocab_size - n_special:
         raise ConfigError(
-            f"the corpus has merges for {n_learned + n_control} ids and the recipe asks for {config.vocab_size}: "
-            "use a larger corpus or a smaller vocab_size"
+            f"corpus too small: only {n_learned + n_special:,} of {config.vocab_size:,} tokens could be learned. "
+            "Use a larger corpus or a smaller vocab_size"
         )
     leaked = [token for token in config.special_tokens if backend.token_to_id(token) is not None]
     assert not leaked, f"merges spell {leaked}"
@@ -54,7 +54,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Sequence[str]) -> Tokenizer:
 
 
 def _training_text(config: TokenizerConfig, texts: Sequence[str], progress: ProgressTask | None) -> Iterator[str]:
-    """Texts in pieces that hold no spelling of a control token (a merge could learn it) and no over-long line."""
+    """Texts without spellings of special tokens, which a merge could learn, and without lines that are too long."""
     spelled = re.compile("|".join(map(re.escape, config.special_tokens)))
     for text in texts:
         lines = spelled.sub("\n", text).splitlines(keepends=True)

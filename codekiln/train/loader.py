@@ -1,9 +1,13 @@
 """Batches as a pure function of (seed, step, shards).
 
-An epoch is planned from the documents' lengths alone, apart or joined. Apart, documents are cut into units that fit a row,
-units are shuffled and packed, and do not see each other. Joined is CodeGen's rule: text of several documents that runs on
-through a row. Where a batch stands in the plan follows from its step, so any process can make any batch, and a resumed run
-reads what an undisturbed one would. B row, T position.
+1. Documents are cut into chunks.
+2. The chunks of an epoch are shuffled and packed into sequences, by one of two rules:
+   - "packed": best-fit packing. Documents share a sequence and do not see each other.
+   - "concat": concat-and-chunk (CodeGen). Documents are one stream of text, without masks.
+3. A batch is a range of sequences, and its position in the plan of the epoch follows from its step.
+4. The objective turns each chunk into a training example, with a random generator seeded by the chunk.
+
+So any process can make any batch, and a resumed run reads what an uninterrupted one would. B sequence, T position.
 """
 
 from array import array
@@ -22,17 +26,17 @@ from codekiln.train.config import Packing
 from codekiln.train.objectives import Chunk, Objective
 from codekiln.train.prepare import TokenShards
 
-MAX_OPEN_ROWS = 64  # rows that packing holds open; more fill better and cost more time
-MIN_CHUNK_TOKENS = 16  # what is left of a document below this is dropped
-MIN_CONCAT_TOKENS = 64  # the same where documents are joined (the released code of CodeGen)
+MAX_OPEN_ROWS = 64  # sequences that packing keeps open; more fill better and take longer
+MIN_CHUNK_TOKENS = 16  # a shorter rest of a document is dropped
+MIN_CONCAT_TOKENS = 64  # the same for "concat" (the released code of CodeGen)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids, targets and documents (B, T) int64, weights (B, T) float32; padding has weight 0 and document -1.
+    """ids, targets and document_ids (B, T) int64, loss_weights (B, T) float32. Padding has weight 0 and document -1.
 
-    Without `documents` a token sees all before it in its row: joined rows are causal and nothing else, and on GPUs attended to
-    by the fused kernel, which takes no mask. `n_bytes` counts the text behind the predicted targets, for bits per byte.
+    `document_ids` is None for "concat": attention is plain causal there, so that GPUs can use the fused kernel, which
+    takes no mask. `n_bytes` counts the text of the predicted targets, for bits per byte.
     """
 
     ids: npt.NDArray[np.int64]
@@ -44,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Ids [start, stop) of a document; `is_end` where it ends with them."""
+    """Ids [start, stop) of a document. `is_end`: the document ends there."""
 
     document: int
     start: int
@@ -54,9 +58,9 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _EpochPlan:
-    """Rows of an epoch in arrays, for corpora of any size: row k has the units `order[ends[k - 1] : ends[k]]`.
+    """The sequences of an epoch in arrays, for corpora of any size.
 
-    A unit is a row of `chunks` (N, 4): document, start, stop, is_end.
+    A row of `chunks` (N, 4) is: document, start, stop, is_end. Sequence k has the chunks `order[ends[k - 1] : ends[k]]`.
     """
 
     chunks: npt.NDArray[np.int64]
@@ -66,14 +70,14 @@ class _EpochPlan:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def row(self, k: int) -> list[_Chunk]:
+    def sequence(self, k: int) -> list[_Chunk]:
         first = int(self.ends[k - 1]) if k else 0
         chosen = self.chunks[self.order[first : int(self.ends[k])]].tolist()
         return [_Chunk(document, start, stop, bool(is_end)) for document, start, stop, is_end in chosen]
 
 
 class BatchLoader:
-    """`batch(step)` for any step, over as many epochs as it takes."""
+    """`batch(step)` for any step, over as many epochs as needed. Raises ConfigError if the corpus has too little text."""
 
     def __init__(
         self,
@@ -89,93 +93,96 @@ class BatchLoader:
         self._shards, self._tokenizer, self._objective = shards, tokenizer, objective
         self._context_length, self._batch_size, self._seed, self._packing = context_length, batch_size, seed, packing
         if packing == "packed":
+            # An example of n + 1 tokens gives n inputs and n targets.
             capacity = context_length + 1 - objective.max_added_tokens
             if capacity < MIN_CHUNK_TOKENS:
                 raise ConfigError(
-                    f"context_length is {context_length}: this objective needs at least "
-                    f"{context_length + MIN_CHUNK_TOKENS - capacity}"
+                    f"train.context_length is {context_length}: "
+                    f"this objective needs at least {context_length + MIN_CHUNK_TOKENS - capacity}"
                 )
             self._chunks = _chunk_documents(shards.lengths(), capacity, objective.min_chunk_fraction, seed)
             if not len(self._chunks):
-                raise ConfigError(f"no document has {MIN_CHUNK_TOKENS} tokens: use a larger corpus")
+                raise ConfigError(f"all documents are shorter than {MIN_CHUNK_TOKENS} tokens: use a larger corpus")
             self._lengths = self._chunks[:, 2] - self._chunks[:, 1] + objective.max_added_tokens - 1
         plan = self._pack_best_fit if packing == "packed" else self._concat_and_chunk
-        self._epoch_rows = lru_cache(maxsize=2)(plan)
-        self._row_counts: list[int] = []  # of the epochs planned so far
+        self._epoch_plan = lru_cache(maxsize=2)(plan)
+        self._epoch_lengths: list[int] = []  # sequences of the epochs planned so far
 
     @property
     def sequences_per_epoch(self) -> int:
-        """Rows of the first epoch; other shuffles pack a little better or worse."""
-        return len(self._epoch_rows(0))
+        """Sequences of the first epoch. Other epochs pack slightly better or worse."""
+        return len(self._epoch_plan(0))
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """The batch of a step, which counts from 0, or the part of one of `world_size` ranks that share its rows."""
-        rows = self._rows_of(step)
-        n = len(rows) // world_size
-        return self._collate([self._examples(row, epoch) for row, epoch in rows[rank * n : rank * n + n]])
+        """The batch of a step, which counts from 0, or the part of one of `world_size` ranks that share it."""
+        sequences = self._sequences_of(step)
+        n = len(sequences) // world_size
+        return self._collate([self._examples(chunks, epoch) for chunks, epoch in sequences[rank * n : rank * n + n]])
 
     def documents(self, step: int) -> list[int]:
-        """The numbers of the documents that a step reads, in the order of their shards."""
-        return sorted({chunk.document for row, _ in self._rows_of(step) for chunk in row})
+        """The numbers of the documents that a step reads, in the order of the shards."""
+        return sorted({chunk.document for chunks, _ in self._sequences_of(step) for chunk in chunks})
 
-    def _rows_of(self, step: int) -> list[tuple[list[_Chunk], int]]:
-        """Units of each row of a step, and their epoch."""
+    def _sequences_of(self, step: int) -> list[tuple[list[_Chunk], int]]:
+        """The chunks of each sequence of a step, and their epoch."""
         first = step * self._batch_size
         epoch = 0
-        while first >= self._n_rows(epoch):
-            first -= self._n_rows(epoch)
+        while first >= self._epoch_length(epoch):
+            first -= self._epoch_length(epoch)
             epoch += 1
-        rows: list[tuple[list[_Chunk], int]] = []
-        while len(rows) < self._batch_size:
-            plan = self._epoch_rows(epoch)
-            stop = min(len(plan), first + self._batch_size - len(rows))
-            rows += [(plan.row(k), epoch) for k in range(first, stop)]
+        sequences: list[tuple[list[_Chunk], int]] = []
+        while len(sequences) < self._batch_size:
+            plan = self._epoch_plan(epoch)
+            stop = min(len(plan), first + self._batch_size - len(sequences))
+            sequences += [(plan.sequence(k), epoch) for k in range(first, stop)]
             epoch, first = epoch + 1, 0
-        return rows
+        return sequences
 
-    def _n_rows(self, epoch: int) -> int:
-        while epoch >= len(self._row_counts):
-            self._row_counts.append(len(self._epoch_rows(len(self._row_counts))))
-        return self._row_counts[epoch]
+    def _epoch_length(self, epoch: int) -> int:
+        while epoch >= len(self._epoch_lengths):
+            self._epoch_lengths.append(len(self._epoch_plan(len(self._epoch_lengths))))
+        return self._epoch_lengths[epoch]
 
-    def _examples(self, row: list[_Chunk], epoch: int) -> list[TokenizedExample]:
+    def _examples(self, chunks: list[_Chunk], epoch: int) -> list[TokenizedExample]:
+        """The examples of a sequence: one per chunk if packed, one in total if concatenated."""
         if self._packing == "packed":
-            return [self._example(chunk, epoch) for chunk in row]
-        pieces = [self._shards.slice(chunk.document, chunk.start, chunk.stop).tolist() for chunk in row]
-        ids = [
-            i for chunk, piece in zip(row, pieces, strict=True) for i in piece + [self._tokenizer.eos_id] * chunk.is_end
-        ]
+            return [self._example(chunk, epoch) for chunk in chunks]
+        ids: list[int] = []
+        for chunk in chunks:
+            ids += self._shards.slice(chunk.document, chunk.start, chunk.stop).tolist()
+            ids += [self._tokenizer.eos_id] * chunk.is_end
         return [TokenizedExample(ids, [1.0] * len(ids))]
 
     def _example(self, chunk: _Chunk, epoch: int) -> TokenizedExample:
-        """A unit through the objective."""
+        """The objective's example of a chunk."""
         rng = np.random.default_rng((self._seed, epoch, chunk.document, chunk.start))
         ids = self._shards.slice(chunk.document, chunk.start, chunk.stop)
         example = self._objective(Chunk(ids, chunk.start == 0, chunk.is_end), self._tokenizer, rng)
         assert len(example.ids) <= len(ids) + self._objective.max_added_tokens
         return example
 
-    def _collate(self, rows: list[list[TokenizedExample]]) -> Batch:
-        shape = (len(rows), self._context_length)
+    def _collate(self, sequences: list[list[TokenizedExample]]) -> Batch:
+        """Examples next to each other in each sequence, padded to the context length."""
+        shape = (len(sequences), self._context_length)  # (B, T)
         ids, targets = np.full(shape, self._tokenizer.pad_id), np.full(shape, self._tokenizer.pad_id)
-        weights, documents = np.zeros(shape, np.float32), np.full(shape, -1)
-        for r, row in enumerate(rows):
+        loss_weights, document_ids = np.zeros(shape, np.float32), np.full(shape, -1)
+        for b, examples in enumerate(sequences):
             at = 0
-            for number, example in enumerate(row):
+            for number, example in enumerate(examples):
                 n = len(example.ids) - 1
-                ids[r, at : at + n], targets[r, at : at + n] = example.ids[:-1], example.ids[1:]
-                weights[r, at : at + n] = example.loss_weights[1:]
-                documents[r, at : at + n] = number
+                ids[b, at : at + n], targets[b, at : at + n] = example.ids[:-1], example.ids[1:]
+                loss_weights[b, at : at + n] = example.loss_weights[1:]
+                document_ids[b, at : at + n] = number
                 at += n
-        n_bytes = target_bytes(self._tokenizer, targets, weights)
-        return Batch(ids, targets, weights, documents if self._packing == "packed" else None, n_bytes)
+        n_bytes = target_bytes(self._tokenizer, targets, loss_weights)
+        return Batch(ids, targets, loss_weights, document_ids if self._packing == "packed" else None, n_bytes)
 
     def _pack_best_fit(self, epoch: int) -> _EpochPlan:
-        """Units shuffled and packed into rows: each goes into the fullest open row that has room for it."""
+        """Best-fit packing: shuffled chunks, each put into the open sequence that it fills best."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._chunks))
-        useful = MIN_CHUNK_TOKENS + self._objective.max_added_tokens - 2  # room that a unit may still take
+        useful = MIN_CHUNK_TOKENS + self._objective.max_added_tokens - 2  # the largest room that no chunk can use
         row_of, n_rows = array("q"), 0
-        open_rows: list[tuple[int, int]] = []  # (room, row), the fullest first
+        open_rows: list[tuple[int, int]] = []  # (room, row), sorted: the fullest first
         for length in _iter_ints(self._lengths[order]):
             at = bisect_left(open_rows, (length, -1))
             if at < len(open_rows):
@@ -188,31 +195,31 @@ class BatchLoader:
             row_of.append(row)
             if room - length > useful:
                 insort(open_rows, (room - length, row))
-        return self._shuffled(self._chunks, order, row_of, epoch)
+        return self._shuffle_rows(self._chunks, order, row_of, epoch)
 
-    def _shuffled(
+    def _shuffle_rows(
         self, chunks: npt.NDArray[np.int64], order: npt.NDArray[np.int64], row_of: Iterable[int], epoch: int
     ) -> _EpochPlan:
-        """Units in an order, each with its row, as rows in another order."""
+        """The plan of chunks in `order`, each in its row, with the rows in random order."""
         rows = np.fromiter(row_of, np.int64, len(order))
         place = np.random.default_rng((self._seed, epoch, 1)).permutation(int(rows.max()) + 1)[rows]
         return _EpochPlan(chunks, order[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place)))
 
     def _concat_and_chunk(self, epoch: int) -> _EpochPlan:
-        """Rows of CodeGen's packing: an end-of-text token behind every document, whole rows of it first, and what is left of
-        at least `MIN_CONCAT_TOKENS` run on from document to document. A last row that is not full is dropped."""
+        """Concat-and-chunk as in CodeGen: an end-of-text token follows every document. Each document is cut into full
+        sequences first; rests of at least `MIN_CONCAT_TOKENS` are concatenated. An incomplete last sequence is dropped."""
         T, lengths = self._context_length, self._shards.lengths()
         order = np.random.default_rng((self._seed, epoch)).permutation(len(lengths))
         parts, row_of, n_rows = array("q"), array("q"), 0
-        n_carried = 0  # tokens of the row that is being filled
+        n_carried = 0  # tokens of the sequence that is being filled
         carried = array("q")
 
         def part(document: int, start: int, stop: int, length: int) -> tuple[int, int, int, int]:
-            """Ids [start, stop) of a document and the end-of-text token behind it, which has the index `length`."""
+            """Ids [start, stop) of a document. The end-of-text token after it has the index `length`."""
             return document, start, min(stop, length), stop == length + 1
 
         for document, length in zip(_iter_ints(order), _iter_ints(lengths[order]), strict=True):
-            rest = (length + 1) // T * T
+            rest = (length + 1) // T * T  # where the part that fills no sequence begins
             for start in range(0, rest, T):
                 parts.extend(part(document, start, start + T, length))
                 row_of.append(n_rows)
@@ -231,34 +238,40 @@ class BatchLoader:
                 carried.extend(part(document, start, length + 1, length))
                 n_carried += length + 1 - start
         if not n_rows:
-            raise ConfigError(f"the corpus does not fill a row of {T} tokens: use a larger one or a shorter context")
+            raise ConfigError(
+                f"the corpus has fewer than one sequence of {T} tokens: use more text or a shorter context"
+            )
         chunks = np.frombuffer(parts, np.int64).reshape(-1, 4)
-        return self._shuffled(chunks, np.arange(len(chunks)), row_of, epoch)
+        return self._shuffle_rows(chunks, np.arange(len(chunks)), row_of, epoch)
 
 
-def target_bytes(tokenizer: Tokenizer, targets: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> int:
-    """Bytes of the text behind the targets that have weight."""
-    return int(tokenizer.byte_lengths[targets[weights > 0]].sum())
+def target_bytes(tokenizer: Tokenizer, targets: npt.NDArray[np.int64], loss_weights: npt.NDArray[np.float32]) -> int:
+    """Bytes of the text of the targets that have weight."""
+    return int(tokenizer.byte_lengths[targets[loss_weights > 0]].sum())
 
 
 def _iter_ints(numbers: npt.NDArray[np.int64]) -> Iterator[int]:
-    """Python's own, made in portions."""
+    """Python integers, converted in portions so that memory stays small."""
     for start in range(0, len(numbers), 1 << 16):
         yield from numbers[start : start + (1 << 16)].tolist()
 
 
 def _chunk_documents(
-    lengths: npt.NDArray[np.int64], capacity: int, shortest: float, seed: int
+    lengths: npt.NDArray[np.int64], capacity: int, min_fraction: float, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Documents in units (N, 4) of `shortest * capacity` to `capacity` tokens; a last one that is too short is dropped."""
-    low = max(MIN_CHUNK_TOKENS, round(shortest * capacity))
-    n_sizes = 1 + lengths // low  # so many fill a document, however small they are drawn
-    documents = np.repeat(np.arange(len(lengths)), n_sizes)
+    """Documents cut into chunks (N, 4) of `min_fraction * capacity` to `capacity` tokens, of uniform random lengths.
+
+    The last chunk of a document may be shorter; it is dropped below `MIN_CHUNK_TOKENS`. All documents are cut at once: each
+    gets more than enough random lengths, and chunks that begin after its end are dropped as well.
+    """
+    low = max(MIN_CHUNK_TOKENS, round(min_fraction * capacity))
+    n_sizes = 1 + lengths // low  # upper bound on the number of chunks of each document
+    documents = np.repeat(np.arange(len(lengths)), n_sizes)  # of each chunk
     stops = np.cumsum(np.random.default_rng(seed).integers(low, capacity + 1, size=len(documents)))
-    firsts = np.cumsum(n_sizes) - n_sizes
-    stops -= np.repeat(np.where(firsts > 0, stops[firsts - 1], 0), n_sizes)
+    firsts = np.cumsum(n_sizes) - n_sizes  # index of the first chunk of each document
+    stops -= np.repeat(np.where(firsts > 0, stops[firsts - 1], 0), n_sizes)  # now relative to the document
     starts = np.where(np.diff(documents, prepend=-1) > 0, 0, np.roll(stops, 1))
-    whole = np.repeat(lengths, n_sizes)
-    stops = np.minimum(stops, whole)
-    chunks = np.stack((documents, starts, stops, stops == whole), axis=1)
+    ends = np.repeat(lengths, n_sizes)
+    stops = np.minimum(stops, ends)
+    chunks = np.stack((documents, starts, stops, stops == ends), axis=1)
     return chunks[stops - starts >= MIN_CHUNK_TOKENS]

@@ -1,4 +1,4 @@
-"""Where a run's metrics are watched from: TensorBoard and Weights & Biases, each a mirror of the log."""
+"""TensorBoard and Weights & Biases: loggers that receive a copy of metrics.jsonl."""
 
 import os
 import time
@@ -18,9 +18,9 @@ LOGGERS = ("tensorboard", "wandb")
 
 
 def build_loggers(names: Sequence[str], run: Path) -> list[MetricSink]:
-    """The mirrors of a run by name. Raises ValueError for a name that is not known or whose package is missing."""
+    """The loggers of a run by name. Raises ConfigError for an unknown name and MissingPackageError for a missing package."""
     if unknown := [name for name in names if name not in LOGGERS]:
-        raise ConfigError(f"nothing to watch with is called {unknown[0]!r}: known are {', '.join(LOGGERS)}")
+        raise ConfigError(f"unknown logger {unknown[0]!r}: choose from {', '.join(LOGGERS)}")
     loggers: dict[str, MetricSink] = {}
     for name in names:
         if name == "tensorboard":
@@ -31,9 +31,9 @@ def build_loggers(names: Sequence[str], run: Path) -> list[MetricSink]:
 
 
 class TensorBoardLogger:
-    """Event files in a folder, one scalar a field, written from the first row on; time there is time of training.
+    """Event files in a folder, one scalar per field. Their wall time is the time of training.
 
-    Each opening adds a file, which bids readers forget the points of the files before it.
+    Each opening starts a new file, which makes TensorBoard drop the points of earlier files (`purge_step`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,10 +58,10 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of Weights & Biases, begun with the first row and gone on with under the id in `folder`/wandb.json.
+    """A run of Weights & Biases. It starts with the first row and resumes under the id in `folder`/wandb.json.
 
-    The rows go there and what W&B measures of the machine; the terminal and the state of git do not. Offline
-    (WANDB_MODE=offline) each opening leaves the whole log in a folder of its own below `folder`/wandb: sync the newest.
+    W&B receives the rows and its own measurements of the machine, but not the terminal output or the state of git. Offline
+    (WANDB_MODE=offline), each opening writes the complete log to a new folder in `folder`/wandb: sync the newest.
     """
 
     def __init__(self, project: str, run_name: str, folder: Path) -> None:
@@ -70,12 +70,12 @@ class WandbLogger:
         self._run: Any = None
         if os.environ.get("WANDB_MODE", "online") == "online":
             with _wandb_errors(self._wandb):
-                self._wandb.login(verify=False)  # asks for a key now, where there is a terminal, and not hours later
+                self._wandb.login(verify=False)  # asks for a key now, and not after hours of work
 
     def write(self, row: MetricsRow) -> None:
         if self._run is None:
             self._run = self._init_run()
-        # W&B takes no row back: of what a lost run sent, only the rows that it did not send are told.
+        # W&B cannot remove rows: after a lost run, only rows that it did not send yet are sent.
         if row["step"] >= self._run.starting_step:
             self._run.log(_numbers(row), step=row["step"])
 
@@ -99,7 +99,7 @@ class WandbLogger:
 
 
 def _numbers(row: MetricsRow) -> dict[str, float]:
-    """The fields of a row that are drawn: a reason in words or a list stays in the log."""
+    """The numeric fields of a row; texts and lists stay in the log."""
     return {field: value for field, value in row.items() if field != "step" and isinstance(value, int | float)}
 
 
@@ -109,5 +109,5 @@ def _wandb_errors(wandb: Any) -> Iterator[None]:
         yield
     except wandb.Error as error:
         raise ConfigError(
-            f"W&B does not start ({error}): run `wandb login`, or set WANDB_MODE=offline and `wandb sync` it later"
+            f"could not start W&B ({error}): run `wandb login`, or set WANDB_MODE=offline and run `wandb sync` later"
         ) from None

@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change of every matrix in the blocks, learned while the weights stay (Hu et al., arXiv 2106.09685)."""
+"""LoRA: low-rank adapters of all matrices in blocks; the weights themselves stay fixed (Hu et al., arXiv 2106.09685)."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from codekiln.extras import import_optional
 from codekiln.train.config import LoraConfig
 
 TARGETS = r"blocks\.\d+\.(attention\.(q|k|v|out)|mlp\.(gate|up|down))"
-_ADAPTER = "default"  # the library's name for an only one
+_ADAPTER = "default"  # the name that PEFT gives a single adapter
 
 
 def inject_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
-    """Puts adapters into the blocks in place, so that only they learn; at the start they change nothing.
+    """Adds adapters to the blocks in place. Only they are trained, and at the start they change nothing.
 
-    Raises ValueError where the library is not installed.
+    Raises MissingPackageError if PEFT is not installed.
     """
     peft = import_optional("peft", "lora")
     torch.manual_seed(seed)  # the library draws from the global generator
@@ -24,7 +24,7 @@ def inject_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
 
 
 def iter_merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights by the names they had before `inject_lora`, each with its change added."""
+    """The weights by the names they had before `inject_lora`, with their adapters merged."""
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             continue

@@ -1,8 +1,8 @@
-"""Token shards: the ids of a corpus part, and where its documents end.
+"""Token shards: the ids of a corpus part, and the offsets of its documents.
 
-`tokens-00000.bin` holds ids (uint16, or uint32 for vocabularies over 65,536), `offsets-00000.bin` the running end of each
-document (int64); shard k holds part k's documents in their order. A shard is a function of its part and the tokenizer
-alone, so any number of threads writes the same bytes.
+`tokens-00000.bin` holds ids (uint16, or uint32 for vocabularies over 65,536). `offsets-00000.bin` holds the offset where each
+document ends (int64). Shard k has the documents of corpus part k in their order. It depends on that part and the tokenizer
+only, so any number of threads writes the same bytes.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,25 +13,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from codekiln.corpus.documents import read_manifest, read_texts
-from codekiln.errors import MissingFileError
+from codekiln.corpus.documents import MANIFEST, read_manifest, read_texts
+from codekiln.errors import InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, atomic_write, checksum, read_json, sha256_of, verify_checksum, write_json
 from codekiln.progress import progress_bar
 from codekiln.tokenizer.bpe import Tokenizer
 
-MANIFEST = "manifest.json"
-# Shards under way at once: one reads and writes while another's texts are encoded, which all cores do.
+FORMAT = 1  # of the manifest and of the records of shards
+# Shards written in parallel: one reads and writes while the texts of another are encoded, which uses all cores.
 N_SHARDS_AT_ONCE = 2
 
 
 def prepare_shards(corpus: Path, tokenizer_path: Path, folder: Path) -> JsonObject:
-    """Writes the token shards of every split below `folder`, its manifest last. Whole shards from before are kept."""
+    """Writes the token shards of every split in `folder`, and the manifest last. Complete shards are kept."""
     tokenizer = Tokenizer.load(tokenizer_path)
     inputs = {"tokenizer": sha256_of(tokenizer_path)}
     splits: JsonObject = {}
     corpus_splits = read_manifest(corpus)["splits"]
     total = sum(split["documents"] for split in corpus_splits.values())
-    with progress_bar("Tokens", total) as progress:
+    with progress_bar("Tokenize", total) as progress:
         for split, entry in corpus_splits.items():
             shards = []
             work = partial(_shard, corpus, folder, split, tokenizer, inputs)
@@ -50,7 +50,8 @@ def prepare_shards(corpus: Path, tokenizer_path: Path, folder: Path) -> JsonObje
                 "text_bytes": entry["text_bytes"],
                 "shards": shards,
             }
-    manifest = {"dtype": _dtype(tokenizer).name, "vocab_size": tokenizer.vocab_size} | inputs | {"splits": splits}
+    manifest = {"format": FORMAT, "dtype": _dtype(tokenizer).name, "vocab_size": tokenizer.vocab_size}
+    manifest |= inputs | {"splits": splits}
     write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -58,12 +59,26 @@ def prepare_shards(corpus: Path, tokenizer_path: Path, folder: Path) -> JsonObje
 def _shard(
     corpus: Path, folder: Path, split: str, tokenizer: Tokenizer, inputs: JsonObject, k: int, part: JsonObject
 ) -> JsonObject:
-    """The record of a shard: the one that stands if it was made from the same, else of the shard written now."""
+    """The record of a shard, which is written unless a complete one from the same inputs exists."""
     record_path = folder / split / f"shard-{k:05}.json"
     origin = inputs | {"part": part["sha256"]}
-    if not record_path.is_file() or read_json(record_path)["inputs"] != origin:
+    if (record := _read_record(record_path)) is None or record["inputs"] != origin:
         _write_shard(corpus, split, k, tokenizer, record_path, origin)
-    return read_json(record_path)
+        record = read_json(record_path)
+    return record
+
+
+def _read_record(path: Path) -> JsonObject | None:
+    """The record of a shard; None if it is missing or damaged, so that the shard is written again."""
+    try:
+        record = read_json(path)
+    except (MissingFileError, InvalidFileError):
+        return None
+    kinds = {"tokens": int, "documents": int, "inputs": dict, "files": dict}
+    is_whole = record.get("format") == FORMAT and all(
+        isinstance(record.get(name), kind) for name, kind in kinds.items()
+    )
+    return record if is_whole else None
 
 
 def _write_shard(corpus: Path, split: str, k: int, tokenizer: Tokenizer, record_path: Path, origin: JsonObject) -> None:
@@ -78,13 +93,13 @@ def _write_shard(corpus: Path, split: str, k: int, tokenizer: Tokenizer, record_
             end += len(ids)
     with atomic_write(offsets_path) as temp_path:
         temp_path.write_bytes(np.concatenate(document_offsets).tobytes())
-    record = {"tokens": end, "documents": sum(map(len, document_offsets)), "inputs": origin}
+    record = {"format": FORMAT, "tokens": end, "documents": sum(map(len, document_offsets)), "inputs": origin}
     write_json(record_path, record | {"files": {path.name: checksum(path) for path in (tokens_path, offsets_path)}})
 
 
 @dataclass(frozen=True)
 class TokenShards:
-    """The shards of a split as one sequence of documents. `ids[k]` are memory maps, `document_offsets[k]` arrays."""
+    """The shards of a split as one list of documents. `ids[k]` are memory maps, `document_offsets[k]` arrays."""
 
     ids: tuple[npt.NDArray[np.unsignedinteger], ...]
     document_offsets: tuple[npt.NDArray[np.int64], ...]
@@ -108,13 +123,18 @@ class TokenShards:
 
 
 def open_token_shards(folder: Path, split: str, *, rank: int = 0, world_size: int = 1) -> TokenShards:
-    """Maps the shards of a split. Raises OSError or ValueError naming the one that is not as its seal says.
+    """Maps the shards of a split into memory. Raises CodekilnError that names a missing or corrupt file.
 
     Every shard is verified; several ranks share that work.
     """
     if not (folder / MANIFEST).is_file():
-        raise MissingFileError(f"{folder} holds no finished token shards: run `codekiln build` first")
+        raise MissingFileError(f"{folder} has no finished token shards: run `codekiln train` first")
     manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT or manifest.get("dtype") not in ("uint16", "uint32"):
+        raise InvalidFileError(
+            f"{folder / MANIFEST} is damaged or of another version of Codekiln (format {FORMAT} is needed): "
+            f"remove {folder} and run the same command again"
+        )
     ids: list[npt.NDArray[np.unsignedinteger]] = []
     document_offsets: list[npt.NDArray[np.int64]] = []
     for k, shard in enumerate(manifest["splits"][split]["shards"]):
@@ -122,7 +142,7 @@ def open_token_shards(folder: Path, split: str, *, rank: int = 0, world_size: in
             verify_checksum(folder / split / name, recorded, folder=folder)
         tokens = folder / split / f"tokens-{k:05}.bin"
         dtype = np.dtype(manifest["dtype"])
-        # An empty file cannot be mapped.
+        # an empty file cannot be mapped
         ids.append(np.memmap(tokens, dtype, mode="r") if shard["tokens"] else np.empty(0, dtype))
         document_offsets.append(np.fromfile(folder / split / f"offsets-{k:05}.bin", np.int64))
     return TokenShards(tuple(ids), tuple(document_offsets))

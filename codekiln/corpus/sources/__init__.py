@@ -1,1 +1,1 @@
-"""Where files come from. A source lists files with the licence that is declared for them; it reads no content."""
+"""Sources list files with their declared license. They do not read content."""

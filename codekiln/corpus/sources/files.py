@@ -1,4 +1,4 @@
-"""A file that a source offers, before anyone reads it."""
+"""A file that a source lists, before it is read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class SourceFile:
-    """Where a file lies and what its repository declares. `path` is relative to the repository, with slashes."""
+    """The location of a file and what its repository declares. `path` is relative to the repository, with slashes."""
 
     source: str
     repository: str
@@ -19,6 +19,6 @@ class SourceFile:
 
 
 class Source(Protocol):
-    """Lists files in a fixed order; the same disk gives the same list."""
+    """Lists files in a fixed order: the same disk gives the same list."""
 
     def files(self) -> Iterator[SourceFile]: ...

@@ -1,6 +1,6 @@
-"""The Python distributions installed on this machine, and the interpreter's own library.
+"""The Python packages installed on this machine, and the standard library.
 
-Each distribution is a repository: its name, version and declared licence stand in its metadata.
+Each package is a repository: its metadata has name, version and license.
 """
 
 import importlib.metadata
@@ -23,12 +23,12 @@ PYTHON_LICENSE = "PSF-2.0"
 
 @dataclass(frozen=True, kw_only=True)
 class InstalledPackages:
-    """Distributions that this interpreter and the one beneath its virtual environment can import."""
+    """Packages that this interpreter can import, and the one that its virtual environment was made from."""
 
     languages: tuple[str, ...] = ("Python",)
 
     def files(self) -> Iterator[SourceFile]:
-        """By distribution name, then path. A name installed twice counts once, as the interpreter finds it first."""
+        """By package name, then path. A package that is installed twice counts once: the one that is imported."""
         found: dict[str, importlib.metadata.Distribution] = {}
         for distribution in importlib.metadata.distributions(path=_import_path()):
             name = distribution.metadata["Name"]
@@ -40,13 +40,13 @@ class InstalledPackages:
 
     def _distribution(self, name: str, distribution: importlib.metadata.Distribution) -> Iterator[SourceFile]:
         metadata = distribution.metadata
-        # A message answers a missing field with None, which the library's types do not say.
+        # a missing field is None, which the library's types do not say
         fields: Mapping[str, Any] = dict(metadata.items())  # type: ignore[attr-defined]
         expression, free_text = fields.get("License-Expression"), fields.get("License")
         declared = declared_license(expression, free_text, metadata.get_all("Classifier") or [])
         root = Path(str(distribution.locate_file("")))
         for path in sorted(entry.as_posix() for entry in distribution.files or []):
-            # A RECORD lists the distribution's commands too, outside of its folder.
+            # A RECORD also lists the package's commands, which are outside of its folder.
             if language_of(path) in self.languages and not path.startswith(("/", "../")):
                 yield SourceFile("installed", name, metadata["Version"], declared, path, root / path)
 
@@ -62,6 +62,6 @@ class InstalledPackages:
 
 
 def _import_path() -> list[str]:
-    """Where distributions are looked for: this interpreter's path, then that of the interpreter it was made from."""
+    """Where packages are searched: the path of this interpreter, then that of the one that its environment was made from."""
     beneath = sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
     return list(dict.fromkeys([*(entry for entry in sys.path if entry), beneath]))

@@ -1,4 +1,4 @@
-"""A folder of source code: each folder in it is a repository, and files that lie beside them are one named "."."""
+"""A folder of source code: each folder in it is a repository. Files directly in it are one repository named "."."""
 
 import os
 import tomllib
@@ -14,9 +14,9 @@ from codekiln.errors import ConfigError, MissingFileError
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRepositories:
-    """Files below `folder`. `license` is the SPDX expression for all of it; None asks each repository's pyproject.toml.
+    """Files in `folder`. `license` is the SPDX expression for all of it; None reads each repository's pyproject.toml.
 
-    Hidden files and folders, and links, are left out.
+    Hidden files, hidden folders and symbolic links are ignored.
     """
 
     folder: Path
@@ -24,9 +24,9 @@ class LocalRepositories:
     languages: tuple[str, ...] = LANGUAGES
 
     def files(self) -> Iterator[SourceFile]:
-        """By path. Raises OSError where the folder is missing and ValueError where it holds no source file."""
+        """In the order of paths. Raises MissingFileError for a missing folder and ConfigError if it has no source file."""
         if not self.folder.is_dir():
-            raise MissingFileError(f"{self.folder} is not a folder: name one that holds source code")
+            raise MissingFileError(f"{self.folder} is not a folder: name a folder with source code")
         licenses: dict[str, str] = {}
         n_files = 0
         for location in _walk(self.folder):
@@ -42,13 +42,11 @@ class LocalRepositories:
             yield SourceFile("tree", repository, "-", licenses[repository], inside, location)
         if not n_files:
             known = ", ".join(self.languages)
-            raise ConfigError(
-                f"{self.folder} holds no source file: name a folder with files of these languages: {known}"
-            )
+            raise ConfigError(f"{self.folder} has no source file: name a folder with files of these languages: {known}")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Plain files below `folder` in the order of their paths, without hidden ones and without following links."""
+    """Files in `folder` in the order of their paths, without hidden ones and without following links."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith(".") or entry.is_symlink():
             continue

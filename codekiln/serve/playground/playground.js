@@ -1,4 +1,4 @@
-// The hole is the selection: what is before and after it goes to the server, and what comes back is selected in turn.
+// The hole is the selection: the text before and after it is sent to the server, and the answer is selected.
 const code = document.getElementById("code"), state = document.getElementById("state");
 let request = null;
 
@@ -33,7 +33,7 @@ async function fill() {
         show(text);
       }
     }
-    state.value = `${finish === "stop" ? "done" : "cut at the limit"} in ${Math.round(performance.now() - begun)} ms`;
+    state.value = `${finish === "stop" ? "done" : "stopped at the token limit"} in ${Math.round(performance.now() - begun)} ms`;
   } catch (failure) {
     if (failure.name !== "AbortError") state.value = failure.message;
   }
