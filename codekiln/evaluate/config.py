@@ -11,7 +11,6 @@ class InfillingConfig:
     context_characters: int = 1000
     max_new_tokens: int = 32
     max_span_characters: int = 40
-    max_problems_per_document: int = 8
     batch_size: int = 32
     seed: int = 0
 

@@ -20,7 +20,8 @@ from codekiln.tokenizer.infill import expand_to_words
 
 FloatArray = npt.NDArray[np.float64]
 SINGLE_LINE, SPAN = "single-line", "span"
-SUFFIX_MATCH_CHARACTERS = 8
+SUFFIX_MATCH_CHARACTERS = 8  # of the suffix, that end a span where they occur
+MAX_PROBLEMS_PER_DOCUMENT = 8  # of each kind
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def sample_problems(documents: Iterable[Document], config: InfillingConfig) -> d
         rng = np.random.default_rng(
             int.from_bytes(hashlib.sha256(f"{config.seed}:{document.name}".encode()).digest()[:8])
         )
-        for number in range(config.max_problems_per_document):
+        for number in range(MAX_PROBLEMS_PER_DOCUMENT):
             for kind, hole in ((SINGLE_LINE, _line(document.text, rng)), (SPAN, _span(document.text, config, rng))):
                 if hole is not None:
                     key = hashlib.sha256(f"{config.seed}:{kind}:{number}:{document.name}".encode()).hexdigest()

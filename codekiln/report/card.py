@@ -10,6 +10,7 @@ from codekiln.folders import require_made
 from codekiln.metrics_log import METRICS_FILE, read_metrics
 from codekiln.report.charts import bar_chart, training_charts, write_page
 from codekiln.runs import STAGE_NAMES, StageRecord, read_recipe, read_stage_record
+from codekiln.train.config import MUON_MOMENTUM
 
 CARD, REPORT = "CARD.md", "report.html"
 NOT_RECORDED = "not recorded"
@@ -96,7 +97,7 @@ def describe_optimizer(optimizer: JsonObject) -> dict[str, str]:
         case "MuonConfig":
             lr = f"{optimizer['muon_lr']:g} (Muon), {optimizer['adamw_lr']:g} (AdamW)"
             name = "Muon for matrices in blocks, AdamW for the rest"
-            return {"Optimizer": name, "Betas": f"{betas}; Muon momentum {optimizer['momentum']}", "Learning rate": lr}
+            return {"Optimizer": name, "Betas": f"{betas}; Muon momentum {MUON_MOMENTUM}", "Learning rate": lr}
         case kind:
             return {"Optimizer": _fields(kind, optimizer), "Betas": betas, "Learning rate": NOT_RECORDED}
 

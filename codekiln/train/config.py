@@ -9,6 +9,7 @@ from codekiln.model.configs import ModelConfig
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.schedules import WSD, Schedule, WarmupCosine
 
+MUON_MOMENTUM = 0.95  # Jordan et al. 2024
 # "packed": documents share a sequence and do not see each other. "concat": one stream of text (CodeGen).
 Packing = Literal["packed", "concat"]
 
@@ -44,7 +45,6 @@ class MuonConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10
     weight_decay: float = 0.1
-    momentum: float = 0.95
     max_grad_norm: float = 1.0
     schedule: Schedule = WSD()
 

@@ -23,6 +23,7 @@ Span = tuple[int, int]
 _NEWLINE = ord("\n")
 # The parts around a hole are encoded separately, which may take more tokens than the uncut chunk had.
 _REENCODING_TOKENS = 8
+_WORD_RATE = 0.75  # of character holes, that are extended to whole words
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class SpmInfill:
     """One hole per chunk in SPM order with probability `fim_rate`, left-to-right examples otherwise. All numbers are ours.
 
     A hole is a run of whole lines with probability `line_rate`. Otherwise it is a run of characters anywhere, extended to
-    whole words with probability `word_rate`. Lengths are log-uniform, because editors ask for short holes, and the uniform
+    whole words three times out of four. Lengths are log-uniform, because editors ask for short holes, and the uniform
     ones of the papers are mostly long. No hole begins in the first `min_prefix_fraction` of a chunk, because a prompt has
     more prefix than suffix. The parts around a hole are encoded separately, as in a prompt: a token that crosses the edge
     of a hole would reveal it. Middles are few tokens of many, and `middle_loss_weight` compensates for that.
@@ -193,7 +194,6 @@ class SpmInfill:
 
     fim_rate: float = 0.7
     line_rate: float = 0.5
-    word_rate: float = 0.75
     max_lines: int = 4
     max_characters: int = 80
     middle_loss_weight: float = 1.0
@@ -251,7 +251,7 @@ class SpmInfill:
         length = _log_uniform(1, min(self.max_characters, len(text) - 1), rng)
         start = int(rng.integers(int(self.min_prefix_fraction * (len(text) - length)), len(text) - length))
         stop = start + length
-        return expand_to_words(text, start, stop) if rng.random() < self.word_rate else (start, stop)
+        return expand_to_words(text, start, stop) if rng.random() < _WORD_RATE else (start, stop)
 
 
 def encode_around(data: bytes, hole: tuple[int, int], tokenizer: Tokenizer) -> list[list[int]]:

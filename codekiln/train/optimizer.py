@@ -6,7 +6,7 @@ from typing import Any, assert_never, cast
 import torch
 from torch import Tensor, nn
 
-from codekiln.train.config import AdamWConfig, MuonConfig, OptimizerConfig
+from codekiln.train.config import MUON_MOMENTUM, AdamWConfig, MuonConfig, OptimizerConfig
 from codekiln.train.parallel import apply_on_owner_rank, local_tensor
 
 
@@ -44,7 +44,7 @@ def _build_muon(model: nn.Module, config: MuonConfig) -> tuple[torch.optim.Optim
     # A tied output layer has the name of the embedding.
     embedding = [tables.pop("embedding.weight")] if "lm_head.weight" in tables else []
     vectors = [weight for _, weight in named if weight.ndim < 2]
-    muon = Muon(matrices, lr=config.muon_lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    muon = Muon(matrices, lr=config.muon_lr, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay)
     groups: list[dict[str, Any]] = [{"params": [*tables.values()]}, {"params": vectors, "weight_decay": 0.0}]
     if embedding:
         groups.append({"params": embedding, "lr": config.embedding_lr, "weight_decay": 0.0})
