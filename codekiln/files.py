@@ -17,6 +17,7 @@ JsonObject = dict[str, Any]
 # Suffixes of temporary names. Files with them were made by this module; those of a killed process are removed.
 _TEMP, _BACKUP = ".codekiln-temp", ".codekiln-backup"
 TEMPORARY = (_TEMP, _BACKUP)
+MAX_JSON_BYTES = 500_000_000
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -70,11 +71,15 @@ def write_json(path: Path, record: JsonObject) -> None:
 def read_json(path: Path) -> JsonObject:
     """The JSON object in `path`. Raises MissingFileError, or InvalidFileError if it is not a JSON object."""
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InvalidFileError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes, which no file of this kind is")
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist") from None
+    except InvalidFileError:
+        raise
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply, or an endless number
-        raise InvalidFileError(f"{path} is damaged: it is not readable JSON ({_short(str(error))})") from None
+        raise InvalidFileError(f"{path} is damaged: it is not readable JSON ({shorten(str(error))})") from None
     if not isinstance(record, dict):
         raise InvalidFileError(f"{path} is damaged: it holds a {type(record).__name__}, not a JSON object")
     return record
@@ -91,7 +96,7 @@ def first_difference(found: Any, wanted: Any, field: str = "") -> str | None:
     if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
         pairs = enumerate(zip(found, wanted, strict=True))
         return next((d for i, (a, b) in pairs if (d := first_difference(a, b, f"{field}[{i}]"))), None)
-    return None if found == wanted else f"{field}: found {_short(found)}, wanted {_short(wanted)}"
+    return None if found == wanted else f"{field}: found {_quote(found)}, wanted {_quote(wanted)}"
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -165,6 +170,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "…"
+def shorten(value: Any, max_characters: int = 80) -> str:
+    """A value in an error message, which never fills a screen."""
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(type(value))
+    return text if len(text) <= max_characters else text[: max_characters - 3] + "…"
+
+
+def _quote(value: Any) -> str:
+    return shorten(json.dumps(value, ensure_ascii=False))

@@ -21,7 +21,7 @@ from codekiln.files import JsonObject, first_difference, require_free_space, sha
 from codekiln.folders import claim_folder, refuse_links, require_separate
 from codekiln.generate.complete import Completer
 from codekiln.metrics_log import METRICS_FILE, MetricSink, read_metrics, summarize
-from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, require_vocabulary, save_model
+from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, require_vocabulary, save_model, stop_token_ids_in
 from codekiln.model.tensors import named_weights
 from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe, to_record
 from codekiln.runs import (
@@ -237,8 +237,7 @@ def _train(job: Job, inputs: JsonObject) -> JsonObject:
             pass
         return {}
     configs = hugging_face_configs(tokenizer, recipe.model.context_length)
-    bos_eos = (tokenizer.bos_id, tokenizer.eos_id)
-    save_model(run / "model", model, run / TOKENIZER, configs, bos_eos, weights=weights)
+    save_model(run / "model", model, run / TOKENIZER, configs, _token_ids(recipe, tokenizer), weights=weights)
     device = f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, {job.runtime.device}"
     return {
         "parameters": recipe.model.n_parameters,
@@ -246,6 +245,13 @@ def _train(job: Job, inputs: JsonObject) -> JsonObject:
         "hardware": device if world.world_size == 1 else f"{world.world_size} ranks, {device}",
         "precision": "float32" if job.runtime.device == "cpu" else "bfloat16 with float32 weights",
     }
+
+
+def _token_ids(recipe: Recipe, tokenizer: Tokenizer) -> JsonObject:
+    """The ids that begin and end a text. A fine-tuned model keeps all stop tokens of the model that it comes from."""
+    stop = stop_token_ids_in(recipe.init_from) & tokenizer.special_ids if recipe.init_from is not None else frozenset()
+    eos = [tokenizer.eos_id, *sorted(stop - {tokenizer.eos_id})]
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos if len(eos) > 1 else eos[0]}
 
 
 def _evaluation_inputs(job: Job) -> JsonObject:

@@ -20,11 +20,15 @@ from codekiln.tokenizer.special_tokens import END_OF_MASK, FIM_MIDDLE, FIM_PREFI
 
 _LLAMA3 = WORD_SPLIT_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # Qwen2's, but numbers in threes
 # llama.cpp's names of the rules by which text is split before merging.
-GPT2, QWEN2, LLAMA3, GEMMA4 = "gpt-2", "qwen2", "llama-bpe", "gemma4"
+GPT2, QWEN2, LLAMA3, GEMMA4, SMOLLM = "gpt-2", "qwen2", "llama-bpe", "gemma4", "smollm"
 _RULES = {
     GPT2: pre_tokenizers.ByteLevel(add_prefix_space=False),
     QWEN2: pre_tokenizers.Split(Regex(WORD_SPLIT_PATTERN), "isolated"),
     LLAMA3: pre_tokenizers.Split(Regex(_LLAMA3), "isolated"),
+    # Single digits, then GPT-2's rule: SmolLM, StarCoder and Refact, which llama.cpp treats alike.
+    SMOLLM: pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
     GEMMA4: pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated"),
 }
 # Two tokenizers that split this text equally have the same rule.
@@ -41,8 +45,11 @@ _ROLES = {
 _SPACE = "\u2581"  # Gemma's replacement for a space
 
 
-def gguf_vocab_fields(tokenizer: Tokenizer) -> JsonObject:
-    """The fields by name. Raises ConfigError for a tokenizer that llama.cpp does not support."""
+def gguf_vocab_fields(tokenizer: Tokenizer, stop_token_ids: frozenset[int] = frozenset()) -> JsonObject:
+    """The fields by name. The lowest of `stop_token_ids` that does not end a document ends a turn.
+
+    Raises ConfigError for a tokenizer that llama.cpp does not support.
+    """
     rule = pre_tokenizer_name(tokenizer)
     added = {int(token["id"]) for token in tokenizer.record.get("added_tokens") or []}
     names = {number: token for token, number in tokenizer.special_tokens.items()}

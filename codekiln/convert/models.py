@@ -17,6 +17,7 @@ from codekiln.model.huggingface import (
     read_config,
     require_vocabulary,
     resolve_model_dir,
+    stop_token_ids_in,
     token_ids_of,
 )
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
@@ -46,15 +47,41 @@ def import_model(source: Path, target: Path, *, to: HFArchitecture | None = None
     _require_overwritable(target, source)
     _, config = read_config(source)
     tokenizer, notes = load_tokenizer(source, config)
-    ids: JsonObject = {"pad_token_id": tokenizer.pad_id}
     found = read_json(source / CONFIG)
-    for name in ("bos_token_id", "eos_token_id"):
-        ids[name] = found.get(name)
-        if not token_ids_of(found, name) <= tokenizer.special_ids or ids[name] is None:
-            ids[name] = tokenizer.eos_id
-            notes.append(f"{CONFIG} had {name} {found.get(name)}, which is not a special token: it is {ids[name]} now")
-    convert(source, target, tokenizer.record, hugging_face_configs(tokenizer, config.context_length), ids, to=to)
+    if found.get("tie_word_embeddings") and not config.tie_embeddings:
+        notes.append(
+            f"{CONFIG} ties the output layer to the embedding, but the weights have one that differs: it is kept"
+        )
+    ids = _token_ids(source, found, tokenizer, notes)
+    configs = hugging_face_configs(tokenizer, config.context_length)
+    if template := _chat_template(source):
+        configs["tokenizer_config.json"]["chat_template"] = template
+    convert(source, target, tokenizer.record, configs, ids, to=to)
     return notes
+
+
+def _token_ids(source: Path, config_record: JsonObject, tokenizer: Tokenizer, notes: list[str]) -> JsonObject:
+    """The ids for config.json and generation_config.json, corrected where they are not special tokens."""
+    found = {"bos_token_id": token_ids_of(config_record, "bos_token_id"), "eos_token_id": stop_token_ids_in(source)}
+    ids: JsonObject = {"pad_token_id": tokenizer.pad_id}
+    for name, numbers in found.items():
+        if numbers and numbers <= tokenizer.special_ids:
+            # The id that ends a document comes first: some software reads no other.
+            ordered = sorted(numbers, key=lambda number: (number != tokenizer.eos_id, number))
+            ids[name] = ordered if len(ordered) > 1 else ordered[0]
+        else:
+            ids[name] = tokenizer.eos_id
+            written = ", ".join(map(str, sorted(numbers))) or "not set"
+            notes.append(f"{CONFIG} had {name} {written}, which is not a special token: it is {ids[name]} now")
+    return ids
+
+
+def _chat_template(source: Path) -> object:
+    """The chat template of a model, from its own file or from tokenizer_config.json; None if it has none."""
+    if (source / "chat_template.jinja").is_file():
+        return (source / "chat_template.jinja").read_text(encoding="utf-8")
+    path = source / "tokenizer_config.json"
+    return read_json(path).get("chat_template") if path.is_file() else None
 
 
 def export_model(source: Path, target: Path, to: str, *, dtype: str = "f16", force: bool = False) -> None:
@@ -80,7 +107,7 @@ def _export_gguf(source: Path, target: Path, config: ModelConfig, dtype: str, *,
     require_replaceable_file(target, is_ours=is_written_by_codekiln(target), force=force)
     tokenizer, _ = load_tokenizer(source, config)
     name = (source.parent if source.name == "model" else source).resolve().name
-    write_gguf(source, target, gguf_vocab_fields(tokenizer), dtype=dtype, name=name)
+    write_gguf(source, target, gguf_vocab_fields(tokenizer, stop_token_ids_in(source)), dtype=dtype, name=name)
 
 
 def _require_overwritable(target: Path, source: Path) -> None:
@@ -108,7 +135,8 @@ def _load_or_rebuild(source: Path, config: ModelConfig) -> tuple[Tokenizer, list
     merges = load_gpt2_merges(
         str(source) if any((source / name).is_file() for name in ("merges.txt", "vocab.bpe")) else None
     )
-    has_whitespace = (source / "added_tokens.json").is_file()
-    how = "with" if has_whitespace else "without"
-    note = f"{TOKENIZER} was missing and was built from GPT-2's merges, {how} CodeGen's white-space tokens"
-    return codegen_tokenizer(merges, with_whitespace=has_whitespace), [note]
+    path = source / "added_tokens.json"
+    added = read_json(path) if path.is_file() else {}
+    what = f"the {len(added)} tokens of {path.name}" if added else "no added tokens"
+    note = f"{TOKENIZER} was missing and was built from GPT-2's merges with {what}"
+    return codegen_tokenizer(merges, added=added, origin=str(source)), [note]

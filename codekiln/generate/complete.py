@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from codekiln.errors import ConfigError
-from codekiln.files import read_json
 from codekiln.generate.engine import generate
 from codekiln.generate.sampling import SamplingParams
-from codekiln.model.huggingface import (
-    CONFIG,
-    TOKENIZER,
-    load_model,
-    require_vocabulary,
-    resolve_model_dir,
-    token_ids_of,
-)
+from codekiln.model.huggingface import TOKENIZER, load_model, require_vocabulary, resolve_model_dir, stop_token_ids_in
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import N_FIM_SENTINELS
@@ -82,7 +74,7 @@ class Completer:
         """Loads a run or a model directory. Raises CodekilnError or OSError naming the file that is missing or damaged."""
         inner = resolve_model_dir(folder)
         model, tokenizer = load_model(inner), Tokenizer.load(inner / TOKENIZER)
-        return cls(model, tokenizer, token_ids_of(read_json(inner / CONFIG), "eos_token_id"))
+        return cls(model, tokenizer, stop_token_ids_in(inner))
 
     def stream(
         self,

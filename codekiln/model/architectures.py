@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from codekiln.errors import InvalidFileError
-from codekiln.files import JsonObject
+from codekiln.files import JsonObject, shorten
 from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
 
 CODEGEN_GROUPS = 4  # groups of CodeGen's fused projection, one for each core of the TPU v4 that it was trained on
@@ -86,25 +86,29 @@ def _must_be(record: JsonObject, name: str, *allowed: Any) -> None:
     """Raises InvalidFileError if a field has a value that this architecture does not support."""
     if name in record and record[name] not in allowed:
         raise InvalidFileError(
-            f"unsupported {name} {_short(record[name])} in config.json; only {allowed[0]!r} is supported"
+            f"unsupported {name} {shorten(record[name])} in config.json; only {allowed[0]!r} is supported"
         )
 
 
-def _short(value: object) -> str:
-    """A value in an error message, which never fills a screen."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+def _read_rope(record: JsonObject) -> float:
+    """The base of the rotary positions. Raises InvalidFileError if they are scaled.
+
+    `rope_parameters` has priority over `rope_theta`, as in Transformers 5.
+    """
+    parameters = record.get("rope_parameters") or {}
+    for found in (parameters, record.get("rope_scaling") or {}):
+        kind = found.get("rope_type", found.get("type", "default"))
+        if kind != "default":
+            raise InvalidFileError(f"unsupported RoPE scaling ({shorten(kind)}); only the default is supported")
+    return float(parameters.get("rope_theta") or _field(record, "rope_theta", default=10_000.0))
 
 
 def _read_kiln(record: JsonObject) -> KilnConfig:
     architecture = record["architectures"][0]
     _must_be(record, "hidden_act", "silu")
     _must_be(record, "use_sliding_window", False, None)
-    _must_be(record, "rope_scaling", None)
     _must_be(record, "mlp_bias", False)
-    rope = record.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise InvalidFileError(f"unsupported RoPE scaling ({_short(rope['rope_type'])}); only the default is supported")
+    rope = _read_rope(record)
     if architecture != "Qwen2ForCausalLM":
         _must_be(record, "attention_bias", False)
     heads = _field(record, "num_attention_heads")
@@ -117,7 +121,7 @@ def _read_kiln(record: JsonObject) -> KilnConfig:
         d_ff=_field(record, "intermediate_size"),
         vocab_size=_field(record, "vocab_size"),
         context_length=_field(record, "max_position_embeddings"),
-        rope_base=float(_field(record, "rope_theta", default=rope.get("rope_theta", 10_000.0))),
+        rope_base=rope,
         norm_eps=_field(record, "rms_norm_eps", default=1e-6),
         tie_embeddings=bool(record.get("tie_word_embeddings", False)),
         qk_norm=architecture == "Qwen3ForCausalLM",
@@ -299,11 +303,16 @@ ARCHITECTURES = {layout.architecture: layout for layout in (*_KILN_ARCHITECTURES
 
 def architecture_of(record: JsonObject) -> HFArchitecture:
     """The architecture that a config.json names. Raises InvalidFileError with the supported ones."""
+    if record.get("auto_map"):
+        raise InvalidFileError(
+            f"the model brings its own code (auto_map: {shorten(record['auto_map'])}), which may compute something else than "
+            f"{shorten(record.get('architectures'))}: models with code of their own are not supported"
+        )
     architectures = record.get("architectures")
     found = architectures[0] if isinstance(architectures, list) and architectures else architectures
     if not isinstance(found, str) or found not in ARCHITECTURES:
         raise InvalidFileError(
-            f"unsupported architecture {_short(found)} in config.json; supported: {', '.join(ARCHITECTURES)}"
+            f"unsupported architecture {shorten(found)} in config.json; supported: {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[found]
 

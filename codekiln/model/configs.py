@@ -11,6 +11,31 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from codekiln.errors import ConfigError
 
+# Sizes that no model reaches. They are checked before anything is allocated, because a config may come from a stranger.
+MAX_SIZES = {
+    "n_layers": 1_000,
+    "d_model": 100_000,
+    "n_heads": 1_000,
+    "n_kv_heads": 1_000,
+    "d_head": 10_000,
+    "d_ff": 1_000_000,
+    "vocab_size": 2_000_000,
+    "context_length": 20_000_000,
+    "rotary_dim": 10_000,
+}
+
+
+def _check_size(name: str, value: object) -> None:
+    limit = MAX_SIZES.get(name)
+    if limit is None:
+        is_valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
+        wanted = "a finite number greater than 0"
+    else:
+        is_valid = type(value) is int and 0 < value <= limit
+        wanted = f"a whole number from 1 to {limit:,}"
+    if not is_valid:
+        raise ConfigError(f"model.{name} is {str(value)[:40]}: it must be {wanted}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -49,8 +74,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, bool) and value <= 0:
-                raise ConfigError(f"model.{name} is {value}: it must be greater than 0")
+            if not isinstance(value, bool):
+                _check_size(name, value)
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"model.n_heads is {self.n_heads} and model.n_kv_heads is {self.n_kv_heads}: "

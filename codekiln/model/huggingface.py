@@ -5,18 +5,14 @@ Reading streams: one tensor at a time, for any number and size of files, into a 
 
 import dataclasses
 import json
-import pickle
-import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, read_json
+from codekiln.files import JsonObject, read_json, shorten
 from codekiln.folders import atomic_folder
 from codekiln.model.architectures import (
     CODEGEN_GROUPS,
@@ -26,14 +22,15 @@ from codekiln.model.architectures import (
     native_architecture,
     split_fused,
 )
-from codekiln.model.configs import ModelConfig
-from codekiln.model.tensors import named_weights, open_safetensors, save_safetensors, shape_mismatches
+from codekiln.model.configs import MAX_SIZES, ModelConfig
+from codekiln.model.tensors import named_weights, save_safetensors, shape_mismatches
 from codekiln.model.transformer import Transformer
+from codekiln.model.weight_files import WEIGHTS, find_weight_files
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, GENERATION_CONFIG, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
 SHARD_BYTES = 2 * 10**9
-# Where weights may be; the first that exists is read. An index names the file of each tensor.
-_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Prefixes that training wrappers leave in the names of weights.
+_WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "model._orig_mod.")
 
 
 def resolve_model_dir(folder: Path) -> Path:
@@ -46,15 +43,14 @@ def save_model(
     model: Transformer,
     tokenizer_path: Path,
     configs: dict[str, JsonObject],
-    bos_eos: tuple[int, int],
+    ids: JsonObject,
     *,
     weights: Iterable[tuple[str, Tensor]] | None = None,
 ) -> None:
-    """Writes a model directory atomically. `configs` are further JSON files by name, `bos_eos` the ids that begin and end a
-    text. `weights` are the full weights by name, if those of the model are sharded.
+    """Writes a model directory atomically. `configs` are further JSON files by name, `ids` the token ids in config.json and
+    generation_config.json. `weights` are the full weights by name, if those of the model are sharded.
     """
     named = weights if weights is not None else named_weights(model).items()
-    ids = dict(zip(("bos_token_id", "eos_token_id"), bos_eos, strict=True))
     with atomic_folder(folder, "model") as temp_path:
         (temp_path / TOKENIZER).write_bytes(tokenizer_path.read_bytes())
         on_cpu = ((name, weight.cpu()) for name, weight in named)
@@ -75,22 +71,60 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
 
 
 def token_ids_of(record: JsonObject, name: str) -> frozenset[int]:
-    """The ids in a field of config.json, which may have one, several or none."""
+    """The ids in a field of config.json, which may have one, several or none. Raises InvalidFileError for anything else."""
     value = record.get(name)
-    return frozenset(int(i) for i in (value if isinstance(value, list) else [value]) if i is not None)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(i) is int and 0 <= i < MAX_SIZES["vocab_size"] for i in ids):
+        raise InvalidFileError(f"{name} is {shorten(value)}: it must be one token id, several, or none")
+    return frozenset(ids)
+
+
+def stop_token_ids_in(folder: Path) -> frozenset[int]:
+    """The ids that end a text by config.json and generation_config.json together, as in Transformers.
+
+    An instruct model often names the end of its turn in the second file only.
+    """
+    ids: frozenset[int] = frozenset()
+    for name in (CONFIG, GENERATION_CONFIG):
+        if (folder / name).is_file():
+            try:
+                ids |= token_ids_of(read_json(folder / name), "eos_token_id")
+            except InvalidFileError as error:
+                raise InvalidFileError(f"{folder / name}: {error}") from None
+    return ids
 
 
 def read_config(folder: Path) -> tuple[HFArchitecture, ModelConfig]:
-    """Architecture and config of a model directory. Raises CodekilnError that names the folder."""
+    """Architecture and config of a model directory. Raises CodekilnError that names the folder.
+
+    The embedding is not tied, whatever config.json says, if the weights have an output layer that differs from it.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise MissingFileError(f"{folder} has no model ({CONFIG} is missing): name a run or a model folder")
     record = read_json(path)
     try:
         architecture = architecture_of(record)
-        return architecture, architecture.read_config(record)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise InvalidFileError(f"{folder}: {error}") from None
+        config = architecture.read_config(record)
+    except (ValueError, TypeError, ArithmeticError, AttributeError, KeyError) as error:
+        raise InvalidFileError(f"{path}: {shorten(str(error), 400)}") from None
+    if config.tie_embeddings and _has_own_lm_head(folder, architecture, config):
+        config = dataclasses.replace(config, tie_embeddings=False)
+    return architecture, config
+
+
+def _has_own_lm_head(folder: Path, architecture: HFArchitecture, config: ModelConfig) -> bool:
+    """Whether the weights have an output layer that differs from the embedding. Most tied models store none."""
+    names = [f"{architecture.model_names[part]}.weight" for part in ("embedding", "lm_head")]
+    try:
+        files = find_weight_files(folder)
+    except MissingFileError:
+        return False  # a folder with a config only
+    shapes = {name: shape for file in files for name, shape in file.shapes().items() if name in names}
+    if len(shapes) < 2 or any(shape != (config.vocab_size, config.d_model) for shape in shapes.values()):
+        return False
+    found = dict(pair for file in files for pair in file.tensors(names))
+    return not torch.equal(found[names[0]], found[names[1]])
 
 
 def require_vocabulary(n_ids: int, config: ModelConfig) -> None:
@@ -122,11 +156,14 @@ class CheckpointReader:
                 rows if len(names) == 1 else sum(self._weights[name].shape[0] for name in names),
                 *columns,
             )
-        self._files = _weight_files(folder)
+        self._files = find_weight_files(folder)
+        stored = {name: shape for file in self._files for name, shape in file.shapes().items()}
+        self._prefix = _wrapper_prefix(stored)
         found = {
             name: shape
-            for file in self._files
-            for name, shape in file.shapes().items()
+            for name, shape in (
+                (stored_name.removeprefix(self._prefix), shape) for stored_name, shape in stored.items()
+            )
             if not architecture.is_buffer(name, config)
         }
         if faults := shape_mismatches(shapes, found):
@@ -135,7 +172,8 @@ class CheckpointReader:
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of every weight, one at a time. Raises InvalidFileError if one is not finite."""
         for file in self._files:
-            for name, tensor in file.tensors(self._names.keys()):
+            for stored_name, tensor in file.tensors([self._prefix + name for name in self._names]):
+                name = stored_name.removeprefix(self._prefix)
                 if not torch.isfinite(tensor).all():
                     raise InvalidFileError(
                         f"{self._folder}: {name} has values that are not finite: download the file again"
@@ -150,8 +188,23 @@ class CheckpointReader:
     def shapes(self) -> Iterator[tuple[str, Tensor]]:
         """The same in the same order, with tensors on the meta device."""
         for file in self._files:
-            for name in sorted(file.shapes().keys() & self._names.keys()):
+            stored = {name.removeprefix(self._prefix) for name in file.shapes()}
+            for name in sorted(stored & self._names.keys()):
                 yield from ((name, self._weights[name].detach()) for name in self._names[name])
+
+
+def _wrapper_prefix(stored: Iterable[str]) -> str:
+    """The prefix that a training wrapper left in all names of weights. Raises InvalidFileError for adapters of PEFT."""
+    names = list(stored)
+    if any(".lora_" in name or name.startswith("base_model.model.") for name in names):
+        raise InvalidFileError(
+            "the weights are those of PEFT (base_model.model., lora_): merge the adapters into the model first, "
+            "with PEFT's merge_and_unload()"
+        )
+    prefix = ""
+    while wrapper := next((w for w in _WRAPPERS if names and all(name.startswith(prefix + w) for name in names)), None):
+        prefix += wrapper
+    return prefix
 
 
 def convert(
@@ -185,7 +238,7 @@ def _write_model(
     """Writes weights in an architecture, config.json, generation_config.json, and `configs`."""
     dtype = _write_shards(folder, fuse_qkv(architecture, weights))
     record = ids | _config_record(architecture, config) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    for name, content in ({CONFIG: record, "generation_config.json": ids} | configs).items():
+    for name, content in ({CONFIG: record, GENERATION_CONFIG: ids} | configs).items():
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -253,72 +306,3 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> torch.
     index = {"metadata": {"total_size": n_bytes}, "weight_map": weight_map}
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return dtype
-
-
-@dataclass(frozen=True)
-class _SafetensorsFile:
-    path: Path
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        with open_safetensors(self.path) as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        with open_safetensors(self.path) as file:
-            for name in sorted(set(file.keys()) & set(names)):
-                yield name, file.get_tensor(name)
-
-
-@dataclass(frozen=True)
-class _PickledFile:
-    """Read by PyTorch's weights-only loader, which runs no code. Mapped, so that a tensor is read when it is used."""
-
-    path: Path
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self._loaded().items()}
-
-    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        loaded = self._loaded()
-        yield from ((name, loaded[name]) for name in sorted(set(loaded) & set(names)))
-
-    def _loaded(self) -> dict[str, Tensor]:
-        try:
-            is_archive = zipfile.is_zipfile(
-                self.path
-            )  # files of PyTorch before 1.6 are not archives, and cannot be mapped
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # warnings about kinds of pickles, which are refused or read
-                loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_archive)
-        except pickle.UnpicklingError as error:
-            reason = str(error).split("\n")[0]
-            raise InvalidFileError(
-                f"{self.path} is refused: it is not a plain weights file, and may execute code ({reason})"
-            ) from None
-        except (RuntimeError, EOFError) as error:
-            reason = str(error).split("\n")[0]
-            raise InvalidFileError(f"{self.path} is truncated or damaged ({reason}): download it again") from None
-        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-            raise InvalidFileError(
-                f"{self.path} does not contain a state dict: it holds something other than tensors by name"
-            )
-        return loaded
-
-
-def _weight_files(folder: Path) -> list[_SafetensorsFile | _PickledFile]:
-    """The files with the weights. Raises MissingFileError that names a missing one."""
-    first = next((folder / name for name in _FILES if (folder / name).is_file()), None)
-    if first is None:
-        raise MissingFileError(f"{folder} has no weights ({', '.join(_FILES)}): name a run or a model folder")
-    names = [first.name]
-    if first.suffix == ".json":
-        index = read_json(first).get("weight_map")
-        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise InvalidFileError(f"{first} has no weight_map from tensors to files: download it again")
-        names = sorted(set(index.values()))
-        for name in names:
-            if Path(name).name != name:
-                raise InvalidFileError(f"{first} is refused: it names {name!r}, which is not in its folder")
-            if not (folder / name).is_file():
-                raise MissingFileError(f"{folder / name} is missing, which {first.name} names: download it")
-    return [_SafetensorsFile(folder / n) if n.endswith(".safetensors") else _PickledFile(folder / n) for n in names]

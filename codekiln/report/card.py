@@ -157,7 +157,7 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
     return {
         "Model": {
             "Publisher": NOT_RECORDED,
-            "Architecture": f"decoder-only ({_ARCHITECTURES[model['kind']]})",
+            "Architecture": f"decoder-only ({_ARCHITECTURES.get(model['kind'], model['kind'])})",
             "Model size": f"{trained['parameters']:,} parameters: {model['n_layers']} layers, d_model {model['d_model']}, "
             f"{model['n_heads']} heads ({model['n_kv_heads']} for keys) of {model['d_head']}, d_ff {model['d_ff']}",
         },

