@@ -87,6 +87,15 @@ def serve(
     model: ModelArgument,
     host: Annotated[str, typer.Option(help="Address to listen on (no authentication).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 picks a free one.", min=0, max=65535)] = 8080,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            help="Further host name to answer to, for example of a container (repeatable).",
+            show_default=False,
+        ),
+    ] = None,
+    max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.", min=1000)] = 1_000_000,
 ) -> None:
     """Serve the OpenAI completions API (prompt, suffix, stream) and a playground."""
     from codekiln.generate.complete import Completer
@@ -94,7 +103,10 @@ def serve(
     server = import_optional("codekiln.serve.server", "serve")
     listening = server.listen(host, port)
     name = model.resolve().name
-    application = server.make_app(Completer.load(model), name, host)
+    completer = Completer.load(model)
+    application = server.make_app(
+        completer, name, host, allowed_hosts=allowed_hosts or (), max_body_bytes=max_body_bytes
+    )
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
     sys.stdout.flush()

@@ -65,6 +65,11 @@ class Completer:
         self._forbidden_token_ids = frozenset(without_text.union(unused)) - self._stop_token_ids
 
     @property
+    def can_infill(self) -> bool:
+        """Whether the tokenizer has an infilling format."""
+        return self.tokenizer.infill_format is not None
+
+    @property
     def max_new_tokens_limit(self) -> int:
         """Less than half of the context, so that at least as much is left for the prompt."""
         return self.context_length // 2 - 1

@@ -4,19 +4,46 @@ import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completion
 from codekiln.generate.sampling import SamplingParams
 
-MAX_PROMPT_CHARACTERS = 1_000_000
 MAX_PROMPTS = 16
+MAX_STOP_STRINGS = 32
+MAX_STOP_CHARACTERS = 1_000
 
-PromptText = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
+
+def _as_prompts(value: Any) -> Any:
+    """A prompt or several, as a list. Raises ValueError that names what is wrong with the form that was meant."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError("must be a text or a list of texts")
+    if not 1 <= len(value) <= MAX_PROMPTS:
+        raise ValueError(f"must have 1 to {MAX_PROMPTS} texts (got {len(value)})")
+    if not all(isinstance(text, str) for text in value):
+        raise ValueError("must be a list of texts; token ids are not supported")
+    return value
+
+
+def _as_stop_strings(value: Any) -> Any:
+    """A stop string or several, as a list. Raises ValueError that names what is wrong with the form that was meant."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("must be a text or a list of texts")
+    if len(texts) > MAX_STOP_STRINGS:
+        raise ValueError(f"must have at most {MAX_STOP_STRINGS} texts (got {len(texts)})")
+    if not all(1 <= len(text) <= MAX_STOP_CHARACTERS for text in texts):
+        raise ValueError(f"must have texts of 1 to {MAX_STOP_CHARACTERS} characters")
+    return texts
+
+
+Prompts = Annotated[list[str], BeforeValidator(_as_prompts)]
+StopStrings = Annotated[list[str], BeforeValidator(_as_stop_strings)]
 ExactlyOne = Annotated[int, Field(ge=1, le=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
-StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class StreamOptions(BaseModel):
@@ -32,14 +59,14 @@ class CompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: PromptText | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
-    suffix: PromptText | None = None
+    prompt: Prompts
+    suffix: str | None = None
     model: Annotated[str, Field(max_length=1000)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.2
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    stop: StopString | Annotated[list[StopString], Field(max_length=8)] | None = None
+    stop: StopStrings = []
     stream: bool = False
     n: ExactlyOne = 1
     echo: Literal[False] = False
@@ -57,14 +84,6 @@ class CompletionRequest(BaseModel):
         if not isinstance(fields, dict):
             return fields
         return {name: value for name, value in fields.items() if value is not None}
-
-    def prompts(self) -> list[str]:
-        """One prompt or several."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
-
-    def stop_strings(self) -> list[str]:
-        """Stop strings, none of them empty."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def sampling(self) -> SamplingParams:
         """How tokens are sampled."""

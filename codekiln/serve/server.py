@@ -8,24 +8,21 @@ can read it.
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from functools import partial
 from importlib.resources import files as package_files
-from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.datastructures import Headers
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from codekiln.errors import ConfigError
+from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, CompletionChunk, InfillRequest
+from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
 from codekiln.serve.protocol import CompletionRequest, CompletionResponse, error_body
 
 # The page loads nothing from other hosts, and shows generated text as text, never as markup.
@@ -35,83 +32,131 @@ PAGE_HEADERS = {
     )
 }
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_BODY_BYTES = 20_000_000
-MAX_CONNECTIONS = 64
+MAX_WAITING = 64  # completion requests that are decoded or wait for it
+MAX_PARSING = 2  # bodies that are parsed and tokenized at the same time
 
 
-def make_app(completer: Completer, model_name: str, host: str) -> FastAPI:
-    """The application for one model, to listen on `host`."""
+class CompletionService:
+    """Answers completion requests of one model. One is decoded at a time; the others wait."""
+
+    def __init__(self, completer: Completer, model_name: str) -> None:
+        self._completer, self._model_name = completer, model_name
+        self._decode_lock = asyncio.Lock()
+        self._parse_slots = asyncio.Semaphore(MAX_PARSING)
+        self._n_waiting = 0
+
+    async def respond(self, request: Request) -> Response:
+        """The response to a request to /v1/completions, whole or streamed."""
+        if self._n_waiting >= MAX_WAITING:
+            return _error(503, f"{self._n_waiting} requests are waiting: try again later")
+        self._n_waiting += 1
+        is_streaming = False
+        try:
+            prepared = await self._prepare(request)
+            if isinstance(prepared, Response):
+                return prepared
+            body, chunks = prepared
+            response = CompletionResponse(self._model_name)
+            generated = _generate_in_thread(chunks, self._decode_lock, request)
+            if body.stream:
+                has_usage = body.stream_options is not None and body.stream_options.include_usage
+                is_streaming = True
+                events = self._leave_after(_events(generated, response, has_usage=has_usage))
+                return StreamingResponse(events, media_type="text/event-stream")
+            async with aclosing(generated):
+                found = {chunk.index: chunk.completion async for chunk in generated if chunk.completion is not None}
+            if len(found) < len(body.prompt):
+                return Response(status_code=499)  # the client disconnected
+            return JSONResponse(response.body([found[i] for i in range(len(body.prompt))]))
+        finally:
+            self._n_waiting -= not is_streaming
+
+    async def _leave_after(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The events of a stream. The request no longer waits after the last one, or when its client disconnects."""
+        try:
+            async for event in events:
+                yield event
+        finally:
+            self._n_waiting -= 1
+
+    async def _prepare(self, request: Request) -> Response | tuple[CompletionRequest, Iterator[CompletionChunk]]:
+        """Reads, parses and tokenizes a request, the last two in a thread; or the response that refuses it."""
+        if not _is_json(request.headers.get("content-type", "")):
+            return _error(415, "Content-Type must be application/json")
+        data = await request.body()
+        async with self._parse_slots:
+            return await run_in_threadpool(self._parse, data)
+
+    def _parse(self, data: bytes) -> Response | tuple[CompletionRequest, Iterator[CompletionChunk]]:
+        try:
+            body = CompletionRequest.model_validate(json.loads(data.decode("utf-8")))
+        except ValidationError as refusal:
+            first = refusal.errors(include_url=False, include_context=False)[0]
+            field = str(first["loc"][0])[:100] if first["loc"] else "body"
+            return _error(400, f"{field}: {first['msg'].removeprefix('Value error, ')[:300]}", param=field)
+        except (ValueError, RecursionError) as error:
+            return _error(400, f"invalid JSON in UTF-8: {str(error)[:200]}")
+        if body.model is not None and body.model != self._model_name:
+            return _unknown_model(body.model, self._model_name)
+        limit = self._completer.max_new_tokens_limit
+        if body.max_tokens is not None and body.max_tokens > limit:
+            return _error(400, f"max_tokens must be at most {limit} for this model", param="max_tokens")
+        # Editors send an empty suffix at the end of a file: a model that cannot infill completes there.
+        suffix = None if body.suffix == "" and not self._completer.can_infill else body.suffix
+        try:
+            chunks = self._completer.stream(
+                [InfillRequest(prompt, suffix) for prompt in body.prompt],
+                max_new_tokens=body.max_tokens,
+                sampling=body.sampling(),
+                stop=body.stop,
+            )
+        except CodekilnError as refusal:
+            return _error(400, str(refusal))
+        return body, chunks
+
+
+def make_app(
+    completer: Completer,
+    model_name: str,
+    host: str,
+    *,
+    allowed_hosts: Sequence[str] = (),
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+) -> FastAPI:
+    """The application for one model, to listen on `host`.
+
+    On loopback addresses it answers to their names and to `allowed_hosts`; elsewhere to `allowed_hosts`, or to any name.
+    """
     app = FastAPI(title="codekiln", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(RequestLimits, hosts=LOOPBACK if host in LOOPBACK else ())
-    decode_lock = asyncio.Lock()
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse(_: Request, refusal: RequestValidationError) -> JSONResponse:
-        first = refusal.errors()[0]
-        if first["type"] == "json_invalid":
-            return _error(400, f"invalid JSON: {first['ctx']['error']}")
-        field = str(first["loc"][1]) if len(first["loc"]) > 1 else "body"
-        return _error(400, f"{field}: {first['msg']}", param=field)
+    hosts = (*LOOPBACK, *allowed_hosts) if host in LOOPBACK or allowed_hosts else ()
+    app.add_middleware(RequestLimits, hosts=hosts, max_body_bytes=max_body_bytes)
+    service = CompletionService(completer, model_name)
+    model_record: JsonObject = {"id": model_name, "object": "model", "created": 0, "owned_by": "codekiln"}
 
     @app.exception_handler(HTTPException)
     async def fail(_: Request, failure: HTTPException) -> JSONResponse:
         return JSONResponse(error_body(str(failure.detail)), status_code=failure.status_code, headers=failure.headers)
 
-    @app.post("/v1/completions", response_model=None)
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        if request.headers.get("content-type", "").split(";")[0] != "application/json":
-            return _error(415, "Content-Type must be application/json")
-        if body.model is not None and body.model != model_name:
-            message = f"model {body.model!r} does not exist: this server has {model_name!r}"
-            return _error(404, message, param="model", code="model_not_found")
-        if body.max_tokens is not None and body.max_tokens > completer.max_new_tokens_limit:
-            message = f"max_tokens must be at most {completer.max_new_tokens_limit} for this model"
-            return _error(400, message, param="max_tokens")
-        requests = [InfillRequest(prompt, body.suffix) for prompt in body.prompts()]
-        stream = partial(
-            completer.stream, max_new_tokens=body.max_tokens, sampling=body.sampling(), stop=body.stop_strings()
-        )
-        try:
-            chunks = await run_in_threadpool(stream, requests)
-        except ConfigError as refusal:
-            return _error(400, str(refusal))
-        response = CompletionResponse(model_name)
-        generated = _generate_in_thread(chunks, decode_lock, request)
-        if body.stream:
-            has_usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(_events(generated, response, has_usage=has_usage), media_type="text/event-stream")
-        async with aclosing(generated):
-            found = {chunk.index: chunk.completion async for chunk in generated if chunk.completion is not None}
-        if len(found) < len(requests):
-            return Response(status_code=499)  # the client disconnected
-        return JSONResponse(response.body([found[i] for i in range(len(requests))]))
+    def show_model(name: str) -> Response:
+        return JSONResponse(model_record) if name == model_name else _unknown_model(name, model_name)
 
-    @app.get("/v1/models")
-    def models() -> JsonObject:
-        return {"object": "list", "data": [{"id": model_name, "object": "model", "created": 0, "owned_by": "codekiln"}]}
-
-    @app.get("/health")
-    def health() -> JsonObject:
-        return {"status": "ok"}
-
-    @app.get("/")
-    def page() -> HTMLResponse:
-        return HTMLResponse(_asset("index.html"), headers=PAGE_HEADERS)
-
-    @app.get("/playground.js")
-    def script() -> Response:
-        return Response(_asset("playground.js"), media_type="text/javascript")
-
-    @app.get("/playground.css")
-    def style() -> Response:
-        return Response(_asset("playground.css"), media_type="text/css")
-
+    app.add_api_route("/v1/completions", service.respond, methods=["POST"], response_model=None)
+    pages: dict[str, Callable[..., Response]] = {
+        "/v1/models": lambda: JSONResponse({"object": "list", "data": [model_record]}),
+        "/v1/models/{name:path}": show_model,
+        "/health": lambda: JSONResponse({"status": "ok"}),
+        "/": lambda: HTMLResponse(_asset("index.html"), headers=PAGE_HEADERS),
+        "/playground.js": lambda: Response(_asset("playground.js"), media_type="text/javascript"),
+        "/playground.css": lambda: Response(_asset("playground.css"), media_type="text/css"),
+    }
+    for path, respond in pages.items():
+        app.add_api_route(path, respond, methods=["GET", "HEAD"], response_model=None)
     return app
 
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
     """Serves on a socket until it is interrupted."""
-    config = uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, log_level="error", http=protocol_class(), timeout_graceful_shutdown=5)
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -133,32 +178,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-class RequestLimits:
-    """Refuses bodies over `MAX_BODY_BYTES` while they arrive and, if `hosts` are given, requests for any other host."""
+def _is_json(content_type: str) -> bool:
+    """Whether a Content-Type is application/json, in any case and with any parameters (RFC 9110, section 8.3)."""
+    return content_type.partition(";")[0].strip().lower() == "application/json"
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        self._app, self._hosts = app, hosts
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        asked = urlsplit("//" + Headers(scope=scope).get("host", "")).hostname
-        if self._hosts and asked not in self._hosts:
-            refusal = error_body(f"host {asked} is not allowed: this server is {', '.join(self._hosts)}")
-            await JSONResponse(refusal, status_code=421)(scope, receive, send)
-            return
-        n_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal n_bytes
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES:,} bytes", {"Connection": "close"})
-            return message
-
-        await self._app(scope, counted, send)
+def _unknown_model(name: str, model_name: str) -> JSONResponse:
+    message = f"model {name[:100]!r} does not exist: this server has {model_name!r}"
+    return _error(404, message, param="model", code="model_not_found")
 
 
 async def _generate_in_thread(
