@@ -15,7 +15,7 @@ from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_m
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sample import balanced_sample
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.errors import ConfigError
+from codekiln.errors import ConfigError, CorruptFileError
 from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
 from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of
 from codekiln.folders import claim_folder, refuse_links, require_separate
@@ -79,11 +79,13 @@ def build(
     *,
     stop_after: str | None = None,
     loggers: Sequence[str] = (),
+    keep_corpus: bool = False,
 ) -> None:
     """Runs all stages of a recipe in the folder `run`, or those up to `stop_after`. Raises CodekilnError or OSError.
 
     Finished stages are skipped, unfinished ones resume. Under torchrun all ranks train, and rank 0 does the other stages.
-    `loggers` names where metrics go in addition to metrics.jsonl.
+    `loggers` names where metrics go in addition to metrics.jsonl. If the code of the corpus has changed since it was built,
+    the run is refused, or continues with the corpus as it is if `keep_corpus` is set.
     """
     if stop_after is not None and stop_after not in STAGE_NAMES:
         raise ConfigError(f"unknown stage {stop_after!r}: choose from {', '.join(STAGE_NAMES)}")
@@ -99,6 +101,8 @@ def build(
             if not (run / RECIPE_FILE).exists():
                 require_free_space(run, _needed_bytes(recipe))
                 write_recipe(run, job.record)
+            if not keep_corpus:
+                _require_same_sources(job)
             for stage in STAGES:
                 _run_stage(stage, job)
                 if stage.name == stop_after:
@@ -106,14 +110,21 @@ def build(
         world.send_command(EXIT)
 
 
-def build_stages(recipe: StagedRecipe, out: Path, runtime: RuntimeConfig, *, loggers: Sequence[str] = ()) -> list[Path]:
+def build_stages(
+    recipe: StagedRecipe,
+    out: Path,
+    runtime: RuntimeConfig,
+    *,
+    loggers: Sequence[str] = (),
+    keep_corpus: bool = False,
+) -> list[Path]:
     """Builds every recipe of a staged recipe into a run in the folder `out`. Returns the runs in order."""
     claim_folder(out, "staged run")
     runs: list[Path] = []
     for k, stage in enumerate(recipe.recipes):
         run = out / f"{k + 1}-{stage.name}"
         init_from = (runs[-1] / "model").absolute() if runs else stage.init_from
-        build(dataclasses.replace(stage, init_from=init_from), run, runtime, loggers=loggers)
+        build(dataclasses.replace(stage, init_from=init_from), run, runtime, loggers=loggers, keep_corpus=keep_corpus)
         runs.append(run)
     return runs
 
@@ -127,6 +138,21 @@ def _open_run(job: Job) -> None:
     refuse_links(job.run, ignored=frozenset({"wandb"}))  # W&B itself links its newest files
 
 
+def _require_same_sources(job: Job) -> None:
+    """Raises ConfigError if the code has changed since the corpus was built."""
+    if not stage_path(job.run, "corpus").is_file():
+        return
+    built_from = read_stage_record(job.run, "corpus")["result"].get("sources")
+    for before, source in zip(built_from or (), job.recipe.corpus.sources, strict=False):
+        now = source.fingerprint()
+        if before != now:
+            raise ConfigError(
+                f"the code in {now.get('folder')} has changed since the corpus of {job.run} was built "
+                f"({before.get('files')} files then, {now.get('files')} now): "
+                "use another --out to train on it, or --keep-corpus to continue with the corpus as it is"
+            )
+
+
 def _needed_bytes(recipe: Recipe) -> int:
     n_permanent = recipe.train.n_permanent_checkpoints(recipe.model)
     per_parameter = BYTES_PER_PARAMETER + BYTES_PER_PERMANENT_CHECKPOINT * n_permanent
@@ -134,10 +160,20 @@ def _needed_bytes(recipe: Recipe) -> int:
 
 
 def _run_stage(stage: Stage, job: Job) -> None:
-    """Runs a stage unless it is finished. Raises ConfigError if it was finished from other inputs."""
+    """Runs a stage unless it is finished. Raises ConfigError if it was finished from other inputs.
+
+    Raises CorruptFileError if its output is no longer the file that it wrote.
+    """
     inputs = stage.inputs(job)
-    if stage_path(job.run, stage.name).is_file() and (stage.output is None or (job.run / stage.output).is_file()):
+    output = job.run / stage.output if stage.output is not None else None
+    record = stage_path(job.run, stage.name)
+    if record.is_file() and (output is None or output.is_file()):
         found = read_stage_record(job.run, stage.name)
+        if output is not None and sha256_of(output) != found["output_sha256"]:
+            raise CorruptFileError(
+                f"{output} is not the file that the stage {stage.name} wrote: "
+                f"restore it, or remove {record} to run that stage again"
+            )
         if difference := first_difference(found["inputs"], inputs):
             raise ConfigError(
                 f"the stage {stage.name} of {job.run} was made by another recipe ({difference}): "
@@ -146,14 +182,22 @@ def _run_stage(stage: Stage, job: Job) -> None:
         return
     start = time.perf_counter()
     result = stage.run(job, inputs)
-    write_stage_record(job.run, stage.name, inputs=inputs, seconds=time.perf_counter() - start, result=result)
+    write_stage_record(
+        job.run,
+        stage.name,
+        inputs=inputs,
+        seconds=time.perf_counter() - start,
+        result=result,
+        output_sha256=sha256_of(output) if output is not None else None,
+    )
 
 
 def _corpus(job: Job, inputs: JsonObject) -> JsonObject:
+    sources = [source.fingerprint() for source in job.recipe.corpus.sources]
     manifest = build_corpus(job.recipe.corpus, job.run / "corpus")
-    return {
-        split: {key: entry[key] for key in ("documents", "text_bytes")} for split, entry in manifest["splits"].items()
-    }
+    keys = ("documents", "text_bytes")
+    splits = {split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()}
+    return {"splits": splits, "sources": sources}
 
 
 def _tokenizer_inputs(job: Job) -> JsonObject:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypedDict
 
 from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
@@ -22,6 +23,7 @@ class StageRecord(TypedDict):
     inputs: JsonObject  # what the stage was made from: its configuration, and checksums of what it read
     seconds: float
     result: Any
+    output_sha256: str | None  # of the stage's output file
 
 
 def read_recipe(run: Path) -> JsonObject:
@@ -49,14 +51,23 @@ def read_stage_record(run: Path, name: str) -> StageRecord:
         raise MissingFileError(f"{run} has no finished stage {name}: run `codekiln train` on it to the end")
     record = _read(path)
     kinds: dict[str, type | tuple[type, ...]] = {"inputs": dict, "seconds": (int, float), "result": dict}
-    if damaged := [field for field, kind in kinds.items() if not isinstance(record.get(field), kind)]:
+    kinds["output_sha256"] = (str, NoneType)
+    if damaged := [key for key, kind in kinds.items() if key not in record or not isinstance(record[key], kind)]:
         raise InvalidFileError(f"{path} is damaged (field {damaged[0]}): remove it, then run the same command again")
     return record  # type: ignore[return-value] # checked above
 
 
-def write_stage_record(run: Path, name: str, *, inputs: JsonObject, seconds: float, result: JsonObject) -> None:
+def write_stage_record(
+    run: Path, name: str, *, inputs: JsonObject, seconds: float, result: JsonObject, output_sha256: str | None
+) -> None:
     """Writes the record of a stage, which is the last thing that it does."""
-    record = {"format": FORMAT, "inputs": inputs, "seconds": round(seconds, 2), "result": result}
+    record = {
+        "format": FORMAT,
+        "inputs": inputs,
+        "seconds": round(seconds, 2),
+        "result": result,
+        "output_sha256": output_sha256,
+    }
     write_json(stage_path(run, name), record)
 
 

@@ -3,6 +3,8 @@
 Commands import what they need when they run, so that `--help` is fast, and serving needs no training code.
 """
 
+import os
+
 import typer
 
 from codekiln.cli import convert, generate, report, tokenizer, train
@@ -26,6 +28,9 @@ def main() -> None:
 
     Errors that the user can fix are printed as one paragraph. Every other exception is a bug and shows its traceback.
     """
+    # On a busy machine, OpenMP threads that wait actively take the cores from those that work. Read when PyTorch is loaded.
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (CodekilnError, OSError) as error:

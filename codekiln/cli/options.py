@@ -81,6 +81,12 @@ InputFile = Annotated[
 ]
 
 
+KeepCorpus = Annotated[
+    bool,
+    typer.Option("--keep-corpus", help="Continue with the corpus of the run although the code in --code has changed."),
+]
+
+
 def is_main_rank() -> bool:
     """Whether this process prints: rank 0 of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
@@ -100,7 +106,7 @@ def read_text(argument: str | None, file: Path | None) -> str:
     if file is None and sys.stdin.isatty():
         raise typer.BadParameter("give the text as an argument, with --file, or on standard input")
     try:
-        return read_bytes(file).decode("utf-8")
+        return read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         name = file or "standard input"
         raise InvalidFileError(f"{name} is not valid UTF-8 (byte {error.start}): convert it first") from None

@@ -15,6 +15,7 @@ from codekiln.cli.options import (
     Compile,
     Device,
     Json,
+    KeepCorpus,
     License,
     Loggers,
     MicroBatch,
@@ -46,12 +47,13 @@ def demo(
     micro_batch_tokens: MicroBatch = 2048,
     compile: Compile = None,
     loggers: Loggers = None,
+    keep_corpus: KeepCorpus = False,
 ) -> None:
     """Train a small model on the installed Python packages and show samples (about 15 minutes)."""
     from codekiln.train.config import RuntimeConfig
 
     runtime = RuntimeConfig(device=device, micro_batch_tokens=micro_batch_tokens, compile=compile)
-    _train(_recipe("demo", code, license, overrides), out, runtime, None, loggers)
+    _train(_recipe("demo", code, license, overrides), out, runtime, None, loggers, keep_corpus=keep_corpus)
     if is_main_rank():
         _show_demo(out)
 
@@ -74,6 +76,7 @@ def train(
     tensor_parallel: TensorParallel = 1,
     activation_checkpointing: ActivationCheckpointing = False,
     loggers: Loggers = None,
+    keep_corpus: KeepCorpus = False,
 ) -> None:
     """Run all stages of a recipe; resumes if interrupted. For several GPUs: torchrun -m codekiln train …"""
     from codekiln.train.config import RuntimeConfig
@@ -85,7 +88,7 @@ def train(
         tensor_parallel=tensor_parallel,
         activation_checkpointing=activation_checkpointing,
     )
-    _train(_recipe(recipe, code, license, overrides), out, runtime, stop_after, loggers)
+    _train(_recipe(recipe, code, license, overrides), out, runtime, stop_after, loggers, keep_corpus=keep_corpus)
 
 
 def finetune(
@@ -102,6 +105,7 @@ def finetune(
     compile: Compile = None,
     activation_checkpointing: ActivationCheckpointing = False,
     loggers: Loggers = None,
+    keep_corpus: KeepCorpus = False,
 ) -> None:
     """Fine-tune a model on your code."""
     from codekiln.convert.models import resolve_model
@@ -116,7 +120,7 @@ def finetune(
         compile=compile,
         activation_checkpointing=activation_checkpointing,
     )
-    _train(apply_overrides(recipe, overrides or []), out, runtime, None, loggers)
+    _train(apply_overrides(recipe, overrides or []), out, runtime, None, loggers, keep_corpus=keep_corpus)
     if is_main_rank():
         typer.echo(f"Saved to {out}. Try: codekiln complete {out} 'def '")
 
@@ -187,6 +191,8 @@ def _train(
     runtime: "RuntimeConfig",
     stop_after: str | None,
     loggers: list[str] | None,
+    *,
+    keep_corpus: bool,
 ) -> None:
     """Builds a recipe and writes the card and the report of each run."""
     from codekiln.extras import import_optional
@@ -201,9 +207,9 @@ def _train(
         if isinstance(recipe, StagedRecipe):
             if stop_after is not None:
                 raise typer.BadParameter(f"--stop-after does not apply to {recipe.name}: it has several recipes")
-            runs = pipeline.build_stages(recipe, out, runtime, loggers=loggers or [])
+            runs = pipeline.build_stages(recipe, out, runtime, loggers=loggers or [], keep_corpus=keep_corpus)
         else:
-            pipeline.build(recipe, out, runtime, stop_after=stop_after, loggers=loggers or [])
+            pipeline.build(recipe, out, runtime, stop_after=stop_after, loggers=loggers or [], keep_corpus=keep_corpus)
             runs = [out]
     except KeyboardInterrupt as stopped:
         was_terminated = isinstance(stopped, Preempted)

@@ -2,24 +2,28 @@
 
 from dataclasses import dataclass
 
-from codekiln.corpus.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filter
-from codekiln.corpus.licenses import PERMISSIVE
 from codekiln.corpus.sources.files import Source
+from codekiln.corpus.steps.exact import ExactDuplicates
+from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filters
+from codekiln.corpus.steps.license_gate import LicenseGate
+from codekiln.corpus.steps.redact import RedactEmails
+from codekiln.corpus.steps.step import Step
 from codekiln.errors import ConfigError
+
+DEFAULT_STEPS: tuple[Step, ...] = (
+    LicenseGate(),
+    Filters(filters=CODEGEN_FILTERS + INCODER_FILTERS),
+    ExactDuplicates(),
+    RedactEmails(),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """The sources of a corpus and its steps in order: license gate, filters, exact duplicates, caps, redaction, split.
-
-    A dropped document is counted by the first of `filters` that drops it.
-    """
+    """Sources, and the steps that their files pass in order; then the split into training and validation."""
 
     sources: tuple[Source, ...]
-    licenses: frozenset[str] = PERMISSIVE
-    filters: tuple[Filter, ...] = CODEGEN_FILTERS + INCODER_FILTERS
-    max_file_bytes: int = 1_000_000
-    max_repository_bytes: int | None = None
+    steps: tuple[Step, ...] = DEFAULT_STEPS
     validation_fraction: float = 0.02
     seed: int = 0
 

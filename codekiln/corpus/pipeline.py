@@ -8,26 +8,24 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import daft
 import pyarrow as pa
 import pyarrow.parquet as pq
-from daft import DataType, Window, col, lit
-from daft.functions import when
+from daft import DataType, col, lit
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.dedup import duplicate_key
+from codekiln.corpus.decoding import UndecodableError, decode_source
 from codekiln.corpus.documents import FORMAT, MANIFEST, SCHEMA, SPLITS, write_parts
-from codekiln.corpus.filters import drop_reason
 from codekiln.corpus.languages import language_of
-from codekiln.corpus.licenses import is_permissive
-from codekiln.corpus.redact import redact_emails
+from codekiln.corpus.notebooks import notebook_to_text
 from codekiln.corpus.sources.files import SourceFile
+from codekiln.corpus.steps.license_gate import REASON as LICENSE_REASON
+from codekiln.corpus.steps.step import Draft, Step
 from codekiln.errors import ConfigError
 from codekiln.files import JsonObject, write_json
 from codekiln.folders import claim_folder, clear_folder
@@ -37,7 +35,7 @@ SCRATCH = ".scratch"  # the rows of the engine, before it is decided which are k
 # All files that this module writes: they are removed before an interrupted corpus is built again.
 _FILES = (f"{SCRATCH}/*.parquet", *(f"{split}/part-*.parquet" for split in SPLITS), MANIFEST)
 N_EXAMPLES = 10
-DUPLICATE, CAPPED = "duplicate", "over its repository's cap"
+MAX_FILE_BYTES = 1_000_000  # larger files are data, not code
 
 
 def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
@@ -50,72 +48,50 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     scratch = folder / SCRATCH
     scratch.mkdir()
     listed = [file for source in config.sources for file in source.files()]
-    files = [file for file in listed if _is_utf8(_name(file))]
-    permitted = [file for file in files if is_permissive(file.license, config.licenses)]
-    refused = [file for file in files if not is_permissive(file.license, config.licenses)]
     drops = _DropCounts()
-    for file in listed:
-        if not _is_utf8(_name(file)):
-            drops.add("name not UTF-8", ascii(_name(file)), _size(file.location))
-    for file in refused:
-        drops.add(f"license {file.license}", _name(file), _size(file.location))
-    if not permitted:
-        raise _empty_corpus_error("no file has a permissive license", len(listed), drops, is_license=True)
+    files = _check_files(listed, config, drops)
 
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # Codekiln draws its own
-    with count_interrupts() as interrupts, progress_bar("Corpus: read and filter", len(permitted)) as progress:
-        _read(permitted, config, progress).write_parquet(str(scratch), compression="zstd")
+    with count_interrupts() as interrupts, progress_bar("Corpus: read and filter", len(files)) as progress:
+        _read(files, config, progress).write_parquet(str(scratch), compression="zstd")
     # After Ctrl-C, the engine may return as if it had finished: a truncated read must not be mistaken for a complete one.
     n_read = sum(pq.read_metadata(path).num_rows for path in scratch.glob("*.parquet"))
-    _require_complete(n_read == len(permitted), interrupts)
+    _require_complete(n_read == len(files), interrupts)
     read = daft.read_parquet(str(scratch / "*.parquet"))
-    decided = _mark_duplicates_and_caps(read.exclude("text"), config).collect()
+    decided = read.exclude("text")
+    for step in config.steps:
+        decided = step.check_corpus(decided)
+    decided = decided.collect()
     _count_drops(decided, drops)
     kept = decided.where(col("reason").is_null())
-    sizes = kept.groupby("repository").agg(col("text_bytes").sum(), col("order").count().alias("n")).to_pydict()
-    if not sizes["repository"]:
+    repositories = kept.groupby("repository").agg(col("text_bytes").sum(), col("order").count().alias("n")).to_pydict()
+    if not repositories["repository"]:
         raise _empty_corpus_error("every file was dropped", len(listed), drops)
 
-    split_by, validation = _choose_validation(dict(zip(sizes["repository"], sizes["text_bytes"], strict=True)), config)
-    is_validation = (
-        col("repository").is_in(sorted(validation))
-        if split_by == "repository"
-        else col("draw") < lit(_hash_threshold(config))
-    )
-    if split_by == "repository" and not validation:
-        is_validation = lit(False)
-    chosen = kept.select("order", is_validation.alias("validation"))
-    splits: dict[str, Any] = {}
+    repository_bytes = dict(zip(repositories["repository"], repositories["text_bytes"], strict=True))
+    split_by, validation = _choose_validation(repository_bytes, config)
     with count_interrupts() as interrupts, progress_bar("Corpus: write", len(SPLITS)) as progress:
-        for split in SPLITS:
-            mine = chosen.where(col("validation") == lit(split == "validation")).select("order")
-            rows = read.join(mine, on="order", how="inner").sort("order").select(*SCHEMA.names)
-            parts = write_parts(folder / split, _batches(rows))
-            splits[split] = {
-                "documents": sum(part["documents"] for part in parts),
-                "text_bytes": sum(part["text_bytes"] for part in parts),
-                "parts": parts,
-            }
-            progress.advance()
+        chosen = _assign_splits(kept, split_by, validation, config)
+        splits = _write_splits(read, chosen, folder, progress)
     n_kept = sum(split["documents"] for split in splits.values())
-    _require_complete(n_kept == sum(sizes["n"]) == len(listed) - drops.n_documents, interrupts)
+    _require_complete(n_kept == sum(repositories["n"]) == len(listed) - drops.n_documents, interrupts)
     if not splits["train"]["documents"]:
         raise _empty_corpus_error("no document is left for training", len(listed), drops)
-
-    licenses = kept.groupby("license").agg(col("order").count().alias("n"), col("text_bytes").sum()).sort("license")
     manifest: JsonObject = {
         "format": FORMAT,
         "splits": splits,
         "read": {"files": len(listed), "bytes": sum(_size(file.location) for file in listed)},
-        "kept": {"documents": sum(sizes["n"]), "text_bytes": sum(sizes["text_bytes"])},
+        "kept": {"documents": n_kept, "text_bytes": sum(repositories["text_bytes"])},
         "dropped": drops.record(),
-        "emails_redacted": int(kept.agg(col("emails").sum()).to_pydict()["emails"][0] or 0),
-        "licenses": _rows(licenses),
-        "repositories": _rows(
-            kept.groupby("repository", "revision", "license")
-            .agg(col("order").count().alias("documents"), col("text_bytes").sum())
-            .sort("repository")
-        ),
+        "emails_redacted": _total(kept, "emails"),
+        "licenses": kept.groupby("license")
+        .agg(col("order").count().alias("n"), col("text_bytes").sum())
+        .sort("license")
+        .to_pylist(),
+        "repositories": kept.groupby("repository", "revision", "license")
+        .agg(col("order").count().alias("documents"), col("text_bytes").sum())
+        .sort("repository")
+        .to_pylist(),
         "validation": {"by": split_by, "repositories": sorted(validation)},
     }
     for path in scratch.glob("*.parquet"):
@@ -125,23 +101,68 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     return manifest
 
 
-def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask) -> daft.DataFrame:
-    """One row per file: its columns in the corpus, its duplicate key, and the reason to drop it or null."""
-    result = DataType.struct(
-        {
-            "text": DataType.string(),
-            "text_bytes": DataType.int64(),
-            "emails": DataType.int64(),
-            "key": DataType.string(),
-            "reason": DataType.string(),
-        }
-    )
+def _check_files(listed: Sequence[SourceFile], config: CorpusConfig, drops: "_DropCounts") -> list[SourceFile]:
+    """The listed files that are read. Raises ConfigError if there are none."""
+    files = []
+    for file in listed:
+        if reason := _check_file(file, config):
+            name = _name(file) if _is_utf8(_name(file)) else ascii(_name(file))
+            drops.add(reason, name, _size(file.location))
+        else:
+            files.append(file)
+    if not files:
+        is_license = any(reason.startswith(LICENSE_REASON) for reason in drops.record())
+        why = "no file has a permissive license" if is_license else "no file was kept"
+        raise _empty_corpus_error(why, len(listed), drops, is_license=is_license)
+    return files
 
-    @daft.func.batch(return_dtype=result)
+
+def _assign_splits(kept: daft.DataFrame, split_by: str, validation: set[str], config: CorpusConfig) -> daft.DataFrame:
+    """`order` of each document, and whether it is held out."""
+    if split_by == "repository":
+        is_validation = col("repository").is_in(sorted(validation)) if validation else lit(False)
+    else:
+        orders = _choose_files(kept, config)
+        is_validation = col("order").is_in(orders) if orders else lit(False)
+    return kept.select("order", is_validation.alias("validation"))
+
+
+def _write_splits(read: daft.DataFrame, chosen: daft.DataFrame, folder: Path, progress: ProgressTask) -> JsonObject:
+    """Writes the Parquet parts of each split. Returns their records."""
+    splits: JsonObject = {}
+    for split in SPLITS:
+        mine = chosen.where(col("validation") == lit(split == "validation")).select("order")
+        rows = read.join(mine, on="order", how="inner").sort("order").select(*SCHEMA.names)
+        parts = write_parts(folder / split, _batches(rows))
+        splits[split] = {
+            "documents": sum(part["documents"] for part in parts),
+            "text_bytes": sum(part["text_bytes"] for part in parts),
+            "parts": parts,
+        }
+        progress.advance()
+    return splits
+
+
+def _check_file(file: SourceFile, config: CorpusConfig) -> str | None:
+    """The reason to drop a listed file before it is read."""
+    if file.problem is not None:
+        return file.problem
+    if not _is_utf8(_name(file)):
+        return "name not UTF-8"
+    return next((reason for step in config.steps if (reason := step.check_file(file))), None)
+
+
+def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask) -> daft.DataFrame:
+    """One row per file: its columns in the corpus, those of the steps, and the reason to drop it or null."""
+    step_columns = {name: kind for step in config.steps for name, kind in step.columns.items()}
+    types = {str: DataType.string(), int: DataType.int64()}
+    fields = {"text": DataType.string(), "text_bytes": DataType.int64(), "reason": DataType.string()}
+    fields |= {name: types[kind] for name, kind in step_columns.items()}
+
+    @daft.func.batch(return_dtype=DataType.struct(fields))
     def read(location: daft.Series, path: daft.Series) -> list[JsonObject]:
-        rows = [
-            _read_one(Path(loc), name, config) for loc, name in zip(location.to_pylist(), path.to_pylist(), strict=True)
-        ]
+        pairs = zip(location.to_pylist(), path.to_pylist(), strict=True)
+        rows = [dict.fromkeys(step_columns) | _read_one(Path(each), name, config.steps) for each, name in pairs]
         progress.advance(len(rows))
         return rows
 
@@ -159,48 +180,33 @@ def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask)
         }
     )
     frame = daft.from_arrow(columns).into_batches(128).with_column("read", read(col("location"), col("path")))
-    unpacked = [col("read").get(name).alias(name) for name in ("text", "text_bytes", "emails", "key", "reason")]
+    unpacked = [col("read").get(name).alias(name) for name in fields]
     return frame.select(*[name for name in columns.column_names if name != "location"], *unpacked)
 
 
-def _read_one(location: Path, path: str, config: CorpusConfig) -> JsonObject:
-    """Reads and filters one file. The text is returned only if the file is kept."""
-    dropped: JsonObject = {"text": None, "text_bytes": 0, "emails": 0, "key": None}
+def _read_one(location: Path, path: str, steps: Sequence[Step]) -> JsonObject:
+    """Reads one file and passes it through the steps. The text is returned only if the file is kept."""
     try:
         size = location.stat().st_size
-        if size > config.max_file_bytes:
-            return dropped | {"text_bytes": size, "reason": f"over {config.max_file_bytes:,} bytes"}
-        raw = location.read_bytes()
+        if size > MAX_FILE_BYTES:
+            return {"text_bytes": size, "reason": f"over {MAX_FILE_BYTES:,} bytes"}
+        data = location.read_bytes()
     except OSError:
-        return dropped | {"reason": "unreadable"}
-    dropped["text_bytes"] = len(raw)
+        return {"text_bytes": 0, "reason": "unreadable"}
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return dropped | {"reason": "not UTF-8"}
-    if reason := drop_reason(text, config.filters):
-        return dropped | {"reason": reason}
-    redacted, emails = redact_emails(text)
-    size = len(redacted.encode())
-    return {"text": redacted, "text_bytes": size, "emails": emails, "key": duplicate_key(path, text), "reason": None}
-
-
-def _mark_duplicates_and_caps(rows: daft.DataFrame, config: CorpusConfig) -> daft.DataFrame:
-    """Marks duplicates (the first in order stays) and documents over the cap of their repository (the lowest hashes stay)."""
-    judged, passed = rows.where(col("reason").not_null()), rows.where(col("reason").is_null())
-    first = passed.groupby("key").agg(col("order").min().alias("first"))
-    passed = passed.join(first, on="key", how="inner")
-    unique = passed.where(col("order") == col("first")).exclude("first")
-    repeated = passed.where(col("order") != col("first")).exclude("first").with_column("reason", lit(DUPLICATE))
-    if config.max_repository_bytes is not None:
-        drawn = Window().partition_by("repository").order_by("draw", "order")
-        drawn = drawn.rows_between(Window.unbounded_preceding, Window.current_row)
-        running = unique.with_column("running", col("text_bytes").sum().over(drawn))
-        is_over = col("running") > lit(config.max_repository_bytes)
-        reason = when(is_over, lit(CAPPED)).otherwise(lit(None).cast(DataType.string()))
-        unique = running.with_column("reason", reason).exclude("running")
-    columns = rows.column_names
-    return judged.select(*columns).concat(repeated.select(*columns)).concat(unique.select(*columns))
+        text: str | None = decode_source(data, path)
+    except UndecodableError as error:
+        return {"text_bytes": len(data), "reason": str(error)}
+    if language_of(path) == "Jupyter":
+        text = notebook_to_text(text or "")
+    if text is None:
+        return {"text_bytes": len(data), "reason": "damaged notebook"}
+    draft = Draft(path=path, language=language_of(path) or "", text=text)
+    for step in steps:
+        if reason := step.check_document(draft):
+            return {"text_bytes": len(data), "reason": reason}
+        step.edit_document(draft)
+    return {"text": draft.text, "text_bytes": len(draft.text.encode()), "reason": None} | draft.columns
 
 
 class _DropCounts:
@@ -232,13 +238,14 @@ def _count_drops(decided: daft.DataFrame, drops: _DropCounts) -> None:
 
 
 def _choose_validation(repository_bytes: dict[str, int], config: CorpusConfig) -> tuple[str, set[str]]:
-    """The repositories that are held out: in the order of their hashes, each that fits, until the fraction is reached.
+    """What is held out, "repository" or "file", and the repositories.
 
-    A single repository cannot be on one side only: then files are held out, and the manifest records it.
+    Repositories are taken in the order of their hashes, each that fits, until the fraction is reached. If that holds out
+    less than half or more than twice of what was asked for, because repositories are few or large, files are held out.
     """
-    if len(repository_bytes) == 1 and config.validation_fraction > 0:
-        return "file", set()
     wanted = config.validation_fraction * sum(repository_bytes.values())
+    if wanted == 0:
+        return "repository", set()
     validation: set[str] = set()
     held_bytes = 0
     for name in sorted(repository_bytes, key=lambda name: hash_order(config.seed, name)):
@@ -247,14 +254,35 @@ def _choose_validation(repository_bytes: dict[str, int], config: CorpusConfig) -
             held_bytes += repository_bytes[name]
         if held_bytes >= wanted:
             break
-    if not validation and wanted > 0:
-        validation.add(min(repository_bytes, key=lambda name: (repository_bytes[name], name)))
-    return "repository", validation
+    if not validation and len(repository_bytes) > 1:
+        smallest = min(repository_bytes, key=lambda name: (repository_bytes[name], name))
+        validation, held_bytes = {smallest}, repository_bytes[smallest]
+    is_near = wanted / 2 <= held_bytes <= 2 * wanted and len(validation) < len(repository_bytes)
+    return ("repository", validation) if is_near else ("file", set())
 
 
-def _hash_threshold(config: CorpusConfig) -> str:
-    """The hash below which a fraction of `config.validation_fraction` of all hashes is."""
-    return f"{int(config.validation_fraction * 16**16):016x}"
+def _choose_files(kept: daft.DataFrame, config: CorpusConfig) -> list[int]:
+    """The files that are held out, by `order`: in random order, until the fraction is reached. At least one file stays for
+    training, and at least one is held out if there are several."""
+    rows = kept.select("order", "draw", "text_bytes").sort(["draw", "order"]).to_pydict()
+    orders, sizes = rows["order"], rows["text_bytes"]
+    wanted = config.validation_fraction * sum(sizes)
+    chosen: list[int] = []
+    held_bytes = 0
+    for order, size in zip(orders[:-1], sizes[:-1], strict=True):
+        if held_bytes + size <= 1.2 * wanted:
+            chosen.append(order)
+            held_bytes += size
+    if not chosen and len(orders) > 1:
+        chosen.append(min(zip(sizes, orders, strict=True))[1])
+    return chosen
+
+
+def _total(rows: daft.DataFrame, column: str) -> int:
+    """The sum of a column; 0 if no step has it."""
+    if column not in rows.column_names:
+        return 0
+    return int(rows.agg(col(column).sum()).to_pydict()[column][0] or 0)
 
 
 def hash_order(seed: int, name: str) -> str:
@@ -314,11 +342,6 @@ def _batches(rows: daft.DataFrame) -> Iterator[pa.RecordBatch]:
     for batch in rows.to_arrow_iter():
         for start in range(0, batch.num_rows, 256):
             yield batch.slice(start, 256).cast(SCHEMA)
-
-
-def _rows(frame: daft.DataFrame) -> list[JsonObject]:
-    rows: list[JsonObject] = frame.to_pylist()
-    return rows
 
 
 def _empty_corpus_error(why: str, n_files: int, drops: _DropCounts, *, is_license: bool = False) -> ConfigError:

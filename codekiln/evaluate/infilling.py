@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,14 @@ from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, InfillRequest
 from codekiln.generate.sampling import GREEDY
 from codekiln.progress import progress_bar
-from codekiln.tokenizer.infill import expand_to_words
+from codekiln.tokenizer.infill import boundary_before, expand_to_words
 
 FloatArray = npt.NDArray[np.float64]
 SINGLE_LINE, SPAN = "single-line", "span"
 SUFFIX_MATCH_CHARACTERS = 8  # of the suffix, that end a span where they occur
 MAX_PROBLEMS_PER_DOCUMENT = 8  # of each kind
+MAX_LINE_CHARACTERS = 100  # of a line that is a problem
+LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,14 @@ def sample_problems(documents: Iterable[Document], config: InfillingConfig) -> d
     }
 
 
+def is_scorable(completer: Completer, problem: Problem) -> bool:
+    """Whether the reference fits in the model's context and, without the suffix, a token comes before it."""
+    n_tokens = len(completer.tokenizer.encode(problem.reference))
+    if n_tokens > completer.max_new_tokens_limit:
+        return False
+    return bool(completer.prompt_ids(InfillRequest(problem.prompt), n_tokens))
+
+
 def evaluate(
     completer: Completer, problems: Sequence[Problem], config: InfillingConfig, *, title: str
 ) -> list[InfillResult]:
@@ -115,7 +126,7 @@ def answer_problems(
     """Greedy answers, postprocessed. All problems are decoded in one batch."""
     completions = completer.complete(
         [InfillRequest(p.prompt, p.suffix if with_suffix else None) for p in problems],
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=min(config.max_new_tokens, completer.max_new_tokens_limit),
         sampling=GREEDY,
         stop=stop_strings(problems),
     )
@@ -128,7 +139,7 @@ def answer_problems(
 
 def stop_strings(problems: Sequence[Problem]) -> Sequence[str]:
     """Strings that end the answers to problems of one batch."""
-    return ["\n"] if all(problem.kind == SINGLE_LINE for problem in problems) else ()
+    return ["\n", "\r"] if all(problem.kind == SINGLE_LINE for problem in problems) else ()
 
 
 def middle_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix: bool) -> list[float]:
@@ -184,7 +195,7 @@ def postprocess(completion: Completion, problem: Problem, *, with_suffix: bool) 
     ends where the model ended it; without the suffix in view, where nothing tells the model to end, at the line end. Also
     returns whether the answer is finished: a span that neither reaches the suffix nor was ended by the model is not.
     """
-    first_line = completion.text.split("\n", 1)[0]
+    first_line = LINE_END.split(completion.text, 1)[0]
     if problem.kind == SINGLE_LINE:
         return first_line, True
     start = completion.text.find(problem.suffix[:SUFFIX_MATCH_CHARACTERS]) if problem.suffix else -1
@@ -196,14 +207,10 @@ def postprocess(completion: Completion, problem: Problem, *, with_suffix: bool) 
 
 
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
-    """A line that is not blank, with its indentation and without its line end."""
-    lines = text.split("\n")
-    starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
-    candidates = [i for i, line in enumerate(lines) if i and line.strip() and len(line) <= 100]
-    if not candidates:
-        return None
-    chosen = candidates[int(rng.integers(len(candidates)))]
-    return int(starts[chosen]), int(starts[chosen]) + len(lines[chosen])
+    """A line that is not blank and not the first, with its indentation and without its line end."""
+    lines = (line for line in re.finditer(r"[^\r\n]+", text) if line.start() > 0)
+    candidates = [line.span() for line in lines if line.group().strip() and len(line.group()) <= MAX_LINE_CHARACTERS]
+    return candidates[int(rng.integers(len(candidates)))] if candidates else None
 
 
 def _span(text: str, config: InfillingConfig, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -213,7 +220,8 @@ def _span(text: str, config: InfillingConfig, rng: np.random.Generator) -> tuple
         return None
     length = int(np.exp(rng.uniform(math.log(1), math.log(config.max_span_characters + 1))))
     start = int(rng.integers(len(data) - length))
-    start, stop = (len(data[:at].decode()) for at in expand_to_words(data, start, start + length))
+    bounds = (boundary_before(data, at) for at in expand_to_words(data, start, start + length))
+    start, stop = (len(data[:at].decode()) for at in bounds)
     return (start, stop) if text[start:stop].strip() else None
 
 

@@ -7,7 +7,7 @@ from itertools import islice
 from codekiln.corpus.documents import Document
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.functions import sample_functions
-from codekiln.evaluate.infilling import InfillResult, aggregate, evaluate, sample_problems
+from codekiln.evaluate.infilling import InfillResult, aggregate, evaluate, is_scorable, sample_problems
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, InfillRequest
 from codekiln.generate.sampling import GREEDY
@@ -16,12 +16,16 @@ MAX_SAMPLES_SHOWN = 4  # correct and wrong samples of each kind of problem that 
 
 
 def evaluate_infilling(completer: Completer, documents: Iterable[Document], config: InfillingConfig) -> JsonObject:
-    """Scores by kind of problem, with samples. A kind without problems has `{"problems": 0}`."""
+    """Scores by kind of problem, with samples. A kind without problems has `{"problems": 0}`.
+
+    "skipped" counts problems that do not fit in the model's context.
+    """
     summary: JsonObject = {}
     for kind, problems in sample_problems(documents, config).items():
-        results = evaluate(completer, problems, config, title=f"Evaluate: {kind} infilling")
+        scorable = [problem for problem in problems if is_scorable(completer, problem)]
+        results = evaluate(completer, scorable, config, title=f"Evaluate: {kind} infilling")
         samples = [sample for is_exact in (True, False) for sample in _samples(results, is_exact=is_exact)]
-        summary[kind] = aggregate(results) | {"samples": samples}
+        summary[kind] = aggregate(results) | {"skipped": len(problems) - len(scorable), "samples": samples}
     return summary
 
 
@@ -30,12 +34,13 @@ def sample_report_functions(
 ) -> list[JsonObject]:
     """Held-out functions with what the model writes: the completed body, and one infilled line."""
     shown = []
-    max_new_tokens = 2 * config.max_new_tokens
+    max_new_tokens = min(2 * config.max_new_tokens, completer.max_new_tokens_limit)
     for function in sample_functions(documents, n, seed=config.seed):
         lines = function.body.splitlines(keepends=True)
         hidden = lines[function.hidden_line]
         prompt = function.before + "".join(lines[: function.hidden_line])
-        suffix = "".join(["\n" * hidden.endswith("\n"), *lines[function.hidden_line + 1 :]])
+        line_end = hidden[len(hidden.rstrip("\r\n")) :]
+        suffix = "".join([line_end, *lines[function.hidden_line + 1 :]])
         requests = {"completion": InfillRequest(function.before), "infill": InfillRequest(prompt, suffix)}
         texts = {
             name: completer.complete([request], max_new_tokens=max_new_tokens, sampling=GREEDY)[0].text
@@ -46,7 +51,7 @@ def sample_report_functions(
                 "name": function.name,
                 "before": function.before,
                 "body": function.body,
-                "hidden": hidden.rstrip("\n"),
+                "hidden": hidden.removesuffix(line_end),
                 "prompt": prompt,
                 "suffix": suffix,
             }

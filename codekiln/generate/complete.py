@@ -170,9 +170,11 @@ class Completer:
     def prompt_ids(self, request: InfillRequest, max_new_tokens: int) -> list[int]:
         """The prompt in the model's infilling format, cut to the context: far text is left out, by whole lines if possible.
 
-        Raises ConfigError for a suffix if the model cannot infill.
+        Raises ConfigError for a suffix if the model cannot infill, and if the new tokens leave no room for a prompt.
         """
         room = self.context_length - max_new_tokens - N_FIM_SENTINELS
+        if room < 1:
+            raise ConfigError(f"{max_new_tokens} new tokens leave no room in a context of {self.context_length}")
         prefix, suffix = self.tokenizer.encode(request.prompt), self.tokenizer.encode(request.suffix or "")
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.filters import CODEGEN_FILTERS
 from codekiln.corpus.languages import PROSE
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.corpus.steps.exact import ExactDuplicates
+from codekiln.corpus.steps.filters import CODEGEN_FILTERS, Filters
+from codekiln.corpus.steps.license_gate import LicenseGate
+from codekiln.corpus.steps.redact import RedactEmails
 from codekiln.model.configs import codegen as codegen_model
 from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
 from codekiln.train.config import AdamWConfig, TrainConfig
@@ -25,7 +28,7 @@ LANGUAGES = ("C", "C++", "Go", "Java", "JavaScript", "Python")
 CONTEXT = 2048
 
 SOURCES = {
-    "corpus.filters": "section 2.1 and appendix A (code only)",
+    "corpus.steps[1]": "section 2.1 and appendix A (code only)",
     "tokenizer.name": "section 2.2: GPT-2's BPE; with tokens for white space from Multi on",
     "model": "table 6 and the released configs",
     "train.objective": "section 2.2",
@@ -98,7 +101,12 @@ def _stage(
         name=name,
         corpus=CorpusConfig(
             sources=(source,),
-            filters=() if name == "nl" else CODEGEN_FILTERS,  # the paper's filters are for code
+            steps=(
+                LicenseGate(),
+                Filters(filters=() if name == "nl" else CODEGEN_FILTERS),  # the paper's filters are for code
+                ExactDuplicates(),
+                RedactEmails(),
+            ),
             validation_fraction=0.01,
         ),
         tokenizer=PretrainedTokenizer(name="codegen-nl" if name == "nl" else "codegen"),

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import assert_never
 
 from codekiln.convert.models import load_tokenizer
-from codekiln.corpus.config import CorpusConfig
+from codekiln.corpus.config import DEFAULT_STEPS, CorpusConfig
 from codekiln.corpus.licenses import PERMISSIVE
 from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.huggingface import read_config
 from codekiln.recipe import PretrainedTokenizer, Recipe
@@ -33,7 +34,7 @@ def finetune(model: Path, code: Path, license: str | None = None, *, lora: bool 
         name="finetune",
         corpus=CorpusConfig(
             sources=(LocalRepositories(folder=code.absolute(), license=license or USER_CODE),),
-            licenses=PERMISSIVE | {USER_CODE},
+            steps=(LicenseGate(licenses=PERMISSIVE | {USER_CODE}), *DEFAULT_STEPS[1:]),
             validation_fraction=0.05,
         ),
         tokenizer=PretrainedTokenizer(name=str(model.absolute())),

@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.filters import INCODER_FILTERS
 from codekiln.corpus.licenses import INCODER_LICENSES
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.corpus.steps.exact import ExactDuplicates
+from codekiln.corpus.steps.filters import INCODER_FILTERS, Filters
+from codekiln.corpus.steps.license_gate import LicenseGate
+from codekiln.corpus.steps.redact import RedactEmails
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import incoder as incoder_model
 from codekiln.recipe import Recipe
@@ -23,8 +26,7 @@ from codekiln.train.schedules import WarmupPolynomial
 _LR = {"1B": 2.0e-4, "6B": 1.2e-4}
 
 SOURCES = {
-    "corpus.licenses": "section 3.1",
-    "corpus.filters": "section 3.1",
+    "corpus.steps": "section 3.1",
     "tokenizer.vocab_size": "the released vocabulary, without two ids of fairseq that have no use",
     "tokenizer.pattern": "section 3.1: tokens may cross spaces, but not newlines",
     "tokenizer.special_tokens": "section 2.1 and the released vocabulary",
@@ -44,7 +46,15 @@ def incoder(size: str, code: Path | None = None, license: str | None = None) -> 
     source = InstalledPackages() if code is None else LocalRepositories(folder=code.absolute(), license=license)
     return Recipe(
         name=f"incoder-{size}",
-        corpus=CorpusConfig(sources=(source,), licenses=INCODER_LICENSES, filters=INCODER_FILTERS),
+        corpus=CorpusConfig(
+            sources=(source,),
+            steps=(
+                LicenseGate(licenses=INCODER_LICENSES),
+                Filters(filters=INCODER_FILTERS),
+                ExactDuplicates(),
+                RedactEmails(),
+            ),
+        ),
         tokenizer=replace(INCODER_TOKENIZER, vocab_size=50_516),
         model=incoder_model(size),
         train=TrainConfig(

@@ -148,12 +148,11 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
     objective = train["objective"]
     sources = ", ".join(source["kind"] for source in recipe["corpus"]["sources"])
     read, kept, dropped = manifest["read"], manifest["kept"], manifest["dropped"]
-    filters = "; ".join(
-        " ".join(
-            [filter_["kind"], *(f"{k}={v}" for k, v in filter_.items() if k != "kind" and not isinstance(v, list))]
-        )
-        for filter_ in recipe["corpus"]["filters"]
-    )
+    filters = [filter_ for step in recipe["corpus"]["steps"] for filter_ in step.get("filters", ())]
+    filter_texts = [
+        " ".join([f["kind"], *(f"{k}={v}" for k, v in f.items() if k != "kind" and not isinstance(v, list))])
+        for f in filters
+    ]
     return {
         "Model": {
             "Publisher": NOT_RECORDED,
@@ -166,7 +165,8 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
             f"{kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB kept",
             "De-duplication": "exact, by file extension and alphanumeric tokens: "
             f"{dropped.get('duplicate', {}).get('documents', 0):,} dropped",
-            "Filters": filters,
+            "Steps": ", ".join(step["kind"] for step in recipe["corpus"]["steps"]),
+            "Filters": "; ".join(filter_texts) or "none",
             "Dropped": "; ".join(f"{reason}: {entry['documents']:,}" for reason, entry in dropped.items()) or "none",
             "E-mail addresses redacted": f"{manifest['emails_redacted']:,}",
             "Held out": f"by {manifest['validation']['by']}: "

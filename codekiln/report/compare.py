@@ -99,7 +99,7 @@ def write_comparison(runs: Sequence[Run], path: Path, *, force: bool = False) ->
         path,
         "comparison.html.jinja",
         title=", ".join(comparison["runs"]),
-        summarize=totals_table(comparison),
+        totals=totals_table(comparison),
         recipe=recipe_table(comparison),
         charts=training_charts({run.name: run.rows for run in runs}),
     )

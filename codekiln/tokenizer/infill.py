@@ -234,6 +234,13 @@ def expand_to_words(text: bytes, start: int, stop: int) -> tuple[int, int]:
     return start, stop
 
 
+def boundary_before(data: bytes, at: int) -> int:
+    """The nearest position at or before `at` that is inside neither a UTF-8 character nor a "\\r\\n"."""
+    while 0 < at < len(data) and (data[at] & 0xC0 == 0x80 or data[at - 1 : at + 1] == b"\r\n"):
+        at -= 1
+    return at
+
+
 def _is_inside_word(pair: bytes) -> bool:
     """Whether both of two adjacent bytes belong to one word."""
     return all(byte >= 0x80 or byte == ord("_") or chr(byte).isalnum() for byte in pair)

@@ -12,6 +12,7 @@ from codekiln.tokenizer.infill import (
     N_FIM_SENTINELS,
     N_SENTINELS_PER_SPAN,
     TokenizedExample,
+    boundary_before,
     expand_to_words,
     require_causal_mask,
     require_psm,
@@ -229,10 +230,10 @@ class SpmInfill:
         return left_to_right(chunk, tokenizer)
 
     def _lines(self, text: bytes, rng: np.random.Generator) -> tuple[int, int] | None:
-        """Whole lines without the last newline. The first is not blank, nor the first of the chunk, which may be cut."""
+        """Whole lines without the last line end. The first is not blank, nor the first of the chunk, which may be cut."""
         starts = [i + 1 for i in np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE).tolist()]
         first_start = self.min_prefix_fraction * len(text)
-        starts = [start for start in starts if first_start <= start < len(text) and text[start] != _NEWLINE]
+        starts = [start for start in starts if first_start <= start < len(text) and text[start] not in b"\r\n"]
         if not starts:
             return None
         first = int(rng.integers(len(starts)))
@@ -243,7 +244,7 @@ class SpmInfill:
             if newline == -1:
                 return None
             end = newline + 1
-        return starts[first], end - 1
+        return starts[first], boundary_before(text, end - 1)
 
     def _characters(self, text: bytes, rng: np.random.Generator) -> tuple[int, int] | None:
         if len(text) < 2:
@@ -255,16 +256,9 @@ class SpmInfill:
 
 
 def encode_around(data: bytes, hole: tuple[int, int], tokenizer: Tokenizer) -> list[list[int]]:
-    """Ids of prefix, middle and suffix of a hole of bytes, each encoded separately and cut between whole characters."""
-    start, stop = (_character_start(data, at) for at in hole)
+    """Ids of prefix, middle and suffix of a hole of bytes, each encoded separately. No character or line end is cut."""
+    start, stop = (boundary_before(data, at) for at in hole)
     return tokenizer.encode_batch([data[:start], data[start:stop], data[stop:]])
-
-
-def _character_start(data: bytes, at: int) -> int:
-    """The nearest position at or before `at` that is not inside a UTF-8 character."""
-    while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
-        at -= 1
-    return at
 
 
 def _log_uniform(low: int, high: int, rng: np.random.Generator) -> int:

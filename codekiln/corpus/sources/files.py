@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,14 @@ class SourceFile:
     license: str
     path: str
     location: Path
+    problem: str | None = None  # why it cannot be read, for example the reason of a folder without permission
 
 
 class Source(Protocol):
     """Lists files in a fixed order: the same disk gives the same list."""
 
     def files(self) -> Iterator[SourceFile]: ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON that differs if the files have changed since the corpus was built."""
+        ...

@@ -52,13 +52,30 @@ class InstalledPackages:
 
     def _standard_library(self) -> Iterator[SourceFile]:
         root = sysconfig.get_path("stdlib")
-        for folder, folders, names in os.walk(root):
+        problems: list[OSError] = []
+        for folder, folders, names in os.walk(root, onerror=problems.append):
             folders[:] = sorted(set(folders) - {"site-packages", "dist-packages", "__pycache__"})
             for name in sorted(names):
                 location = Path(folder, name)
                 path = location.relative_to(root).as_posix()
                 if language_of(path) in self.languages and not location.is_symlink():
                     yield SourceFile("installed", "cpython", platform.python_version(), PYTHON_LICENSE, path, location)
+        for problem in problems:
+            location = Path(str(problem.filename))
+            path = location.relative_to(root).as_posix()
+            yield SourceFile(
+                "installed",
+                "cpython",
+                platform.python_version(),
+                PYTHON_LICENSE,
+                path,
+                location,
+                problem="unreadable folder",
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Empty: packages come and go on a machine, and a run keeps the corpus that it has built."""
+        return {}
 
 
 def _import_path() -> list[str]:

@@ -1,22 +1,34 @@
 """A folder of source code: each folder in it is a repository. Files directly in it are one repository named "."."""
 
+import hashlib
 import os
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from codekiln.corpus.declared import read_license
 from codekiln.corpus.languages import LANGUAGES, language_of
-from codekiln.corpus.licenses import UNKNOWN, declared_license
+from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.sources.files import SourceFile
 from codekiln.errors import ConfigError, MissingFileError
+from codekiln.extras import import_optional
+
+# Folders with code of others, or generated code, which is not under the license of the repository.
+VENDORED = frozenset(
+    {"venv", "env", "virtualenv", "node_modules", "bower_components", "site-packages", "__pycache__", "build", "dist"}
+    | {"third_party", "third-party", "thirdparty", "vendor", "vendored"}
+)
+VENDORED_REASON, UNREADABLE_REASON = "vendored or generated folder", "unreadable folder"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRepositories:
-    """Files in `folder`. `license` is the SPDX expression for all of it; None reads each repository's pyproject.toml.
+    """Files in `folder`. `license` is the SPDX expression for all of it; None reads what each repository declares.
 
-    Hidden files, hidden folders and symbolic links are ignored.
+    A folder with a `.git` is one repository. Hidden files and folders, symbolic links, and what .gitignore names are
+    ignored. Folders with code of others and folders that cannot be read are counted as drops.
     """
 
     folder: Path
@@ -29,41 +41,113 @@ class LocalRepositories:
             raise MissingFileError(f"{self.folder} is not a folder: name a folder with source code")
         licenses: dict[str, str] = {}
         n_files = 0
-        for location in _walk(self.folder):
-            path = location.relative_to(self.folder)
-            if language_of(path.name) not in self.languages:
+        for entry in _walk(self.folder):
+            path = entry.location.relative_to(self.folder)
+            if entry.problem is None and language_of(path.name) not in self.languages:
                 continue
-            repository = path.parts[0] if len(path.parts) > 1 else "."
+            is_inside = len(path.parts) > 1 or (entry.problem is not None and entry.location != self.folder)
+            repository = path.parts[0] if is_inside and not self._is_repository else "."
             root = self.folder / repository
             if repository not in licenses:
-                licenses[repository] = self.license or _pyproject_license(root)
-            n_files += 1
-            inside = location.relative_to(root).as_posix()
-            yield SourceFile("tree", repository, "-", licenses[repository], inside, location)
+                licenses[repository] = self._license_of(root)
+            n_files += entry.problem is None
+            inside = entry.location.relative_to(root).as_posix()
+            yield SourceFile(
+                "tree", repository, "-", licenses[repository], inside, entry.location, problem=entry.problem
+            )
         if not n_files:
             known = ", ".join(self.languages)
             raise ConfigError(f"{self.folder} has no source file: name a folder with files of these languages: {known}")
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes when a file is added, removed or edited: the number of files, and a hash of paths, sizes and times."""
+        digest, n_files = hashlib.sha256(), 0
+        for file in self.files():
+            try:
+                status = file.location.lstat()
+            except OSError:
+                continue
+            n_files += 1
+            name = os.fsencode(f"{file.repository}/{file.path}")
+            digest.update(name + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        return {"folder": str(self.folder), "files": n_files, "sha256": digest.hexdigest()}
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files in `folder` in the order of their paths, without hidden ones and without following links."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    @cached_property
+    def _is_repository(self) -> bool:
+        return (self.folder / ".git").exists()
+
+    def _license_of(self, root: Path) -> str:
+        """The license that a repository declares, or else the folder that it is in."""
+        if self.license is not None:
+            return self.license
+        declared = read_license(root)
+        return declared if declared != UNKNOWN or root == self.folder else read_license(self.folder)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    location: Path
+    problem: str | None = None
+
+
+def _walk(folder: Path) -> Iterator[_Entry]:
+    """Files in the order of their paths, and folders that are not read with the reason. Works for folders of any depth."""
+    ignored: list[tuple[Path, Any]] = []  # the .gitignore files that apply, with their folders
+    stack = [_list(folder, ignored)]
+    while stack:
+        entries, n_ignored = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
+            stack.pop()
+            del ignored[n_ignored:]
+        elif isinstance(entry, _Entry):
+            yield entry
+        else:
+            stack.append(_list(entry, ignored))
+
+
+def _list(folder: Path, ignored: list[tuple[Path, Any]]) -> tuple[Iterator[_Entry | Path], int]:
+    """The entries of one folder: files, folders to descend into as paths, and how many .gitignore files applied before."""
+    n_ignored = len(ignored)
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError:
+        return iter([_Entry(folder, UNREADABLE_REASON)]), n_ignored
+    if spec := _read_gitignore(folder / ".gitignore"):
+        ignored.append((folder, spec))
+    found: list[_Entry | Path] = []
+    for entry in entries:
         if entry.name.startswith(".") or entry.is_symlink():
             continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path))
-        elif entry.is_file():
-            yield Path(entry.path)
+        path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
+        if _is_ignored(path, is_folder, ignored):
+            continue
+        if is_folder:
+            is_vendored = entry.name in VENDORED or entry.name.endswith(".egg-info")
+            found.append(_Entry(path, VENDORED_REASON) if is_vendored else path)
+        elif entry.is_file(follow_symlinks=False):
+            found.append(_Entry(path))
+    return iter(found), n_ignored
 
 
-def _pyproject_license(root: Path) -> str:
+def _read_gitignore(path: Path) -> Any:
+    """The patterns of a .gitignore; None if there is none or it cannot be read."""
     try:
-        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")).get("project")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        project = None
-    if not isinstance(project, dict):
-        return UNKNOWN
-    declared, classifiers = project.get("license"), project.get("classifiers")
-    text = declared.get("text") if isinstance(declared, dict) else declared
-    text = text if isinstance(text, str) else None
-    return declared_license(text, text, [str(c) for c in classifiers] if isinstance(classifiers, list) else [])
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    pathspec = import_optional("pathspec", "corpus")
+    try:
+        return pathspec.GitIgnoreSpec.from_lines(lines)
+    except ValueError:  # a pattern that git does not know either
+        return None
+
+
+def _is_ignored(path: Path, is_folder: bool, ignored: list[tuple[Path, Any]]) -> bool:
+    """Whether the .gitignore files of the folders above leave the path out: the one that is nearest to it decides."""
+    for folder, spec in reversed(ignored):
+        name = path.relative_to(folder).as_posix() + "/" * is_folder
+        if (is_included := spec.check_file(name).include) is not None:
+            return bool(is_included)
+    return False

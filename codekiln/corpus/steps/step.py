@@ -1,0 +1,49 @@
+"""What a step of the corpus is: it drops or edits documents, in up to three phases."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from codekiln.corpus.sources.files import SourceFile
+
+if TYPE_CHECKING:
+    import daft
+
+
+@dataclass
+class Draft:
+    """A document on its way through the steps. `columns` has values for the last phase, by the names that steps declare."""
+
+    path: str
+    language: str
+    text: str
+    columns: dict[str, str | int | None] = field(default_factory=dict)
+
+
+class Step:
+    """Base class of steps. A step overrides the methods of the phases that it takes part in; the others do nothing.
+
+    All steps check files first, then read documents, in the order of the recipe, in one pass over the texts; then they check
+    the corpus. A method that checks returns the reason to drop, or None.
+    """
+
+    # Names and types of the columns that `check_document` or `edit_document` sets.
+    columns: ClassVar[Mapping[str, type]] = {}
+
+    def check_file(self, file: SourceFile) -> str | None:
+        """Phase 1: decides about a listed file before it is read."""
+        return None
+
+    def check_document(self, draft: Draft) -> str | None:
+        """Phase 2: decides about one document. It never edits the text."""
+        return None
+
+    def edit_document(self, draft: Draft) -> None:
+        """Phase 2: edits the text of one document that is kept so far."""
+
+    def check_corpus(self, rows: "daft.DataFrame") -> "daft.DataFrame":
+        """Phase 3: sets `reason` of rows to drop. The rows have all columns but the text, and `order`, `draw` and `reason`.
+
+        `order` numbers the documents, and `draw` is a hash of seed and name: a random order. Rows with a reason were dropped.
+        """
+        return rows
