@@ -148,7 +148,7 @@ def test_license_texts_agree_with_what_packages_declare() -> None:
     """The texts that installed packages ship, against the SPDX expression in their metadata."""
     recognized = 0
     for distribution in metadata.distributions():
-        declared = distribution.metadata["License-Expression"]
+        declared = (distribution.metadata.get_all("License-Expression") or [""])[0]
         texts = [file for file in distribution.files or () if file.name in ("LICENSE", "LICENSE.txt", "LICENSE.md")]
         if not declared or " " in declared or len(texts) != 1:
             continue
