@@ -3,7 +3,7 @@
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 # Spelled as in Qwen2.5-Coder, so that other servers find them by name.
 FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>"
-# InCoder's: each mask stands for a span, and the end of mask ends the span's text.
+# InCoder's: each mask replaces a span, and the end of mask ends the span's text.
 MASK_SENTINELS = tuple(f"<|mask:{k}|>" for k in range(256))
 END_OF_MASK = "<|endofmask|>"
 

@@ -1,7 +1,7 @@
 """Where torch.compile keeps its code: in the user's own cache folder, which nobody else may write.
 
-The cache is unpickled and its libraries are loaded, so whoever writes it runs code as this user. It is therefore never
-inside a run or a model folder, which may come from a stranger. Entries are keyed by PyTorch: by the compiled graph, the
+The cache is unpickled and its libraries are loaded, so a user who can write to it runs code as this user. It is
+therefore never inside a run or a model folder, which may come from a stranger. Entries are keyed by PyTorch: by the compiled graph, the
 settings and the versions.
 """
 
