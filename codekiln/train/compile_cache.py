@@ -1,8 +1,8 @@
 """Where torch.compile keeps its code: in the user's own cache folder, which nobody else may write.
 
 The cache is unpickled and its libraries are loaded, so a user who can write to it runs code as this user. It is
-therefore never inside a run or a model folder, which may come from a stranger. Entries are keyed by PyTorch: by the compiled graph, the
-settings and the versions.
+therefore never inside a run or a model folder, which may come from a stranger. Entries are keyed by PyTorch: by the
+compiled graph, the settings and the versions.
 """
 
 import grp
