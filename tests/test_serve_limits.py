@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -164,3 +165,25 @@ def test_silent_and_slow_clients_keep_nobody_out(address: tuple[str, int], url: 
 def test_a_body_that_never_ends_is_answered_408(address: tuple[str, int]) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     assert exchange(address, head).split(b" ")[1] == b"408"
+
+
+def test_an_empty_suffix_is_a_completion_where_the_model_cannot_infill(small_run: Path, tmp_path: Path) -> None:
+    """Editors send an empty suffix at the end of a file. The tokenizer is made one without an infilling format."""
+    shutil.copytree(small_run / "model", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"infill_format": None}), encoding="utf-8"
+    )
+    program = Path(__file__).parent / "programs" / "serve_with_limits.py"
+    with subprocess.Popen(
+        [sys.executable, str(program), str(tmp_path / "model")], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        try:
+            assert post(url, {"suffix": ""})[0] == 200
+            status, message = post(url, {"suffix": "\n"})
+        finally:
+            server.terminate()
+    assert status == 400
+    assert "cannot infill" in message

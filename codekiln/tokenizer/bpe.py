@@ -20,7 +20,7 @@ from codekiln.errors import InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, read_json, shorten, write_json
 from codekiln.folders import atomic_folder
 from codekiln.tokenizer.config import N_BYTES
-from codekiln.tokenizer.infill import InfillFormat, find_infill_format
+from codekiln.tokenizer.infill import RECOGNIZE, InfillFormat, find_infill_format
 from codekiln.tokenizer.special_tokens import END_OF_TEXT, END_TOKENS, PAD, START_TOKENS, STOP_TOKENS
 
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
@@ -52,10 +52,11 @@ class Tokenizer:
     """A byte-level BPE as a `tokenizer.json` has it. Raises InvalidFileError if `record` is not one with an end-of-text token.
 
     Ids equal those of Hugging Face's tokenizers with special tokens in text split, whichever library encodes.
-    `infill_format` is the name of the format that was stored with it, if there is one.
+    `infill_format` is the name of the format that was stored with it: None if it has no format, `RECOGNIZE` if nothing was
+    stored.
     """
 
-    def __init__(self, record: JsonObject, *, origin: str, infill_format: str | None = None) -> None:
+    def __init__(self, record: JsonObject, *, origin: str, infill_format: str | None = RECOGNIZE) -> None:
         self.record, self._origin, self._declared_format = record, origin, infill_format
         vocab, added = _read_tokens(record, origin)
         self.vocab_size = 1 + max([*vocab.values(), *added.values()])
@@ -101,7 +102,7 @@ class Tokenizer:
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist: name a run or a model folder that holds a {TOKENIZER_FILE}")
         config_path = path.with_name(TOKENIZER_CONFIG_FILE)
-        declared = read_json(config_path).get(INFILL_FORMAT) if config_path.is_file() else None
+        declared = read_json(config_path).get(INFILL_FORMAT, RECOGNIZE) if config_path.is_file() else RECOGNIZE
         if declared is not None and not isinstance(declared, str):
             raise InvalidFileError(f"{config_path}: {INFILL_FORMAT} is {declared!r}, and must be a name or null")
         return cls(read_json(path), origin=str(path), infill_format=declared)

@@ -141,16 +141,17 @@ class CausalMask:
 
 
 InfillFormat = SPM | PSM | CausalMask
+RECOGNIZE = "recognize"  # in place of the name of a format: nothing is stored
 NAMES = (SPM.name, PSM.name, CausalMask.name)
 
 
 def find_infill_format(special_tokens: Mapping[str, int], eos_id: int, declared: str | None) -> InfillFormat | None:
-    """The format that was stored with a tokenizer, or the one that its special tokens belong to. None: it has none.
+    """The format that was stored with a tokenizer, or for `RECOGNIZE` the one that its special tokens belong to.
 
-    Raises InvalidFileError if the format is unknown or its tokens are missing, and if nothing is stored and the tokens fit
-    more than one format.
+    None means that it has none. Raises InvalidFileError if the format is unknown or its tokens are missing, and if nothing is
+    stored and the tokens fit more than one format.
     """
-    if declared is None:
+    if declared == RECOGNIZE:
         declared = _recognize(special_tokens)
     try:
         match declared:
@@ -182,7 +183,7 @@ def _recognize(special_tokens: Mapping[str, int]) -> str | None:
         fit = "two infilling formats" if has_masks else "no known infilling format"
         raise InvalidFileError(
             f"the tokenizer has {FIM_MIDDLE}, but its tokens fit {fit}: "
-            f'set "infill_format" in its tokenizer_config.json to one of {", ".join(NAMES)}'
+            f'set "infill_format" in its tokenizer_config.json to one of {", ".join(NAMES)}, or to null'
         )
     return PSM.name if is_psm else SPM.name
 
