@@ -32,7 +32,7 @@ class ProgressTask:
             self._printed = now
             rate = (self.done - self._done_before) / (now - self._begun)
             left = f"{_format_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
-            _print_line(f"{self.title}: {self.done:,}/{self.total:,}  {left}  {note}".rstrip())
+            print_line(f"{self.title}: {self.done:,}/{self.total:,}  {left}  {note}".rstrip())
 
 
 def is_terminal() -> bool:
@@ -44,7 +44,7 @@ def is_terminal() -> bool:
 def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressTask]:
     """A bar for `total` units of work, of which `done` were finished before, with the estimated time left."""
     if not is_terminal():
-        _print_line(f"{title}: {done:,}/{total:,}" if done else f"{title} …")
+        print_line(f"{title}: {done:,}/{total:,}" if done else f"{title} …")
         yield ProgressTask(title, total, done, None)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
@@ -71,6 +71,7 @@ def _format_duration(seconds: float) -> str:
     return f"{minutes}:{rest:02}"
 
 
-def _print_line(line: str) -> None:
+def print_line(line: str) -> None:
+    """Prints a line on standard error."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.declared import read_license, recognize_license
@@ -20,6 +22,7 @@ from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.notebooks import notebook_to_text
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sources.tree import UNREADABLE_REASON, VENDORED_REASON, LocalRepositories
+from codekiln.corpus.split import cut_text
 from codekiln.errors import ConfigError
 
 GIT = shutil.which("git") or "git"
@@ -253,11 +256,32 @@ def test_about_the_wanted_fraction_is_held_out(fraction: float, tmp_path: Path) 
     assert fraction / 2 <= held_out / manifest["kept"]["text_bytes"] <= 2 * fraction
 
 
-def test_single_file_is_used_for_training(tmp_path: Path) -> None:
-    code = write(tmp_path / "code", {"repo/a.py": "value = 1\n" * 40})
+def test_of_a_single_file_the_last_lines_are_held_out(tmp_path: Path) -> None:
+    lines = [f"value_{n} = {n}\n" for n in range(1000)]
+    code = write(tmp_path / "code", {"repo/a.py": "".join(lines)})
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),), validation_fraction=0.02)
+    manifest = build_corpus(config, tmp_path / "corpus")
+    parts = [
+        document.text for split in ("train", "validation") for document in read_documents(tmp_path / "corpus", split)
+    ]
+    assert parts == ["".join(lines[:980]), "".join(lines[980:])]
+    assert manifest["validation"] == {"by": "end of a file", "names": ["repo@-/a.py"]}
+    assert manifest["kept"]["documents"] == 1
+
+
+def test_a_file_of_one_line_is_used_for_training(tmp_path: Path) -> None:
+    code = write(tmp_path / "code", {"repo/a.py": "value = function(argument)\n"})
     config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),), validation_fraction=0.02)
     manifest = build_corpus(config, tmp_path / "corpus")
     assert {name: split["documents"] for name, split in manifest["splits"].items()} == {"train": 1, "validation": 0}
+
+
+@given(st.lists(st.text(alphabet="ab\r\n", max_size=9), max_size=12).map("\n".join), st.integers(0, 60))
+def test_a_cut_text_is_complete_and_cut_at_a_line(text: str, n_bytes: int) -> None:
+    head, tail = cut_text(text, n_bytes)
+    assert head + tail == text
+    assert not tail or head.endswith("\n")
+    assert head or not text
 
 
 def test_large_fraction_is_refused() -> None:

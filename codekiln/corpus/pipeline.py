@@ -4,7 +4,6 @@ The engine is Daft: one plan for one machine and for a cluster. Texts pass throu
 all documents (duplicates, caps) read only the small columns.
 """
 
-import hashlib
 import os
 import signal
 import threading
@@ -16,20 +15,21 @@ from types import FrameType
 import daft
 import pyarrow as pa
 import pyarrow.parquet as pq
-from daft import DataType, col, lit
+from daft import DataType, col
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.decoding import UndecodableError, decode_source
-from codekiln.corpus.documents import FORMAT, MANIFEST, SCHEMA, SPLITS, write_parts
+from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, write_parts
 from codekiln.corpus.languages import language_of
 from codekiln.corpus.notebooks import notebook_to_text
 from codekiln.corpus.sources.files import SourceFile
+from codekiln.corpus.split import HeldOut, choose_held_out, hash_order, split_rows
 from codekiln.corpus.steps.license_gate import REASON as LICENSE_REASON
 from codekiln.corpus.steps.step import Draft, Step
 from codekiln.errors import ConfigError
 from codekiln.files import JsonObject, write_json
 from codekiln.folders import claim_folder, clear_folder
-from codekiln.progress import ProgressTask, progress_bar
+from codekiln.progress import ProgressTask, print_line, progress_bar
 
 SCRATCH = ".scratch"  # the rows of the engine, before it is decided which are kept
 # All files that this module writes: they are removed before an interrupted corpus is built again.
@@ -64,24 +64,24 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     decided = decided.collect()
     _count_drops(decided, drops)
     kept = decided.where(col("reason").is_null())
-    repositories = kept.groupby("repository").agg(col("text_bytes").sum(), col("order").count().alias("n")).to_pydict()
-    if not repositories["repository"]:
+    n_kept = kept.count_rows()
+    if not n_kept:
         raise _empty_corpus_error("every file was dropped", len(listed), drops)
 
-    repository_bytes = dict(zip(repositories["repository"], repositories["text_bytes"], strict=True))
-    split_by, validation = _choose_validation(repository_bytes, config)
+    held_out = choose_held_out(kept, config)
+    if held_out.unit != "repository":
+        print_line(f"Corpus: held out by {held_out.unit}, because the repositories are few or large")
     with count_interrupts() as interrupts, progress_bar("Corpus: write", len(SPLITS)) as progress:
-        chosen = _assign_splits(kept, split_by, validation, config)
-        splits = _write_splits(read, chosen, folder, progress)
-    n_kept = sum(split["documents"] for split in splits.values())
-    _require_complete(n_kept == sum(repositories["n"]) == len(listed) - drops.n_documents, interrupts)
-    if not splits["train"]["documents"]:
-        raise _empty_corpus_error("no document is left for training", len(listed), drops)
+        rows = read.join(kept.select("order"), on="order", how="inner")
+        splits = _write_splits(rows, held_out, folder, progress)
+    n_written = sum(split["documents"] for split in splits.values())
+    n_cut = held_out.is_cut and splits["validation"]["documents"]  # a cut document is in both splits
+    _require_complete(n_written - n_cut == n_kept == len(listed) - drops.n_documents, interrupts)
     manifest: JsonObject = {
         "format": FORMAT,
         "splits": splits,
         "read": {"files": len(listed), "bytes": sum(_size(file.location) for file in listed)},
-        "kept": {"documents": n_kept, "text_bytes": sum(repositories["text_bytes"])},
+        "kept": {"documents": n_kept, "text_bytes": _total(kept, "text_bytes")},
         "dropped": drops.record(),
         "emails_redacted": _total(kept, "emails"),
         "licenses": kept.groupby("license")
@@ -92,7 +92,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
         .agg(col("order").count().alias("documents"), col("text_bytes").sum())
         .sort("repository")
         .to_pylist(),
-        "validation": {"by": split_by, "repositories": sorted(validation)},
+        "validation": {"by": held_out.unit, "names": held_out.names},
     }
     for path in scratch.glob("*.parquet"):
         path.unlink()
@@ -117,23 +117,11 @@ def _check_files(listed: Sequence[SourceFile], config: CorpusConfig, drops: "_Dr
     return files
 
 
-def _assign_splits(kept: daft.DataFrame, split_by: str, validation: set[str], config: CorpusConfig) -> daft.DataFrame:
-    """`order` of each document, and whether it is held out."""
-    if split_by == "repository":
-        is_validation = col("repository").is_in(sorted(validation)) if validation else lit(False)
-    else:
-        orders = _choose_files(kept, config)
-        is_validation = col("order").is_in(orders) if orders else lit(False)
-    return kept.select("order", is_validation.alias("validation"))
-
-
-def _write_splits(read: daft.DataFrame, chosen: daft.DataFrame, folder: Path, progress: ProgressTask) -> JsonObject:
+def _write_splits(read: daft.DataFrame, held_out: HeldOut, folder: Path, progress: ProgressTask) -> JsonObject:
     """Writes the Parquet parts of each split. Returns their records."""
     splits: JsonObject = {}
     for split in SPLITS:
-        mine = chosen.where(col("validation") == lit(split == "validation")).select("order")
-        rows = read.join(mine, on="order", how="inner").sort("order").select(*SCHEMA.names)
-        parts = write_parts(folder / split, _batches(rows))
+        parts = write_parts(folder / split, split_rows(read, held_out, split))
         splits[split] = {
             "documents": sum(part["documents"] for part in parts),
             "text_bytes": sum(part["text_bytes"] for part in parts),
@@ -237,57 +225,11 @@ def _count_drops(decided: daft.DataFrame, drops: _DropCounts) -> None:
         drops.add(reason, f"{repository}@{revision}/{path}", size)
 
 
-def _choose_validation(repository_bytes: dict[str, int], config: CorpusConfig) -> tuple[str, set[str]]:
-    """What is held out, "repository" or "file", and the repositories.
-
-    Repositories are taken in the order of their hashes, each that fits, until the fraction is reached. If that holds out
-    less than half or more than twice of what was asked for, because repositories are few or large, files are held out.
-    """
-    wanted = config.validation_fraction * sum(repository_bytes.values())
-    if wanted == 0:
-        return "repository", set()
-    validation: set[str] = set()
-    held_bytes = 0
-    for name in sorted(repository_bytes, key=lambda name: hash_order(config.seed, name)):
-        if held_bytes + repository_bytes[name] <= 1.2 * wanted:
-            validation.add(name)
-            held_bytes += repository_bytes[name]
-        if held_bytes >= wanted:
-            break
-    if not validation and len(repository_bytes) > 1:
-        smallest = min(repository_bytes, key=lambda name: (repository_bytes[name], name))
-        validation, held_bytes = {smallest}, repository_bytes[smallest]
-    is_near = wanted / 2 <= held_bytes <= 2 * wanted and len(validation) < len(repository_bytes)
-    return ("repository", validation) if is_near else ("file", set())
-
-
-def _choose_files(kept: daft.DataFrame, config: CorpusConfig) -> list[int]:
-    """The files that are held out, by `order`: in random order, until the fraction is reached. At least one file stays for
-    training, and at least one is held out if there are several."""
-    rows = kept.select("order", "draw", "text_bytes").sort(["draw", "order"]).to_pydict()
-    orders, sizes = rows["order"], rows["text_bytes"]
-    wanted = config.validation_fraction * sum(sizes)
-    chosen: list[int] = []
-    held_bytes = 0
-    for order, size in zip(orders[:-1], sizes[:-1], strict=True):
-        if held_bytes + size <= 1.2 * wanted:
-            chosen.append(order)
-            held_bytes += size
-    if not chosen and len(orders) > 1:
-        chosen.append(min(zip(sizes, orders, strict=True))[1])
-    return chosen
-
-
 def _total(rows: daft.DataFrame, column: str) -> int:
     """The sum of a column; 0 if no step has it."""
     if column not in rows.column_names:
         return 0
     return int(rows.agg(col(column).sum()).to_pydict()[column][0] or 0)
-
-
-def hash_order(seed: int, name: str) -> str:
-    """A uniform random order of names: 16 hexadecimal digits that depend on the seed and the name only."""
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -335,13 +277,6 @@ def _size(location: Path) -> int:
 
 def _name(file: SourceFile) -> str:
     return f"{file.repository}@{file.revision}/{file.path}"
-
-
-def _batches(rows: daft.DataFrame) -> Iterator[pa.RecordBatch]:
-    """The rows in small batches, so that parts have nearly equal sizes whatever batches the engine returns."""
-    for batch in rows.to_arrow_iter():
-        for start in range(0, batch.num_rows, 256):
-            yield batch.slice(start, 256).cast(SCHEMA)
 
 
 def _empty_corpus_error(why: str, n_files: int, drops: _DropCounts, *, is_license: bool = False) -> ConfigError:

@@ -170,7 +170,7 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
             "Dropped": "; ".join(f"{reason}: {entry['documents']:,}" for reason, entry in dropped.items()) or "none",
             "E-mail addresses redacted": f"{manifest['emails_redacted']:,}",
             "Held out": f"by {manifest['validation']['by']}: "
-            + (", ".join(manifest["validation"]["repositories"]) or NOT_RECORDED),
+            + (", ".join(manifest["validation"]["names"]) or NOT_RECORDED),
             "Licenses": "; ".join(f"{row['license']} ({row['n']:,})" for row in manifest["licenses"]),
         },
         "Tokenizer": {
