@@ -92,7 +92,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
         .agg(col("order").count().alias("documents"), col("text_bytes").sum())
         .sort("repository")
         .to_pylist(),
-        "validation": {"by": held_out.unit, "names": held_out.names},
+        "validation": {"by": held_out.unit, "names": list(held_out.names)},
     }
     for path in scratch.glob("*.parquet"):
         path.unlink()
