@@ -24,7 +24,7 @@ def measure_training() -> float:
     """Tokens per second of compiled training steps of the demo's model."""
     import torch  # noqa: PLC0415 - after OMP_WAIT_POLICY is set
 
-    from benchmarks.training_speed import ours  # noqa: PLC0415
+    from training_speed import ours  # noqa: PLC0415
     from codekiln.recipes.demo import demo  # noqa: PLC0415
 
     config = demo().model

@@ -1,9 +1,9 @@
 """How a training step grows with the model, from 1 M to 110 M weights, and with the context, from 256 to 4,096 tokens.
 
 Run: `python benchmarks/growth.py`, about fifteen minutes on two cores. Each row is a process of its own that takes steps of
-16,384 tokens in micro-batches of 4,096, float32, AdamW, compiled; rows hold one document each. Told are the seconds of a
-token, the share of the matmul peak seen around the same steps, and the process' peak of memory. What operations predict is a
-share that does not fall.
+16,384 tokens in micro-batches of 4,096, float32, AdamW, compiled; rows hold one document each. Prints the
+seconds per token, the fraction of the matmul peak that is measured around the same steps, and the peak memory of the process.
+If time grew only with FLOPs, the fraction would be constant.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from codekiln.train.flops import measure_peak_flops
 from codekiln.train.loop import forward_backward
 from codekiln.train.objectives import NextToken
 from codekiln.train.optimizer import OptimizerGroup
+from codekiln.train.parallel import SINGLE_PROCESS
 
 VOCAB, MICRO_TOKENS, N_MICRO = 8192, 4096, 4
 SIZES, CONTEXTS = ("1M", "5M", "25M", "110M"), (256, 512, 1024, 2048, 4096)
@@ -31,18 +32,18 @@ SIZE, CONTEXT = "5M", 512  # of the rows in which the other grows
 def work(size: str, context: int, n_rounds: int) -> None:
     """One row: after a step that compiles, the medians of micro-batches and of updates make a step's time."""
     config = kiln(size, vocab_size=VOCAB, context_length=context)
-    plan = TrainConfig(NextToken(), total_tokens=1, optimizer=AdamWConfig(lr=1e-3))
+    plan = TrainConfig(objective=NextToken(), total_tokens=1, optimizer=AdamWConfig(lr=1e-3))
     model = Transformer(config)
     init_weights(model, torch.Generator().manual_seed(0))
     optimizers = OptimizerGroup(model, plan.optimizer)
-    loss_sums = torch.compile(model.loss_sums, dynamic=False)
+    loss_fn = torch.compile(model.loss, dynamic=False)
     ids = torch.randint(0, VOCAB, (MICRO_TOKENS // context, context + 1))
     documents = torch.zeros(ids.shape[0], context, dtype=torch.long)
     tensors = (ids[:, :-1], ids[:, 1:], torch.ones(documents.shape), documents)
     micro_seconds, update_seconds, peaks = [], [], []
     for k in range(n_rounds + 1):
         begun = time.perf_counter()
-        forward_backward(model, loss_sums, [tensors], 0.0, 1 / MICRO_TOKENS)
+        forward_backward(loss_fn, [tensors], z_loss=0.0, scale=1 / MICRO_TOKENS, world=SINGLE_PROCESS)
         between = time.perf_counter()
         optimizers.step(k, 1000)
         ended = time.perf_counter()
@@ -70,7 +71,7 @@ def main() -> None:
         work(arguments.work[0], int(arguments.work[1]), arguments.rounds)
         return
     print(
-        "| model | weights | context | MFLOP a token | µs a token | of the peak, GFLOP/s | GB | of it weights and moments |"
+        "| model | weights | context | MFLOP per token | µs per token | of the peak, GFLOP/s | GB | of it weights and moments |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     rows = [(size, CONTEXT) for size in SIZES] + [(SIZE, context) for context in CONTEXTS if context != CONTEXT]

@@ -2,10 +2,10 @@
 
 Run: `python benchmarks/infilling_objectives.py RUN --out DIR [--tokens 4000000] [--seeds 3] [--threads 2]` on a finished run of
 the demo, whose corpus is read. Every seed trains two models, alike but for the objective: causal masking (InCoder, section
-2.1) and left to right. On the same held-out holes it tells exact matches and bits a byte of the hole infilled, left to right,
-and left to right with reranking (section 4.1: ten samples at temperature 0.8, by the probability of the whole text), and what
-the objective costs in left-to-right loss. Intervals are over problems, each the mean of its seeds; ranges are over seeds.
-What is interrupted goes on when it is started again.
+2.1) and left to right. On the same held-out holes it prints exact matches and bits per byte: infilled, left to right, and left
+to right with reranking (section 4.1: ten samples at temperature 0.8, by the probability of the whole text). It also prints
+what the objective costs in left-to-right loss. Intervals are over problems, each the mean of its seeds; ranges are over seeds.
+Run the same command again to resume.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from codekiln.train.loop import train
 from codekiln.train.objectives import CausalMasking, NextToken, Objective
 from codekiln.train.prepare import prepare_shards
 
-OBJECTIVES: dict[str, Objective] = {"causal masking": CausalMasking("released"), "left to right": NextToken()}
+OBJECTIVES: dict[str, Objective] = {"causal masking": CausalMasking(sampling="released"), "left to right": NextToken()}
 N_MERGED = 2048  # ids that are no control tokens
 PLAN = InfillingConfig(n_problems=500, batch_size=80)
 
@@ -64,15 +64,17 @@ def measured(completer: Completer, problems: dict[str, list[Problem]], *, can_in
         }
         for way, with_suffix in (("left to right", False), ("infilled", True))[: 1 + can_infill]:
             filled = [
-                pair
+                answer
                 for start in range(0, len(of_kind), PLAN.batch_size)
-                for pair in answer_problems(
+                for answer in answer_problems(
                     completer, of_kind[start : start + PLAN.batch_size], PLAN, with_suffix=with_suffix
                 )
             ]
             found[f"{kind}, {way}"] = {
-                "exact": [text == p.reference for (text, _), p in zip(filled, of_kind, strict=True)],
-                "bits": [bits for _, bits in filled],
+                "exact": [
+                    answer.is_finished and answer.text == p.reference for answer, p in zip(filled, of_kind, strict=True)
+                ],
+                "bits": [answer.reference_bits for answer in filled],
             }
     return found
 
@@ -80,7 +82,7 @@ def measured(completer: Completer, problems: dict[str, list[Problem]], *, can_in
 def trained(
     run: Path, out: Path, name: str, seed: int, config: ModelConfig, tokenizer: Tokenizer, n_tokens: int
 ) -> JsonObject:
-    """The record of one model: trained, or read where it stands."""
+    """The record of one model: trained, or read if it exists."""
     folder = out / f"{name.replace(' ', '-')}-{seed}"
     path = folder / "measured.json"
     if not path.is_file():
@@ -112,7 +114,7 @@ def trained(
     return record
 
 
-def told(seeds: list[float], interval: JsonObject, *, unit: Callable[[float], str]) -> str:
+def format_interval(seeds: list[float], interval: JsonObject, *, unit: Callable[[float], str]) -> str:
     """A mean with its interval over problems, and its range over seeds."""
     low, high = unit(interval["low"]), unit(interval["high"])
     return f"{unit(interval['value'])} [{low}, {high}] | {unit(min(seeds))} to {unit(max(seeds))}"
@@ -121,7 +123,7 @@ def told(seeds: list[float], interval: JsonObject, *, unit: Callable[[float], st
 def table(records: dict[str, list[JsonObject]]) -> None:
     """All of it as Markdown."""
     first = next(iter(records.values()))[0]
-    print("| trained by | hole, filled | exact, 95 % interval | of seeds | bits a byte, 95 % interval | of seeds |")
+    print("| trained by | hole, filled | exact, 95 % interval | of seeds | bits per byte, 95 % interval | of seeds |")
     print("|---|---|---|---|---|---|")
     kinds = list(first["bytes"])
     exact: dict[tuple[str, str], np.ndarray] = {}
@@ -130,26 +132,26 @@ def table(records: dict[str, list[JsonObject]]) -> None:
         for way in of_seeds[0]["found"]:
             n_bytes = np.array(first["bytes"][next(kind for kind in kinds if way.startswith(kind))], float)
             hits = exact[objective, way] = np.array([r["found"][way]["exact"] for r in of_seeds], float)
-            cells = told(hits.mean(1).tolist(), mean_interval(hits.mean(0)), unit="{:.1%}".format)
+            cells = format_interval(hits.mean(1).tolist(), mean_interval(hits.mean(0)), unit="{:.1%}".format)
             if of_seeds[0]["found"][way]["bits"] is not None:
                 spent = bits[objective, way] = np.array([r["found"][way]["bits"] for r in of_seeds])
                 rates = (spent.sum(1) / n_bytes.sum()).tolist()
-                cells += " | " + told(rates, ratio_interval(spent.mean(0), n_bytes), unit="{:.3f}".format)
+                cells += " | " + format_interval(rates, ratio_interval(spent.mean(0), n_bytes), unit="{:.3f}".format)
             else:
                 cells += " | – | –"
             print(f"| {objective} | {way} | {cells} |")
-    print("\n| infilled by causal masking less | exact, 95 % interval | of seeds | bits a byte | of seeds |")
+    print("\n| infilled by causal masking less | exact, 95 % interval | of seeds | bits per byte | of seeds |")
     print("|---|---|---|---|---|")
     for kind, (objective, way) in itertools.product(kinds, itertools.product(records, ("left to right", "reranked"))):
         ours = "causal masking", f"{kind}, infilled"
         theirs = objective, f"{kind}, {way}"
         n_bytes = np.array(first["bytes"][kind], float)
         hits = exact[ours] - exact[theirs]
-        cells = told(hits.mean(1).tolist(), mean_interval(hits.mean(0)), unit="{:+.1%}".format)
+        cells = format_interval(hits.mean(1).tolist(), mean_interval(hits.mean(0)), unit="{:+.1%}".format)
         if theirs in bits:
             spent = bits[ours] - bits[theirs]
             rates = (spent.sum(1) / n_bytes.sum()).tolist()
-            cells += " | " + told(rates, ratio_interval(spent.mean(0), n_bytes), unit="{:+.3f}".format)
+            cells += " | " + format_interval(rates, ratio_interval(spent.mean(0), n_bytes), unit="{:+.3f}".format)
         else:
             cells += " | – | –"
         print(f"| {kind}, {way}, trained by {objective} | {cells} |")
@@ -159,7 +161,7 @@ def table(records: dict[str, list[JsonObject]]) -> None:
         f"{name} {rates.mean():.4f} ({rates.min():.4f} to {rates.max():.4f})" for name, rates in valid.items()
     )
     print(
-        f"\nheld out, left to right, bits a byte: {rows}; the objective costs {json.dumps(price.round(4).tolist())} by seed"
+        f"\nheld out, left to right, bits per byte: {rows}; the objective costs {json.dumps(price.round(4).tolist())} by seed"
     )
 
 

@@ -1,6 +1,7 @@
-"""What batches cost: microseconds a token of the loader, by objective and packing, on one core.
+"""The cost of batches: microseconds per token of the loader, by objective and packing, on one core.
 
-Run: `python benchmarks/loading.py RUN` on a finished run, whose tokens are read. Training makes a batch beside the step before.
+Run: `python benchmarks/loading.py RUN` on a finished run, whose tokens are read.
+Training prepares a batch during the previous step.
 """
 
 import argparse
@@ -33,7 +34,9 @@ def main() -> None:
     print(f"{n_tokens:,} tokens checked and opened in {time.perf_counter() - begun:.2f} s")
     for name, objective, packing in CASES:
         begun = time.perf_counter()
-        loader = BatchLoader(shards, tokenizer, objective, context_length=CONTEXT, rows=ROWS, seed=0, packing=packing)
+        loader = BatchLoader(
+            shards, tokenizer, objective, context_length=CONTEXT, batch_size=ROWS, seed=0, packing=packing
+        )
         loader.batch(0)
         planned = time.perf_counter() - begun
         seconds = []
@@ -41,8 +44,8 @@ def main() -> None:
             begun = time.process_time()
             loader.batch(step)
             seconds.append(time.process_time() - begun)
-        a_token = statistics.median(seconds) / (ROWS * CONTEXT)
-        print(f"{name}: {1e6 * a_token:.2f} µs a token; an epoch planned in {planned:.2f} s")
+        seconds_per_token = statistics.median(seconds) / (ROWS * CONTEXT)
+        print(f"{name}: {1e6 * seconds_per_token:.2f} µs per token; an epoch planned in {planned:.2f} s")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import codekiln
 from codekiln.convert.models import export_model
 from codekiln.generate.engine import generate
 from codekiln.generate.sampling import GREEDY
-from codekiln.model.cache import empty_cache
+from codekiln.model.cache import KVCache
 from codekiln.model.huggingface import load_model
 from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.tokenizer.training import train_tokenizer
@@ -61,7 +61,7 @@ def row(config: transformers.PretrainedConfig) -> list[str]:
         theirs.save_pretrained(folder)
         ours = load_model(Path(folder)).requires_grad_(True)
     ids = torch.randint(1, 500, (4, 40))
-    logits, expected = ours.lm_head(ours(ids)), theirs(ids).logits
+    logits, expected = ours(ids), theirs(ids).logits
     logits.logsumexp(-1).sum().forward_backward()
     expected.logsumexp(-1).sum().forward_backward()
     found, wanted = ours.embedding.weight.grad, theirs.get_input_embeddings().weight.grad
@@ -69,16 +69,16 @@ def row(config: transformers.PretrainedConfig) -> list[str]:
 
     with torch.no_grad():
         whole = ours(ids)
-        cache = empty_cache(ours.config, 4, 40, like=ours.embedding.weight)
+        cache = KVCache.allocate(ours.config, 4, 40, like=ours.embedding.weight)
         first = ours(ids[:, :13], cache=cache)
-        cache[0].lengths += 13
+        cache.advance(13)
         cached = torch.cat([first, ours(ids[:, 13:], cache=cache)], dim=1)
         padded = torch.cat([torch.zeros(4, 7, dtype=torch.long), ids], dim=1)
         documents = (torch.arange(47) >= 7).long().expand(4, -1)
         positions = (torch.arange(47) - 7).clamp(min=0).expand(4, -1)
         left = ours(padded, positions=positions, document_ids=documents)[:, 7:]
         half = ours.bfloat16()
-        half_error = (half.lm_head(half(ids)).float() - expected).abs().mean()
+        half_error = (half(ids).float() - expected).abs().mean()
         their_error = (theirs.bfloat16()(ids).logits.float() - expected).abs().mean()
         ours.float()
         theirs.float()
@@ -92,7 +92,7 @@ def row(config: transformers.PretrainedConfig) -> list[str]:
 
 
 def greedy(config: transformers.PretrainedConfig) -> str:
-    """Whether rows of three lengths decoded together give theirs, each gone over anew for every token."""
+    """Whether rows of three lengths, decoded together, give the tokens of Transformers without a cache."""
     torch.manual_seed(1)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ def greedy(config: transformers.PretrainedConfig) -> str:
     return f"{n_equal} of {len(prompts)}"
 
 
-def in_llama_cpp(config: transformers.PretrainedConfig, type_name: str) -> str:
+def in_llama_cpp(config: transformers.PretrainedConfig, dtype: str) -> str:
     """The largest difference of a log-probability after 40 tokens, with keys and values in float32."""
     torch.manual_seed(0)
     theirs = transformers.AutoModelForCausalLM.from_config(config)
@@ -127,7 +127,7 @@ def in_llama_cpp(config: transformers.PretrainedConfig, type_name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         train_tokenizer(TokenizerConfig(vocab_size=500), texts).save(Path(folder) / "tokenizer.json")
-        export_model(Path(folder), Path(folder) / "model.gguf", "gguf", type_name=type_name)
+        export_model(Path(folder), Path(folder) / "model.gguf", "gguf", dtype=dtype)
         ours = load_model(Path(folder))
         params = xllamacpp.CommonParams()
         params.model.path, params.n_ctx, params.warmup = f"{folder}/model.gguf", CONTEXT, False
@@ -136,7 +136,7 @@ def in_llama_cpp(config: transformers.PretrainedConfig, type_name: str) -> str:
         params.verbosity = -1
         server = xllamacpp.Server(params)
         ids = torch.randint(1, 256, (40,)).tolist()
-        # Whatever is sampled is a letter: probabilities of half a character are not told.
+        # The sampled token is always a letter: the server hides probabilities of incomplete characters.
         body = {
             "prompt": ids,
             "n_predict": 1,
@@ -147,7 +147,7 @@ def in_llama_cpp(config: transformers.PretrainedConfig, type_name: str) -> str:
         answer = httpx.post(f"{server.listening_address}/completion", json=body, timeout=60).json()
         entries = answer["completion_probabilities"][0]["top_logprobs"]
         with torch.inference_mode():
-            wanted = torch.log_softmax(ours.lm_head(ours(torch.tensor([ids])))[0, -1], -1)
+            wanted = torch.log_softmax(ours(torch.tensor([ids]))[0, -1], -1)
     return f"{max(abs(float(wanted[entry['id']]) - entry['logprob']) for entry in entries):.1e}"
 
 
@@ -158,7 +158,7 @@ def main() -> None:
     for name, config in CONFIGS.items():
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, token, 0)
-        there = [in_llama_cpp(config, type_name) for type_name in ("f32", "q8_0")]
+        there = [in_llama_cpp(config, dtype) for dtype in ("f32", "q8_0")]
         print(f"| {name} | {' | '.join([*row(config), greedy(config), *there])} |", flush=True)
 
 

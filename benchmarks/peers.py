@@ -1,4 +1,4 @@
-"""Others' models that no package ships, for the benchmarks beside this file."""
+"""Models of other projects that no package contains, for the benchmarks in this folder."""
 
 import importlib.util
 import sys

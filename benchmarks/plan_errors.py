@@ -28,12 +28,22 @@ from codekiln.train.parallel import build_sharded_model, copy_full_, init_distri
 
 SMALL = kiln("25M", vocab_size=8192, context_length=512)
 SMALL_ROWS, SMALL_MICRO_ROWS = 16, 2
-HERE = Accelerator(1e11, 1.0, torch.float32, 24e9, 1e10, 8, 1e10, 1e10, 0.0)
+HERE = Accelerator(
+    peak=1e11,
+    matmul_efficiency=1.0,
+    dtype=torch.float32,
+    memory=24e9,
+    memory_bandwidth=1e10,
+    node_size=8,
+    link_bandwidth=1e10,
+    node_network=1e10,
+    price=0.0,
+)
 
 
 @dataclass(frozen=True)
 class Published:
-    """Tokens a second and device that others measured, `rows` a step on `n_ranks`, `micro_rows` of them at once."""
+    """Tokens per second and device that others measured, `rows` a step on `n_ranks`, `micro_rows` of them at once."""
 
     config: ModelConfig
     accelerator: str
@@ -46,12 +56,32 @@ class Published:
 
 
 def _gpt(layers: int, d_model: int, heads: int) -> InCoderConfig:
-    """The shape of llm-foundry's models: of ours InCoder's is nearest."""
-    return InCoderConfig(layers, d_model, heads, heads, d_model // heads, 4 * d_model, 50_368, 2048)
+    """The shape of llm-foundry's models: InCoder's family is the nearest one."""
+    return InCoderConfig(
+        n_layers=layers,
+        d_model=d_model,
+        n_heads=heads,
+        n_kv_heads=heads,
+        d_head=d_model // heads,
+        d_ff=4 * d_model,
+        vocab_size=50_368,
+        context_length=2048,
+    )
 
 
 _1B, _3B, _7B, _13B = _gpt(24, 2048, 16), _gpt(32, 2560, 20), _gpt(32, 4096, 32), _gpt(40, 5120, 40)
-LLAMA_8B = KilnConfig(32, 4096, 32, 8, 128, 14_336, 128_256, 8192, tie_embeddings=False, qk_norm=False)
+LLAMA_8B = KilnConfig(
+    n_layers=32,
+    d_model=4096,
+    n_heads=32,
+    n_kv_heads=8,
+    d_head=128,
+    d_ff=14_336,
+    vocab_size=128_256,
+    context_length=8192,
+    tie_embeddings=False,
+    qk_norm=False,
+)
 ROWS = (
     Published(_1B, "a100", 8, 448, 14, 20513),
     Published(_3B, "a100", 8, 160, 10, 10811),
@@ -63,7 +93,7 @@ ROWS = (
     Published(_7B, "h100", 8, 48, 6, 10643),
     Published(_13B, "h100", 8, 16, 2, 4792),
     Published(_13B, "h100", 64, 128, 2, 4800),
-    # Theirs computes every other layer anew, ours all.
+    # llm-foundry recomputes every second layer, Codekiln all.
     Published(LLAMA_8B, "h100", 8, 16, 2, 5762, activation_checkpointing=True),
     Published(LLAMA_8B, "h100", 8, 16, 2, 6667, activation_checkpointing=True, compile=True),
     Published(LLAMA_8B, "h100", 128, 256, 2, 6514, activation_checkpointing=True, compile=True),
@@ -71,11 +101,11 @@ ROWS = (
 
 
 def plan_of(rows: int) -> TrainConfig:
-    return TrainConfig(NextToken(), total_tokens=1, global_batch_size=rows, optimizer=AdamWConfig(lr=1e-4))
+    return TrainConfig(objective=NextToken(), total_tokens=1, global_batch_size=rows, optimizer=AdamWConfig(lr=1e-4))
 
 
 def work(*, activation_checkpointing: bool) -> None:
-    """One rank: two real steps, the second measured; the first rank tells what it added to its memory at the most."""
+    """One rank: two real steps, the second measured; rank 0 prints the most that it added to its memory."""
     torch.set_num_threads(1)
     with init_distributed("cpu") as world:
         gc.collect()
@@ -89,8 +119,8 @@ def work(*, activation_checkpointing: bool) -> None:
         micro = (ids, ids, torch.ones(ids.shape), torch.zeros_like(ids))
         n_micro = SMALL_ROWS // world.dp_size // SMALL_MICRO_ROWS
         for _ in range(2):
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-            forward_backward(model, model.loss_sums, [micro] * n_micro, 0.0, 1.0)
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
+            forward_backward(model.loss, [micro] * n_micro, z_loss=0.0, scale=1.0, world=world)
             float(total_grad_norm(model, world))
             scale_grads(model, 1.0)
             optimizers.step(0, 1)
@@ -102,7 +132,12 @@ def measured_bytes(n_ranks: int, *, activation_checkpointing: bool) -> float:
     """The most that the first of real ranks added to its memory in a step."""
     # Memory that is free goes back at once, or the peak would be of what is kept and not of what is used.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [*python_on(n_ranks), __file__, "--work", *(["--recompute"] if activation_checkpointing else [])]
+    command = [
+        *python_on(n_ranks),
+        __file__,
+        "--work",
+        *(["--activation-checkpointing"] if activation_checkpointing else []),
+    ]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
@@ -110,7 +145,7 @@ def measured_bytes(n_ranks: int, *, activation_checkpointing: bool) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", action="store_true", help="be one of the ranks")
-    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--activation-checkpointing", action="store_true")
     arguments = parser.parse_args()
     if arguments.work:
         work(activation_checkpointing=arguments.activation_checkpointing)
@@ -118,18 +153,30 @@ def main() -> None:
     print("| ranks | recompute | planned GB | measured GB | error |\n|---|---|---|---|---|")
     for n_ranks in (1, 2, 4):
         for activation_checkpointing in (False, True):
-            settings = ParallelSettings(n_ranks, SMALL_MICRO_ROWS, 1, activation_checkpointing, compile=False)
+            settings = ParallelSettings(
+                n_ranks=n_ranks,
+                micro_batch_size=SMALL_MICRO_ROWS,
+                tensor_parallel=1,
+                activation_checkpointing=activation_checkpointing,
+                compile=False,
+            )
             planned = estimate_step(plan_of(SMALL_ROWS), SMALL, HERE, settings).peak_bytes
             real = measured_bytes(n_ranks, activation_checkpointing=activation_checkpointing)
-            told = "yes" if activation_checkpointing else "no"
+            answer = "yes" if activation_checkpointing else "no"
             print(
-                f"| {n_ranks} | {told} | {planned / 1e9:.3f} | {real / 1e9:.3f} | {planned / real - 1:+.0%} |",
+                f"| {n_ranks} | {answer} | {planned / 1e9:.3f} | {real / 1e9:.3f} | {planned / real - 1:+.0%} |",
                 flush=True,
             )
-    print("\n| published | ranks | recompute, compiled | tokens/s a device | planned | error | planned GB |")
+    print("\n| published | ranks | recompute, compiled | tokens/s per device | planned | error | planned GB |")
     print("|---|---|---|---|---|---|---|")
     for row in ROWS:
-        settings = ParallelSettings(row.n_ranks, row.micro_rows, 1, row.activation_checkpointing, row.compile)
+        settings = ParallelSettings(
+            n_ranks=row.n_ranks,
+            micro_batch_size=row.micro_rows,
+            tensor_parallel=1,
+            activation_checkpointing=row.activation_checkpointing,
+            compile=row.compile,
+        )
         step = estimate_step(plan_of(row.rows), row.config, ACCELERATORS[row.accelerator], settings)
         rate = step.tokens_per_second / row.n_ranks
         how = f"{'yes' if row.activation_checkpointing else 'no'}, {'yes' if row.compile else 'no'}"

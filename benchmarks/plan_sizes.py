@@ -36,11 +36,11 @@ def main() -> None:
         entry = found["settings"][best["settings"]]
         traffic = sum(part["bytes"] for part in entry["collectives"]) / 1e9
         cells = [
-            f"{entry['micro_rows']}, {'yes' if entry['activation_checkpointing'] else 'no'}",
+            f"{entry['micro_batch_size']}, {'yes' if entry['activation_checkpointing'] else 'no'}",
             *(f"{n_bytes / 1e9:.1f}" for n_bytes in entry["bytes"].values()),
             f"{traffic:.1f}",
             f"{entry['tokens_per_second']:,.0f}",
-            f"{entry['matmul_efficiency']:.0%}",
+            f"{entry['mfu']:.0%}",
             f"{sum(stage['days'] for stage in best['stages']):,.1f}",
             f"{sum(stage['dollars'] for stage in best['stages']):,.0f}",
         ]

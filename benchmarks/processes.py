@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def memory_kilobytes(line: str = "VmHWM") -> int:
-    """A line of this process' memory, its peak without a name, as Linux tells it: in kilobytes of 1,024."""
+    """A line of this process' memory, its peak without a name, as Linux reports it: in kilobytes of 1,024."""
     return int(Path("/proc/self/status").read_text(encoding="utf-8").split(f"{line}:")[1].split()[0])
 
 

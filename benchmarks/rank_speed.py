@@ -1,8 +1,8 @@
-"""Tokens a second of two gloo ranks with one thread each, against one process with two: the same model, the same batches.
+"""Tokens per second of two gloo ranks with one thread each, against one process with two: the same model, the same batches.
 
 Run: `python benchmarks/rank_speed.py RUN [--size 5M] [--rounds 2]`, about ten minutes on two cores; RUN is a finished run,
-whose tokens are trained on. Both train by `codekiln.train.loop.train` as it is set by default, in alternating order; told are
-the medians of the steps after the first and after those that validate.
+whose tokens are trained on. Both use `codekiln.train.loop.train` with its defaults, in alternating order. Prints the medians
+of the steps, without the first one and those that validate.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def work(source: Path, out: Path, size: str) -> None:
     tokenizer = Tokenizer.load(source / "tokenizer.json")
     config = kiln(size, vocab_size=tokenizer.vocab_size, context_length=CONTEXT)
     n_tokens = N_STEPS * BATCH_ROWS * CONTEXT
-    plan = TrainConfig(NextToken(), total_tokens=n_tokens, global_batch_size=BATCH_ROWS, save_every=N_STEPS)
+    plan = TrainConfig(objective=NextToken(), total_tokens=n_tokens, global_batch_size=BATCH_ROWS, save_every=N_STEPS)
     with init_distributed("cpu") as world:
         train(
             plan,

@@ -4,7 +4,7 @@ Run: `python benchmarks/time_to_loss.py RUN --nanogpt model.py [--seconds 180] [
 corpus is read, with the file of that name from nanoGPT's repository. Models have the demo's shape, or that of a step of our
 ladder; all see the same documents. The peers are compiled and trained for `seconds` with AdamW as nanoGPT trains small
 models, warmed up and down to a tenth by a cosine over that time, at two rates each; ours is trained by our trainer for a
-third of it. The first step, which compiles, is not on any clock. Bits a byte are of the same held-out documents, left to
+third of it. The first step, which compiles, is not on any clock. Bits per byte are of the same held-out documents, left to
 right, in windows of 256 tokens.
 """
 
@@ -60,7 +60,7 @@ def shape(size: str) -> ModelConfig:
 
 
 def held_out_bits(logits_of: Callable[[Tensor], Tensor], tokenizer: Tokenizer, texts: Sequence[str]) -> float:
-    """Bits a byte of the texts, each told from its beginning in windows that do not overlap."""
+    """Bits per byte of the texts, each read from its beginning in windows that do not overlap."""
     windows = []
     for text in texts:
         ids = [tokenizer.eos_id, *tokenizer.encode(text)]
@@ -142,7 +142,7 @@ def train_peer(
         factor = share / 0.02 if share < 0.02 else 0.1 + 0.45 * (1 + math.cos(math.pi * (share - 0.02) / 0.98))
         for group in optimizer.param_groups:
             group["lr"] = rate * max(factor, 0.01)
-        both(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())[1].forward_backward()
+        both(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())[1].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -178,7 +178,7 @@ def train_ours(config: ModelConfig, folder: Path, texts: Sequence[str], seconds:
             )
             rows = read_metrics(Path(run) / "metrics.jsonl")
         speed = ROWS * CONTEXT / statistics.median(row["seconds"] for row in rows[1:])
-    bits = held_out_bits(lambda ids: model.lm_head(model(ids)), tokenizer, texts)
+    bits = held_out_bits(model, tokenizer, texts)
     used = sum(row["seconds"] for row in rows[1:])
     return {"bits": bits, "tokens": rows[-1]["tokens"], "seconds": used, "parameters": config.n_parameters}
 
@@ -211,7 +211,9 @@ def main() -> None:
                 sample = [
                     document.text for document in balanced_sample(arguments.run / "corpus", "train", 6_000_000, 0)
                 ]
-                train_tokenizer(TokenizerConfig(demo().model.vocab_size), sample).save(folder / "tokenizer.json")
+                train_tokenizer(TokenizerConfig(vocab_size=demo().model.vocab_size), sample).save(
+                    folder / "tokenizer.json"
+                )
             else:
                 load_pretrained(name).save(folder / "tokenizer.json")
             prepare_shards(arguments.run / "corpus", folder / "tokenizer.json", folder / "tokens")
@@ -228,7 +230,7 @@ def main() -> None:
             )
             return float(found["bits"])
 
-        print("| | tokenizer | parameters | rate | seconds | tokens | bits a byte |\n|---|---|---|---|---|---|---|")
+        print("| | tokenizer | parameters | rate | seconds | tokens | bits per byte |\n|---|---|---|---|---|---|---|")
         ours = result("ours", "ours", arguments.seconds / 3, 0)
         wanted = [peer for k, peer in enumerate(PEERS) if arguments.only is None or k in arguments.only]
         best = min(result(name, tokenizer, arguments.seconds, rate) for name, tokenizer in wanted for rate in RATES)

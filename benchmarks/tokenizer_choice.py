@@ -39,7 +39,7 @@ DIGITS = r"\n{1,64}|\p{N}|[^\n\p{N}]{1,1024}"
 THREES = WORD_SPLIT_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 # Qwen's, but two and more spaces before a word are a piece of their own, as in CodeGen, and the word has none.
 RUNS = WORD_SPLIT_PATTERN.replace(r"|\s+(?!\S)|", r"|[ \t]{2,}|\s+(?!\S)|")
-# Runs of words and spaces, and runs of other signs: tokens cross spaces, and names keep apart from what stands around them.
+# Runs of words and spaces, and runs of other signs: tokens cross spaces, and names are separate from the signs around them.
 SPACED = r"\n{1,64}|[\w ]{1,1024}|[^\w\n]{1,1024}"
 CANDIDATES = (
     ("lines", LINE_SPLIT_PATTERN, 1024),
@@ -159,8 +159,8 @@ def main() -> None:
                 found = read_metrics(run / "metrics.jsonl")[-1]
                 print(
                     f"{rule}, {vocab_size} ids, {config.n_parameters:,} parameters, seed {seed}: "
-                    f"{found['validation_bits_per_byte']:.4f} bits a byte after {found['tokens']:,} tokens, "
-                    f"{split['text_bytes'] / split['tokens']:.2f} held-out bytes a token",
+                    f"{found['validation_bits_per_byte']:.4f} bits per byte after {found['tokens']:,} tokens, "
+                    f"{split['text_bytes'] / split['tokens']:.2f} held-out bytes per token",
                     flush=True,
                 )
 

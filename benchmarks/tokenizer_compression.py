@@ -49,17 +49,18 @@ def main() -> None:
     size = len(text.encode())
     print(f"held out: {size / 1e6:.2f} MB")
     merges = load_gpt2_merges()
-    n_gpt2 = count(codegen_tokenizer(merges, with_whitespace=False), validation)
+    n_gpt2 = count(codegen_tokenizer(merges, added={}), validation)
 
-    def tell(name: str, tokenizer: Tokenizer, seconds: float | None = None) -> None:
+    def show(name: str, tokenizer: Tokenizer, seconds: float | None = None) -> None:
         n = count(tokenizer, validation)
         trained = f", trained in {seconds:.0f} processor seconds" if seconds is not None else ""
         print(
-            f"{name}, {tokenizer.vocab_size:,} ids: {n / size:.4f} tokens a byte, {n / n_gpt2 - 1:+.1%} against GPT-2{trained}"
+            f"{name}, {tokenizer.vocab_size:,} ids: {n / size:.4f} tokens per byte, "
+            f"{n / n_gpt2 - 1:+.1%} compared with GPT-2{trained}"
         )
 
-    tell("GPT-2", codegen_tokenizer(merges, with_whitespace=False))
-    tell("CodeGen", codegen_tokenizer(merges))
+    show("GPT-2", codegen_tokenizer(merges, added={}))
+    show("CodeGen", codegen_tokenizer(merges))
     sizes = (16_384, 50_257) if is_large else (8_192, 16_384)
     memory = 6_250_000_000 if is_large else 2_500_000_000
     for rule, pattern in RULES.items():
@@ -72,7 +73,7 @@ def main() -> None:
                 sample.append(document)
                 held += len(document.encode())
             begun = time.process_time()
-            tell(rule, train_tokenizer(plan, sample), time.process_time() - begun)
+            show(rule, train_tokenizer(plan, sample), time.process_time() - begun)
 
 
 def count(tokenizer: Tokenizer, texts: list[str]) -> int:

@@ -108,10 +108,10 @@ def encoding(name: str, tokenizer: Tokenizer, texts: list[str], n_bytes: int, fo
             if differing:
                 print(f"{name}: {library} differs from Hugging Face on {differing} of {len(chosen)} files")
     medians = {library: statistics.median(values) for library, values in rates.items()}
-    told = ", ".join(f"{library} {rate:.1f}" for library, rate in medians.items())
+    shown = ", ".join(f"{library} {rate:.1f}" for library, rate in medians.items())
     times = {library: medians["ours"] / rate for library, rate in medians.items()}
     print(
-        f"{name} ({tokenizer.vocab_size:,} ids): {told} MB per processor second; "
+        f"{name} ({tokenizer.vocab_size:,} ids): {shown} MB per processor second; "
         f"ours is {times['Hugging Face']:.1f} x Hugging Face and {times['tiktoken']:.1f} x tiktoken"
     )
 
@@ -147,7 +147,7 @@ def main() -> None:
     codegen = codegen_tokenizer(load_gpt2_merges())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        encoding("GPT-2", codegen_tokenizer(load_gpt2_merges(), with_whitespace=False), texts, n_bytes, folder)
+        encoding("GPT-2", codegen_tokenizer(load_gpt2_merges(), added={}), texts, n_bytes, folder)
         encoding("CodeGen", codegen, texts, n_bytes, folder)
         encoding("words", words, texts, n_bytes, folder)
         encoding("lines", lines, texts, n_bytes, folder)

@@ -1,9 +1,9 @@
-"""Tokens a second and memory of whole training steps against Transformers' CodeGen, eager and compiled, and nanoGPT.
+"""Tokens per second and memory of whole training steps against Transformers' CodeGen, eager and compiled, and nanoGPT.
 
 Run: `python benchmarks/training_peers.py --nanogpt model.py [--rounds 3]`, about twelve minutes on two cores; the file is
 that of nanoGPT's repository. One shape for all: 6 layers, d_model 384, 8 heads (CodeGen's are in groups of four), context 512,
-vocabulary 8,192; 16,384 tokens a step, float32, fused AdamW. Each peer and ours are two processes that stay alive and take
-steps in turn, in alternating order; medians are told, and ratios to ours beside it. The peers take a step's rows at once, as
+vocabulary 8,192; 16,384 tokens per step, float32, fused AdamW. Each peer and ours are two processes that stay alive and take
+steps in turn, in alternating order; medians are printed, with ratios to Codekiln. The peers take a step's rows at once, as
 the library's trainer and nanoGPT's script do by default; ours go by micro-batches, which is what our trainer does.
 """
 
@@ -26,8 +26,20 @@ from codekiln.train.flops import measure_peak_flops
 
 ROWS, CONTEXT, VOCAB = 32, 512, 8192
 MICRO_ROWS = 4
-CODEGEN = CodeGenConfig(6, 384, 8, 8, 48, 1536, VOCAB, CONTEXT, rotary_dim=32)
-KILN = KilnConfig(6, 384, 8, 8, 48, 1024, VOCAB, CONTEXT)
+CODEGEN = CodeGenConfig(
+    n_layers=6,
+    d_model=384,
+    n_heads=8,
+    n_kv_heads=8,
+    d_head=48,
+    d_ff=1536,
+    vocab_size=VOCAB,
+    context_length=CONTEXT,
+    rotary_dim=32,
+)
+KILN = KilnConfig(
+    n_layers=6, d_model=384, n_heads=8, n_kv_heads=8, d_head=48, d_ff=1024, vocab_size=VOCAB, context_length=CONTEXT
+)
 OURS = "ours, codegen"
 PEERS = ("Transformers' CodeGen, eager", "Transformers' CodeGen, compiled", "nanoGPT, compiled", "ours, kiln")
 
@@ -36,7 +48,7 @@ def ours(config: ModelConfig) -> Callable[[], None]:
     model = Transformer(config)
     init_weights(model, torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    loss_sums = torch.compile(model.loss_sums, dynamic=False)
+    loss_fn = torch.compile(model.loss, dynamic=False)
     ids = torch.randint(0, VOCAB, (ROWS, CONTEXT + 1))
     documents = torch.zeros(MICRO_ROWS, CONTEXT, dtype=torch.long)
     weights = torch.ones(MICRO_ROWS, CONTEXT)
@@ -44,8 +56,8 @@ def ours(config: ModelConfig) -> Callable[[], None]:
     def step() -> None:
         for start in range(0, ROWS, MICRO_ROWS):
             rows = ids[start : start + MICRO_ROWS]
-            nats, _ = loss_sums(rows[:, :-1], rows[:, 1:], weights, documents)
-            (nats / (ROWS * CONTEXT)).backward()  # type: ignore[no-untyped-call]
+            losses = loss_fn(rows[:, :-1], rows[:, 1:], weights, documents)
+            (losses.nats / (ROWS * CONTEXT)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -156,7 +168,7 @@ def main() -> None:
     if arguments.work:
         work(arguments.work, arguments.nanogpt)
         return
-    print(f"{CODEGEN.flops_per_token / 1e6:.0f} MFLOP a token, kiln {KILN.flops_per_token / 1e6:.0f}\n")
+    print(f"{CODEGEN.flops_per_token / 1e6:.0f} MFLOP per token, kiln {KILN.flops_per_token / 1e6:.0f}\n")
     print("| | first step, s | tokens/s | of the peak, GFLOP/s | GB | of ours |\n|---|---|---|---|---|---|", flush=True)
     for k, peer in enumerate(PEERS):
         if arguments.only is None or k in arguments.only:

@@ -23,12 +23,12 @@ STEPS = 6
 
 
 def ours(config: ModelConfig, *, compiled: bool) -> Callable[[Tensor], None]:
-    """A training step of ours with packed documents, as `codekiln build` runs it."""
+    """A training step of Codekiln with packed documents, as `codekiln train` runs it."""
     model = Transformer(config)
     init_weights(model, torch.Generator().manual_seed(0))
 
     def loss_sum(ids: Tensor, documents: Tensor) -> Tensor:
-        logits = model.lm_head(model(ids, document_ids=documents))
+        logits = model(ids, document_ids=documents)
         return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
 
     function = torch.compile(loss_sum, dynamic=False) if compiled else loss_sum
@@ -66,7 +66,7 @@ def theirs(config: ModelConfig) -> Callable[[Tensor], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens a step")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens per step")
     arguments = parser.parse_args()
     config = demo().model
     ids = torch.randint(0, config.vocab_size, (arguments.tokens // config.context_length, config.context_length))
@@ -92,7 +92,7 @@ def main() -> None:
     peak = max(peaks)
     slowest = statistics.median(rates["Transformers, eager"])
     print(
-        f"{config.n_parameters:,} parameters, {config.flops_per_token / 1e6:.1f} MFLOP a token, peak {peak / 1e9:.0f} GFLOP/s"
+        f"{config.n_parameters:,} parameters, {config.flops_per_token / 1e6:.1f} MFLOP per token, peak {peak / 1e9:.0f} GFLOP/s"
     )
     for name, seen in rates.items():
         rate = statistics.median(seen)

@@ -1,8 +1,13 @@
-"""What tests build on: a folder of twenty small files, and a recipe that learns them in seconds."""
+"""Helpers of the tests: a folder of twenty small files, a recipe that trains on them in seconds, and programs."""
 
 import dataclasses
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,19 +15,29 @@ from torch import Tensor
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.evaluate.config import InfillingConfig
+from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
+from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.config import TokenizerConfig
-from codekiln.train.config import TrainConfig
-from codekiln.train.objectives import SpmInfill
+from codekiln.train.config import RuntimeConfig, TrainConfig
+from codekiln.train.loop import train
+from codekiln.train.objectives import NextToken, SpmInfill
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = ROOT / "tests" / "programs"
+EAGER = RuntimeConfig(compile=False)
+TINY = KilnConfig(
+    n_layers=1, d_model=32, n_heads=2, n_kv_heads=1, d_head=16, d_ff=64, vocab_size=384, context_length=64
+)
 
 VERBS = ("open", "close", "start", "stop", "read", "write", "load", "store", "push", "pull")
 NOUNS = ("door", "window")
-SPELLED = 'END = "<|endoftext|>" + "<|fim_middle|>"\n'  # text like any other, in one file of each repository
+SPELLED = 'END = "<|endoftext|>" + "<|fim_middle|>"\n'  # ordinary text, in one file of each repository
 
 
 def write_tree(folder: Path) -> Path:
-    """Twenty files in four repositories, each with two functions of its own."""
+    """Writes twenty files in four repositories, each with two functions of its own."""
     for n, (verb, noun) in enumerate((verb, noun) for verb in VERBS for noun in NOUNS):
         path = folder / f"repository{n % 4}" / f"{verb}_{noun}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,13 +59,18 @@ def small_recipe(code: Path, *, total_tokens: int = 20_000) -> Recipe:
     """A recipe of a 60,000-parameter model on the code in a folder."""
     return Recipe(
         name="small",
-        corpus=CorpusConfig((LocalRepositories(code, "MIT"),), validation_fraction=0.2),
+        corpus=CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),), validation_fraction=0.2),
         tokenizer=TokenizerConfig(vocab_size=384),
         model=KilnConfig(
             n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, d_head=16, d_ff=128, vocab_size=384, context_length=256
         ),
         train=TrainConfig(
-            SpmInfill(), total_tokens=total_tokens, global_batch_size=4, eval_every=5, eval_sequences=4, save_every=4
+            objective=SpmInfill(),
+            total_tokens=total_tokens,
+            global_batch_size=4,
+            eval_every=5,
+            eval_sequences=4,
+            save_every=4,
         ),
         infilling=InfillingConfig(n_problems=8, context_characters=300, max_new_tokens=24, max_span_characters=20),
         n_report_samples=2,
@@ -59,7 +79,7 @@ def small_recipe(code: Path, *, total_tokens: int = 20_000) -> Recipe:
 
 
 def with_train(recipe: Recipe, **changes: object) -> Recipe:
-    """The recipe with another train plan."""
+    """The recipe with other fields of its TrainConfig."""
     train = dataclasses.replace(recipe.train, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(recipe, train=train)
 
@@ -74,14 +94,68 @@ def assert_greedy(
 ) -> None:
     """Each of `tokens` after `prompt` has the greatest logit by `logits_of` (1, T) -> (1, T, V), up to `tolerance`.
 
-    Over random weights the best two logits are often nearly equal, and processors and libraries round differently, so
-    two greedy decoders may differ without a fault in either.
+    With random weights the two greatest logits are often nearly equal. Processors and libraries round differently, so two
+    correct greedy decoders may choose different tokens.
     """
     ids = [*prompt, *tokens]
     with torch.inference_mode():
         logits = logits_of(torch.tensor([ids]))[0].float()
-    logits = logits.clone()  # outside of inference mode, where it may be changed
+    logits = logits.clone()  # tensors of inference mode cannot be changed
     logits[:, list(forbidden)] = -torch.inf
     for at, token in enumerate(tokens, start=len(prompt)):
         best = logits[at - 1].max()
         assert logits[at - 1, token] >= best - tolerance, f"token {at - len(prompt)}: {token} is not the most likely"
+
+
+def program(name: str, *arguments: object) -> list[str]:
+    """The command that runs a program of tests/programs."""
+    return [sys.executable, str(PROGRAMS / name), *map(str, arguments)]
+
+
+def program_environment(**changes: str) -> dict[str, str]:
+    """The environment of a program: it can import `tests`."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | changes
+
+
+def run_program(
+    name: str, *arguments: object, check: bool = True, **changes: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a program of tests/programs to its end. `changes` are environment variables."""
+    done = subprocess.run(
+        program(name, *arguments),
+        env=program_environment(**changes),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0 or not check, done.stderr[-4000:]
+    return done
+
+
+def resident_bytes() -> int:
+    """The memory of this process that is not a mapped file."""
+    return int(Path("/proc/self/status").read_text(encoding="utf-8").split("RssAnon:")[1].split()[0]) * 1024
+
+
+def train_tiny(source: Path, run: Path, **changes: Any) -> list[MetricsRow]:
+    """Trains a model of one layer on the tokens of the run `source`. Returns the metrics."""
+    config: dict[str, Any] = {"total_tokens": 4096, "global_batch_size": 4, "save_every": 100} | changes
+    train(
+        TrainConfig(objective=NextToken(), **config),
+        TINY,
+        tokens=source / "tokens",
+        tokenizer=Tokenizer.load(source / "tokenizer.json"),
+        run=run,
+        runtime=RuntimeConfig(compile=False),
+        inputs={},
+    )
+    return read_metrics(run / "metrics.jsonl")
+
+
+def printed_rng() -> random.Random:
+    """A random generator whose seed is printed, so that a failure can be repeated with CODEKILN_TEST_SEED."""
+    seed = int(os.environ.get("CODEKILN_TEST_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"CODEKILN_TEST_SEED={seed}")  # noqa: T201 - pytest shows it if the test fails
+    return random.Random(seed)

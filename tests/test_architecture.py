@@ -1,4 +1,4 @@
-"""The floors of docs/architecture.md: a room imports from the floors below it, and from itself."""
+"""The layers of docs/architecture.md: a package imports from the layers below it, and from itself."""
 
 import ast
 import tomllib
@@ -7,18 +7,20 @@ from pathlib import Path
 import codekiln
 
 PACKAGE = Path(codekiln.__file__).parent
-FLOORS = (
+LAYERS = (
     {"errors"},
     {"files", "progress", "extras"},
-    {"folders"},
+    {"folders", "hub", "metrics_log"},
     {"corpus", "tokenizer", "model"},
-    {"train", "generate", "exchange"},
+    {"train", "generate", "convert"},
     {"evaluate", "serve"},
-    {"recipe", "charts"},
-    {"recipes", "card", "compare", "forecast"},
+    {"recipe", "runs"},
+    {"overrides", "pipeline"},
+    {"recipes", "report", "planning"},
     {"cli"},
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
+ENTRY_POINTS = ("codekiln", "codekiln.__main__")
 FORBIDDEN_NAMES = {"utils", "common", "base", "types", "constants", "registry"}
 
 
@@ -32,7 +34,7 @@ def name_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of ours that a file imports, anywhere in it."""
+    """The modules of Codekiln that a file imports, anywhere in it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -44,23 +46,22 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in found if name in known and name != "codekiln"}
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {room_of(name_of(path)) for path in modules() if name_of(path) not in ("codekiln", "codekiln.__main__")}
-    assert rooms == set(FLOOR_OF)
+def test_every_package_is_in_a_layer() -> None:
+    assert {package_of(name_of(path)) for path in modules() if name_of(path) not in ENTRY_POINTS} == set(LAYER_OF)
 
 
-def test_rooms_import_downward_only() -> None:
+def test_packages_import_downward_only() -> None:
     wrong = [
         f"{name_of(path)} imports {imported}"
         for path in modules()
-        if name_of(path) not in ("codekiln", "codekiln.__main__")
+        if name_of(path) not in ENTRY_POINTS
         for imported in imports_of(path)
-        if room_of(imported) != room_of(name_of(path))
-        and FLOOR_OF[room_of(imported)] >= FLOOR_OF[room_of(name_of(path))]
+        if package_of(imported) != package_of(name_of(path))
+        and LAYER_OF[package_of(imported)] >= LAYER_OF[package_of(name_of(path))]
     ]
     assert not wrong
 
@@ -73,7 +74,7 @@ def test_there_is_no_import_cycle() -> None:
         assert module not in above, " -> ".join([*above, module])
         if module not in settled:
             for imported in graph[module]:
-                # A package's own __init__ is imported with each of its modules and imports none of them.
+                # The __init__ of a package is imported with each of its modules, and imports none of them.
                 if not module.startswith(imported + "."):
                     visit(imported, (*above, module))
             settled.add(module)
@@ -82,17 +83,17 @@ def test_there_is_no_import_cycle() -> None:
         visit(module, ())
 
 
-def test_every_file_says_its_idea_first_and_none_is_called_utils() -> None:
+def test_every_file_begins_with_a_docstring_and_none_is_called_utils() -> None:
     for path in modules():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
         assert first.startswith('"""') and len(first) > 10, path
         assert path.stem not in FORBIDDEN_NAMES, path
 
 
-def test_every_dependency_has_its_reason_in_the_architecture() -> None:
+def test_every_dependency_is_explained_in_the_architecture() -> None:
     root = PACKAGE.parent
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = project["dependencies"] + [r for extra in project["optional-dependencies"].values() for r in extra]
-    told = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
     names = {r.split(">")[0].split("<")[0].split("[")[0].strip() for r in wanted} - {"codekiln"}
-    assert not [name for name in sorted(names) if f"`{name}`" not in told]
+    assert not [name for name in sorted(names) if f"`{name}`" not in text]

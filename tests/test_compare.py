@@ -1,31 +1,30 @@
-"""Runs beside each other, and the curves of each in its report."""
+"""Comparison of runs, and the charts of a report."""
 
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from codekiln.files import JsonObject, read_json, write_json
-from codekiln.metrics_log import read_metrics
+from codekiln.files import read_json, write_json
+from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.report.charts import training_charts
 from codekiln.report.compare import compare_runs, read_runs, totals_table, write_comparison
 from codekiln.runs import read_stage_record
-from tests.test_cli import codekiln, refused
+from tests.command import assert_refused, codekiln
+from tests.small import run_program
 
 
 @pytest.fixture
 def stopped(small_run: Path, tmp_path: Path) -> Path:
-    """What a killed run leaves, seven whole rows and a torn one, under a recipe that differs in three places."""
+    """A killed run, with seven complete rows and an incomplete one. Its recipe differs in three fields."""
     run = tmp_path / "stopped"
     run.mkdir()
     lines = (small_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(lines[:7]) + lines[7][:20], encoding="utf-8")
+    (run / "metrics.jsonl").write_text("".join(lines[:8]) + lines[8][:20], encoding="utf-8")
     recipe = read_json(small_run / "recipe.json")
     recipe["train"]["seed"] = 1
     recipe["corpus"]["sources"][0]["license"] = "Apache-2.0"
@@ -35,7 +34,7 @@ def stopped(small_run: Path, tmp_path: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """The cells of all tables by row, and every address that a page would load."""
+    """The cells of all tables by row, and every address that the page would load."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -56,33 +55,45 @@ class Page(HTMLParser):
 
 
 def traces(chart: str) -> list[dict[str, Any]]:
-    """What plotly is told to draw."""
+    """The traces that Plotly draws."""
     start = re.search(r'Plotly\.newPlot\(\s*"[^"]+",\s*', chart)
     assert start is not None
     found: list[dict[str, Any]] = json.JSONDecoder().raw_decode(chart[start.end() :])[0]
     return found
 
 
-def row(step: int, **fields: float | None) -> JsonObject:
-    timed = {"seconds": 0.5, "tokens_per_second": 200.0, "matmul_efficiency": 0.1}
-    return {"step": step, "tokens": 100 * (step + 1), "loss": 1.0, "grad_norm": 1.0, "lr_scale": 1.0} | timed | fields
+def row(step: int, **fields: Any) -> MetricsRow:
+    """A row of a log with changed fields."""
+    found: MetricsRow = {
+        "step": step,
+        "tokens": 100 * (step + 1),
+        "loss": 1.0,
+        "grad_norm": 1.0,
+        "lr": 0.1,
+        "lr_scale": 1.0,
+        "seconds": 0.5,
+        "tokens_per_second": 200.0,
+        "matmul_efficiency": 0.1,
+    }
+    found.update(fields)  # type: ignore[typeddict-item]
+    return found
 
 
-def test_a_finished_run_comes_to_what_its_stage_recorded(small_run: Path) -> None:
+def test_totals_of_a_finished_run_are_those_of_its_stage(small_run: Path) -> None:
     found = compare_runs(read_runs([small_run]))["runs"]["run"]
     assert found == {key: read_stage_record(small_run, "train")["result"][key] for key in found}
 
 
-def test_a_killed_run_needs_only_its_recipe_and_metrics(small_run: Path, stopped: Path) -> None:
+def test_killed_run_needs_only_its_recipe_and_metrics(small_run: Path, stopped: Path) -> None:
     found = compare_runs(read_runs([small_run, stopped]))["runs"]["stopped"]
     rows = read_metrics(small_run / "metrics.jsonl")[:7]
     assert (found["steps"], found["tokens"]) == (7, rows[-1]["tokens"])
     assert found["validation_bits_per_byte"] == rows[4]["validation_bits_per_byte"], (
-        "of step 5, the last validation before"
+        "the last validation is that of step 5"
     )
 
 
-def test_the_fields_that_differ_are_told_by_their_paths(small_run: Path, stopped: Path) -> None:
+def test_differing_fields_are_named_by_their_paths(small_run: Path, stopped: Path) -> None:
     assert compare_runs(read_runs([small_run, stopped]))["recipe"] == {
         "corpus.sources[0].license": {"run": "MIT", "stopped": "Apache-2.0"},
         "model.rope_base": {"run": 10_000.0},
@@ -91,7 +102,7 @@ def test_the_fields_that_differ_are_told_by_their_paths(small_run: Path, stopped
     assert compare_runs(read_runs([small_run]))["recipe"] == {}
 
 
-def test_the_page_has_both_runs_and_loads_nothing(small_run: Path, stopped: Path, tmp_path: Path) -> None:
+def test_page_shows_both_runs_and_loads_nothing(small_run: Path, stopped: Path, tmp_path: Path) -> None:
     runs = read_runs([small_run, stopped])
     write_comparison(runs, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
@@ -105,7 +116,7 @@ def test_the_page_has_both_runs_and_loads_nothing(small_run: Path, stopped: Path
     assert "Where the recipes differ" not in (tmp_path / "one.html").read_text(encoding="utf-8")
 
 
-def test_validation_is_drawn_along_tokens_and_along_time(small_run: Path, stopped: Path) -> None:
+def test_validation_is_drawn_by_tokens_and_by_time(small_run: Path, stopped: Path) -> None:
     runs = read_runs([small_run, stopped])
     charts = training_charts({run.name: run.rows for run in runs})
     for k, run in enumerate(runs):
@@ -118,7 +129,7 @@ def test_validation_is_drawn_along_tokens_and_along_time(small_run: Path, stoppe
         assert by_time["x"] == pytest.approx(seconds)
 
 
-def test_the_loss_is_the_mean_of_the_last_twenty_steps() -> None:
+def test_smoothed_loss_is_the_mean_of_the_last_twenty_steps() -> None:
     losses = [10 / (step + 1) + step % 3 for step in range(50)]
     raw, smoothed = traces(training_charts({"a": [row(i, loss=loss) for i, loss in enumerate(losses)]})["Loss"])
     assert raw["y"] == losses
@@ -126,10 +137,10 @@ def test_the_loss_is_the_mean_of_the_last_twenty_steps() -> None:
     assert smoothed["y"] == pytest.approx(slow)
 
 
-def test_a_skipped_step_leaves_the_smoothed_loss_as_it_is() -> None:
+def test_skipped_step_does_not_change_the_smoothed_loss() -> None:
     rows = [row(step, loss=2.0) for step in range(40)]
-    rows[10] |= {"loss": float("nan"), "grad_norm": float("inf"), "skipped": "the loss is nan", "documents": [3]}
-    rows[20] |= {"loss": 50.0, "grad_norm": 70.0, "skipped": "the gradient's norm is 70"}
+    rows[10] = row(10, loss=float("nan"), grad_norm=float("inf"), skipped="the loss is nan", documents=[3])
+    rows[20] = row(20, loss=50.0, grad_norm=70.0, skipped="the gradient norm is 70")
     charts = training_charts({"a": rows})
     raw, smoothed = traces(charts["Loss"])
     assert raw["y"] == [2.0] * 19 + [50.0] + [2.0] * 19
@@ -137,7 +148,7 @@ def test_a_skipped_step_leaves_the_smoothed_loss_as_it_is() -> None:
     assert traces(charts["Gradient norm"])[0]["y"] == [1.0] * 19 + [70.0] + [1.0] * 19
 
 
-def test_a_long_run_is_thinned_and_no_spike_is_lost() -> None:
+def test_downsampling_keeps_spikes() -> None:
     rows = [row(step, grad_norm=1 + step % 7 / 10) for step in range(30_000)]
     rows[12_345]["grad_norm"] = 99.0
     rows[23_456]["grad_norm"] = 0.01
@@ -147,22 +158,24 @@ def test_a_long_run_is_thinned_and_no_spike_is_lost() -> None:
     assert (drawn[1_234_600], drawn[2_345_700]) == (99.0, 0.01)
 
 
-def test_what_was_not_measured_is_not_drawn(small_run: Path, tmp_path: Path) -> None:
+def test_missing_metrics_have_no_chart(small_run: Path, tmp_path: Path) -> None:
     shutil.copy(small_run / "recipe.json", tmp_path)
     rows = [row(0, validation_bits_per_byte=None), row(1)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in ({"format": 1}, *rows)), encoding="utf-8"
+    )
     runs = read_runs([tmp_path])
     assert totals_table(compare_runs(runs))[1][-1] == "–"
     assert set(training_charts({"a": runs[0].rows})) == {
         "Loss",
         "Speed",
-        "Utilization",
+        "Efficiency",
         "Gradient norm",
         "Learning rate",
     }
 
 
-def test_names_and_recipes_are_text_on_the_page(small_run: Path, stopped: Path, tmp_path: Path) -> None:
+def test_names_and_recipes_are_escaped(small_run: Path, stopped: Path, tmp_path: Path) -> None:
     hostile = tmp_path / "<img src=x onerror=alert(1)>"
     shutil.copytree(stopped, hostile)
     recipe = read_json(hostile / "recipe.json")
@@ -173,49 +186,50 @@ def test_names_and_recipes_are_text_on_the_page(small_run: Path, stopped: Path, 
     assert "&lt;img src=x" in page and "&lt;script&gt;alert(1)" in page
 
 
-def test_runs_of_one_name_are_told_by_their_paths(small_run: Path, tmp_path: Path) -> None:
+def test_runs_with_the_same_name_are_named_by_their_paths(small_run: Path, tmp_path: Path) -> None:
     other = tmp_path / small_run.name
     shutil.copytree(small_run, other)
     assert [run.name for run in read_runs([small_run, other])] == [str(small_run), str(other)]
 
 
-def test_the_command_prints_the_table_and_writes_the_page(small_run: Path, stopped: Path, tmp_path: Path) -> None:
+@pytest.mark.process
+def test_compare_prints_the_table_and_writes_the_page(small_run: Path, stopped: Path, tmp_path: Path) -> None:
     out = tmp_path / "pages" / "both.html"
-    done = codekiln("report", small_run, stopped, "--out", out)
+    done = codekiln("compare", small_run, stopped, "--out", out)
     assert done.returncode == 0, done.stderr
     for cell in (cell for line in totals_table(compare_runs(read_runs([small_run, stopped]))) for cell in line):
         assert cell in done.stdout
     assert "train.seed" in done.stdout and str(out) in done.stdout.replace("\n", "")
     assert out.is_file()
 
-    as_json = json.loads(codekiln("report", small_run, stopped, "--out", out, "--json").stdout)
+    as_json = json.loads(codekiln("compare", small_run, stopped, "--out", out, "--json").stdout)
     assert as_json == {"page": str(out)} | compare_runs(read_runs([small_run, stopped]))
 
 
-def test_what_is_no_run_is_refused_in_a_sentence(small_run: Path, stopped: Path, tmp_path: Path) -> None:
+@pytest.mark.process
+def test_folder_that_is_not_a_run_is_refused(small_run: Path, stopped: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    refused(codekiln("report", tmp_path, "--out", out), "is no run (recipe.json is missing): name those in it: ")
-    refused(codekiln("report", small_run, small_run, "--out", out), "is named twice: name each run once")
+    assert_refused(codekiln("compare", tmp_path, "--out", out), tmp_path, "recipe.json", stopped)
+    assert_refused(codekiln("compare", small_run, small_run, "--out", out), small_run, "twice")
     (stopped / "metrics.jsonl").unlink()
-    refused(codekiln("report", small_run, stopped, "--out", out), "stopped has no metrics yet: wait for its first step")
-    write_json(stopped / "recipe.json", {"model": {"kind": "MothConfig", "n_wings": 4}})
+    assert_refused(codekiln("compare", small_run, stopped, "--out", out), stopped, "metrics")
+    write_json(stopped / "recipe.json", {"format": 1, "model": {"kind": "MothConfig", "n_wings": 4}})
     shutil.copy(small_run / "metrics.jsonl", stopped)
-    refused(
-        codekiln("report", stopped, "--out", out), "no family here is a MothConfig of n_wings (known are KilnConfig"
-    )
+    assert_refused(codekiln("compare", stopped, "--out", out), "MothConfig", "KilnConfig")
+    write_json(stopped / "recipe.json", {"format": 2, "model": {}})
+    assert_refused(codekiln("compare", stopped, "--out", out), stopped / "recipe.json", "format 1")
     assert not out.exists()
 
 
-@pytest.mark.parametrize("verb", ["report", "card"])
-def test_without_plotly_the_extra_is_named(verb: str, small_run: Path) -> None:
-    program = f"import sys; sys.modules['plotly'] = None; sys.argv = ['codekiln', {verb!r}, {str(small_run)!r}]\n"
-    program += "from codekiln.cli import main\nmain()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    refused(done, "plotly is not installed: pip install 'codekiln[report]'")
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_missing_plotly_is_reported_with_its_extra(command: str, small_run: Path) -> None:
+    done = run_program("run_without.py", "plotly", command, small_run, check=False)
+    assert_refused(done, "plotly", "pip install 'codekiln[report]'")
 
 
-def test_the_report_of_a_run_has_its_curves(small_run: Path) -> None:
+def test_report_has_all_curves(small_run: Path) -> None:
     page = (small_run / "report.html").read_text(encoding="utf-8")
-    for title in ("Loss", "Validation", "Speed", "Utilization", "Gradient norm", "Learning rate", "Token lengths"):
+    for title in ("Loss", "Validation", "Speed", "Efficiency", "Gradient norm", "Learning rate", "Token lengths"):
         assert f"<b>{title}</b>" in page
     assert Page(small_run / "report.html").loaded == []

@@ -1,4 +1,4 @@
-"""Released checkpoints by the command: imported, completed and infilled with as Transformers does, exported again."""
+"""Import and export of checkpoints, compared with Transformers."""
 
 import json
 import subprocess
@@ -18,15 +18,17 @@ from codekiln.generate.sampling import GREEDY
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.tokenizer.codegen import WHITESPACE, codegen_tokenizer, load_gpt2_merges
 from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, TokenizerConfig
-from codekiln.tokenizer.infill import bos_ids, infill_prompt, stop_token_ids_of
+from codekiln.tokenizer.infill import require_psm
 from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS
 from codekiln.tokenizer.training import train_tokenizer
 from tests.small import assert_greedy, write_tree
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def codegen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CodeGen-Mono as it is released: half precision, two shards, ids that are wrong, the tokenizer in parts."""
+    """A CodeGen-Mono as released: half precision, two shards, wrong token ids, and the tokenizer in parts."""
     folder = tmp_path_factory.mktemp("codegen")
     torch.manual_seed(0)
     config = transformers.CodeGenConfig(
@@ -42,7 +44,7 @@ def codegen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An InCoder of random weights with a tokenizer of its control tokens."""
+    """An InCoder with random weights and a tokenizer with its special tokens."""
     folder = tmp_path_factory.mktemp("incoder")
     code = write_tree(tmp_path_factory.mktemp("code"))
     texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
@@ -64,7 +66,7 @@ def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def greedy_tokens(completer: Completer, ids: list[int], n: int) -> list[int]:
-    """What the engine writes after a prompt."""
+    """The greedy tokens after a prompt."""
     steps = generate(
         completer.model, [ids], max_new_tokens=n, stop_token_ids=completer._stop_token_ids,
         forbidden_token_ids=completer._forbidden_token_ids, sampling=GREEDY,
@@ -72,28 +74,28 @@ def greedy_tokens(completer: Completer, ids: list[int], n: int) -> list[int]:
     return [step.token for step in steps]
 
 
-def test_a_released_codegen_completes_as_in_transformers(codegen_folder: Path, tmp_path: Path) -> None:
-    told = import_model(codegen_folder, tmp_path / "model")
-    assert any("bos_token_id 1, which is no control token: it is 50256 now" in line for line in told)
-    assert any("eos_token_id 2, which is no control token: it is 50256 now" in line for line in told)
-    assert any("with CodeGen's white space" in line for line in told)
+def test_imported_codegen_completes_as_in_transformers(codegen_folder: Path, tmp_path: Path) -> None:
+    notes = import_model(codegen_folder, tmp_path / "model")
+    assert any(all(part in note for part in ("bos_token_id", " 1", "50256")) for note in notes)
+    assert any(all(part in note for part in ("eos_token_id", " 2", "50256")) for note in notes)
+    assert any("tokenizer.json" in note for note in notes)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     ours = Completer.load(tmp_path / "model")
     prompt = "def add(a, b):\n    return"
     ids = ours.prompt_ids(InfillRequest(prompt), 20)
     assert ids == tokenizer.encode(prompt) == codegen_tokenizer(load_gpt2_merges()).encode(prompt)
-    # What the tokenizer does not have is never sampled, so theirs must be kept from it too.
+    # Codekiln never samples ids without text, so they are forbidden for Transformers too.
     unused = range(50_295, 51_200)
     made = greedy_tokens(ours, ids, 20)
     assert_greedy(lambda batch: theirs(batch).logits, ids, made, tolerance=1e-3, forbidden=unused)
     answer = ours.complete([InfillRequest(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
     assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
-    with pytest.raises(ValueError, match="cannot infill: its tokenizer has no control tokens for holes"):
+    with pytest.raises(ValueError, match="cannot infill"):
         ours.complete([InfillRequest(prompt, "\n")], max_new_tokens=4, sampling=GREEDY)
 
 
-def test_an_incoder_infills_with_its_own_layout(incoder_folder: Path, tmp_path: Path) -> None:
+def test_imported_incoder_infills_with_its_own_format(incoder_folder: Path, tmp_path: Path) -> None:
     import_model(incoder_folder, tmp_path / "model")
     ours = Completer.load(tmp_path / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -110,32 +112,32 @@ def test_an_incoder_infills_with_its_own_layout(incoder_folder: Path, tmp_path: 
     assert answer.text == ours.tokenizer.decode(made)
 
 
-def test_a_codegen_goes_out_as_gptj_and_comes_back(codegen_folder: Path, tmp_path: Path) -> None:
+def test_codegen_exported_as_gptj_and_imported_is_equal(codegen_folder: Path, tmp_path: Path) -> None:
     export_model(codegen_folder, tmp_path / "gptj", "gptj")
     export_model(tmp_path / "gptj", tmp_path / "back", "hf")
     first, second = (Completer.load(folder) for folder in (tmp_path / "gptj", tmp_path / "back"))
     assert type(first.model.config) is type(second.model.config)
     ids = torch.arange(20)[None]
     assert torch.equal(first.model(ids), second.model(ids))
-    with pytest.raises(ValueError, match="no format is called 'onnx': known are hf, gptj"):
+    with pytest.raises(ValueError, match=r"'onnx'.*hf, gptj, gguf"):
         export_model(codegen_folder, tmp_path / "other", "onnx")
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(incoder_folder: Path, codegen_folder: Path, tmp_path: Path) -> None:
+def test_tokenizer_larger_than_the_imported_model_is_refused(
+    incoder_folder: Path, codegen_folder: Path, tmp_path: Path
+) -> None:
     for path in incoder_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     codegen_tokenizer(load_gpt2_merges()).save(tmp_path / "tokenizer.json")
-    with pytest.raises(
-        ValueError, match=r"the tokenizer has 50,295 ids and the model 579 rows: they are not of one model"
-    ):
+    with pytest.raises(ValueError, match=r"50,295.*579"):
         import_model(tmp_path, tmp_path / "model")
     assert not (tmp_path / "model").exists()
-    with pytest.raises(ValueError, match="they are not of one model"):
+    with pytest.raises(ValueError, match=r"50,295.*579"):
         export_model(tmp_path, tmp_path / "model.gguf", "gguf")
     assert not (tmp_path / "model.gguf").exists()
 
 
-def test_nothing_but_a_model_is_written_over(incoder_folder: Path, tmp_path: Path) -> None:
+def test_export_replaces_only_its_own_output(incoder_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
     for path in incoder_folder.iterdir():
         (tmp_path / "run" / "model" / path.name).write_bytes(path.read_bytes())
@@ -143,22 +145,22 @@ def test_nothing_but_a_model_is_written_over(incoder_folder: Path, tmp_path: Pat
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     source = tmp_path / "run" / "model"
     for target in (tmp_path / "run", source, tmp_path / "notes.txt", tmp_path):
-        with pytest.raises(CodekilnError, match=r"contains the input folder|is not a folder|was not made by"):
+        with pytest.raises(CodekilnError, match=str(target)):
             export_model(source, target, "hf")
     assert (tmp_path / "run" / "recipe.json").is_file() and (tmp_path / "notes.txt").is_file()
     export_model(source, tmp_path / "new", "hf")
     export_model(source, tmp_path / "new", "hf")
 
 
-def test_only_codegens_tokenizer_is_made_anew(incoder_folder: Path, tmp_path: Path) -> None:
+def test_missing_tokenizer_is_rebuilt_for_codegen_only(incoder_folder: Path, tmp_path: Path) -> None:
     for path in incoder_folder.iterdir():
         if path.name != "tokenizer.json":
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(FileNotFoundError, match=r"tokenizer.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         import_model(tmp_path, tmp_path / "model")
 
 
-def test_ends_that_the_tokenizer_has_are_kept(incoder_folder: Path, tmp_path: Path) -> None:
+def test_valid_eos_token_ids_are_kept(incoder_folder: Path, tmp_path: Path) -> None:
     for path in incoder_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
@@ -172,48 +174,48 @@ def test_ends_that_the_tokenizer_has_are_kept(incoder_folder: Path, tmp_path: Pa
     assert mask in Completer.load(tmp_path / "model")._stop_token_ids
 
 
-def test_a_server_of_a_model_that_cannot_infill_says_so(codegen_folder: Path, tmp_path: Path) -> None:
+def test_server_refuses_a_suffix_if_the_model_cannot_infill(codegen_folder: Path, tmp_path: Path) -> None:
     from fastapi.testclient import TestClient
 
     from codekiln.serve.server import make_app
 
     import_model(codegen_folder, tmp_path / "model")
     client = TestClient(make_app(Completer.load(tmp_path / "model"), "codegen", "testserver"))
-    for body, told in (
+    for body, message in (
         ({"prompt": "a", "suffix": "b"}, "cannot infill"),
         ({"prompt": "a", "suffix": "b", "stream": True}, "cannot infill"),
         ({"prompt": ""}, "the prompt is empty"),
     ):
         answer = client.post("/v1/completions", json=body | {"max_tokens": 4})
-        assert answer.status_code == 400 and told in answer.json()["error"]["message"]
+        assert answer.status_code == 400 and message in answer.json()["error"]["message"]
     assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 4}).status_code == 200
 
 
-def test_qwens_holes_are_told_in_qwens_order() -> None:
+def test_qwen_prompts_are_prefix_suffix_middle() -> None:
     record = codegen_tokenizer(load_gpt2_merges()).record
     names = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|file_sep|>")
     added = [record["added_tokens"][0] | {"id": 50_295 + k, "content": name} for k, name in enumerate(names)]
     qwen = Tokenizer(record | {"added_tokens": record["added_tokens"] + added}, origin="Qwen")
-    assert infill_prompt(qwen, [1], [2]) == [50_295, 1, 50_297, 2, 50_296]
-    assert stop_token_ids_of(qwen) == {50_256, 50_298, 50_299} and bos_ids(qwen) == []
+    assert require_psm(qwen.infill_format).prompt([1], [2]) == [50_295, 1, 50_297, 2, 50_296]
+    assert qwen.stop_token_ids == {50_256, 50_298, 50_299} and qwen.bos_ids == []
 
 
-def test_the_command_imports_and_says_what_it_corrected(codegen_folder: Path, tmp_path: Path) -> None:
+def test_import_command_prints_its_corrections(codegen_folder: Path, tmp_path: Path) -> None:
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "codekiln", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False, env={"HF_HUB_OFFLINE": "1"})
 
     done = run("import", codegen_folder, "--out", tmp_path / "model")
-    assert done.returncode == 0 and "eos_token_id 2, which is no control token" in done.stderr, done.stderr
+    assert done.returncode == 0 and "eos_token_id 2" in done.stderr, done.stderr
     assert run("complete", tmp_path / "model", "def f", "--max-new-tokens", 4).returncode == 0
     missing = run("import", "no-one/nothing", "--out", tmp_path / "other")
-    assert missing.returncode == 1 and "cannot be had from the hub" in missing.stderr
+    assert missing.returncode == 1 and "no-one/nothing" in missing.stderr
     assert "Traceback" not in missing.stderr
-    with pytest.raises(FileNotFoundError, match="is missing: name a model's folder or its id on the hub"):
+    with pytest.raises(FileNotFoundError, match="none"):
         resolve_model(str(tmp_path / "none"))
 
 
-def test_a_tokenizer_of_llama_3_begins_and_ends_documents_with_its_own_tokens(tmp_path: Path) -> None:
+def test_llama_3_start_and_end_tokens_are_used(tmp_path: Path) -> None:
     control = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
     texts = ["def f(x):\n    return x + 1\n" * 20]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -234,6 +236,6 @@ def test_a_tokenizer_of_llama_3_begins_and_ends_documents_with_its_own_tokens(tm
     assert import_model(tmp_path, tmp_path / "model") == []
     ours = Completer.load(tmp_path / "model")
     assert ours.prompt_ids(InfillRequest("def"), 4) == [found.special_id(control[0]), *found.encode("def")]
-    assert found.eos_id == found.special_id("<|end_of_text|>") and stop_token_ids_of(found) == {found.eos_id}
+    assert found.eos_id == found.special_id("<|end_of_text|>") and found.stop_token_ids == {found.eos_id}
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert (theirs.bos_token, theirs.eos_token) == control[:2]

@@ -96,6 +96,7 @@ def test_changed_code_is_refused_unless_the_corpus_is_kept(small_run: Path, tmp_
     assert (run / "corpus" / "manifest.json").read_bytes() == manifest
 
 
+@pytest.mark.process
 def test_prompt_file_with_a_byte_order_mark_is_read_without_it(small_run: Path, tmp_path: Path) -> None:
     marked, plain = tmp_path / "marked.py", tmp_path / "plain.py"
     plain.write_bytes(b"def f(x):\n")

@@ -1,4 +1,4 @@
-"""One document's journey: from a file, through corpus, tokens and training, to its hidden line infilled over HTTP."""
+"""The whole data flow: a file becomes corpus, tokens and a model, and its hidden line is infilled over HTTP."""
 
 import dataclasses
 import signal
@@ -16,9 +16,11 @@ from codekiln.train.config import RuntimeConfig
 from codekiln.train.objectives import SpmInfill
 from tests.small import small_recipe, with_train, write_tree
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.timeout(600)
-def test_a_document_learned_by_heart_gives_back_its_hidden_line(tmp_path: Path) -> None:
+def test_memorized_document_is_infilled_over_http(tmp_path: Path) -> None:
     recipe = small_recipe(write_tree(tmp_path / "code"), total_tokens=200_000)
     recipe = with_train(recipe, objective=SpmInfill(fim_rate=1.0, line_rate=1.0, max_lines=1, middle_loss_weight=10.0))
     recipe = apply_overrides(recipe, ["train.save_every=1000", "train.eval_every=1000", "infilling.n_problems=1"])

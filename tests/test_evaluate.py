@@ -1,4 +1,4 @@
-"""Measuring: what problems are drawn, how answers are judged, and the intervals."""
+"""Evaluation: the problems that are sampled, how completions are scored, and intervals."""
 
 import ast
 from pathlib import Path
@@ -22,14 +22,14 @@ from codekiln.evaluate.infilling import (
     sample_problems,
 )
 from codekiln.evaluate.reranking import most_likely, rerank
-from codekiln.generate.complete import Completer, Completion, InfillRequest
+from codekiln.generate.complete import Completer, Completion, FinishReason, InfillRequest
 from codekiln.generate.sampling import GREEDY, SamplingParams
 
 TEXT = "".join(f"def f{n}(x):\n    y = x * {n}\n\n    return y + {n}\n\n\n" for n in range(30))
 DOCUMENTS = [Document(TEXT.replace("x", name), "tree", name, "-", "MIT", "a.py", "Python") for name in "abc"]
 
 
-def test_problems_are_holes_in_their_documents() -> None:
+def test_problems_are_spans_of_their_documents() -> None:
     plan = InfillingConfig(n_problems=12, context_characters=200)
     drawn = sample_problems(DOCUMENTS, plan)
     assert drawn == sample_problems(list(reversed(DOCUMENTS)), plan)
@@ -45,7 +45,8 @@ def test_problems_are_holes_in_their_documents() -> None:
         assert problem.prompt.endswith("\n") and problem.suffix.startswith("\n")
 
 
-def test_judging_agrees_with_asking_one_by_one(small_run: Path) -> None:
+@pytest.mark.process
+def test_batched_evaluation_equals_single(small_run: Path) -> None:
     completer = Completer.load(small_run)
     plan = InfillingConfig(n_problems=6, context_characters=200, max_new_tokens=20, batch_size=4)
     problems = sample_problems(DOCUMENTS, plan)[SINGLE_LINE]
@@ -60,20 +61,20 @@ def test_judging_agrees_with_asking_one_by_one(small_run: Path) -> None:
         assert result.infill_bits == pytest.approx(middle_bits(completer, [problem], with_suffix=True)[0], rel=1e-4)
 
 
-def test_reranking_takes_the_answer_that_the_suffix_fits_best(small_run: Path) -> None:
+@pytest.mark.process
+def test_reranking_chooses_the_completion_with_the_fewest_bits(small_run: Path) -> None:
     completer = Completer.load(small_run)
     plan = InfillingConfig(n_problems=5, context_characters=200, max_new_tokens=12, batch_size=8)
     problems = [p for of_kind in sample_problems(DOCUMENTS, plan).values() for p in of_kind]
     reranking = RerankingConfig(n_samples=4, suffix_characters=40)
 
     def bits(problem: Problem, text: str) -> float:
-        """Of the text and what is seen of the suffix, token by token."""
+        """Bits of the text and the scored part of the suffix, token by token."""
         rest = completer.tokenizer.encode(text + problem.suffix[:40])
         ids = completer.prompt_ids(InfillRequest(problem.prompt), 100)
         total = 0.0
         for token in rest:
-            hidden = completer.model(torch.tensor([ids]))
-            total -= float(completer.model.lm_head(hidden[0, -1]).log_softmax(-1)[token])
+            total -= float(completer.model(torch.tensor([ids]))[0, -1].log_softmax(-1)[token])
             ids = [*ids, token]
         return total
 
@@ -86,40 +87,50 @@ def test_reranking_takes_the_answer_that_the_suffix_fits_best(small_run: Path) -
     drawn = completer.complete(
         [InfillRequest(problems[0].prompt)] * 4 + [InfillRequest(problems[1].prompt)] * 4,
         max_new_tokens=12,
-        sampling=SamplingParams(reranking.temperature, seed=plan.seed),
+        sampling=SamplingParams(temperature=reranking.temperature, seed=plan.seed),
         stop=["\n"],
     )
-    assert chosen[0] in {postprocess(answer, problems[0], with_suffix=False) for answer in drawn[:4]}
+    assert chosen[0] in {postprocess(completion, problems[0], with_suffix=False)[0] for completion in drawn[:4]}
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "is_finished", "with_suffix", "without"),
+    ("kind", "text", "finish_reason", "with_suffix", "without"),
     [
-        (SINGLE_LINE, "    a\n    b", False, "    a", "    a"),
-        (SINGLE_LINE, "    a", True, "    a", "    a"),
-        (SPAN, "value.strip()\n", True, "value", "value"),  # met the suffix
-        (SPAN, "value", True, "value", "value"),
-        (SPAN, "value\nother", True, "value\nother", "value"),
-        (SPAN, "value + ", False, "value + …", "value + "),
+        (SINGLE_LINE, "    a\n    b", "length", ("    a", True), "    a"),
+        (SINGLE_LINE, "    a", "stop", ("    a", True), "    a"),
+        (SPAN, "value.strip()\n", "stop", ("value", True), "value"),  # reaches the suffix
+        (SPAN, "value.strip()\n", "length", ("value", True), "value"),
+        (SPAN, "value", "stop", ("value", True), "value"),
+        (SPAN, "value\nother", "stop", ("value\nother", True), "value"),
+        (SPAN, "value + ", "length", ("value + ", False), "value + "),
     ],
 )
-def test_answers_are_cut_as_an_editor_takes_them_over(
-    kind: str, text: str, is_finished: bool, with_suffix: str, without: str
+def test_completions_are_postprocessed_as_in_an_editor(
+    kind: str, text: str, finish_reason: FinishReason, with_suffix: tuple[str, bool], without: str
 ) -> None:
     problem = Problem(kind, "x", "y = ", "value", ".strip()\n" if kind == SPAN else "\n")
-    answer = Completion(text, is_finished, 1, 1)
-    assert postprocess(answer, problem, with_suffix=True) == with_suffix
-    assert postprocess(answer, problem, with_suffix=False) == without
+    completion = Completion(text, finish_reason, 1, 1)
+    assert postprocess(completion, problem, with_suffix=True) == with_suffix
+    assert postprocess(completion, problem, with_suffix=False) == (without, True)
 
 
-def test_nothing_is_met_where_there_is_no_suffix() -> None:
-    assert (
-        postprocess(Completion("value", True, 1, 1), Problem(SPAN, "x", "y = ", "value", ""), with_suffix=True)
-        == "value"
+def test_empty_suffix_does_not_cut_the_completion() -> None:
+    problem = Problem(SPAN, "x", "y = ", "value", "")
+    assert postprocess(Completion("value", "stop", 1, 1), problem, with_suffix=True) == ("value", True)
+
+
+def test_unfinished_infill_is_not_an_exact_match() -> None:
+    problem = Problem(SPAN, "x", "y = ", "value", "")
+    finished, unfinished = (
+        InfillResult(problem, "value", "value", 1.0, 1.0, is_infill_finished=is_finished)
+        for is_finished in (True, False)
     )
+    assert finished.is_infill_exact and not unfinished.is_infill_exact
+    assert finished.is_left_to_right_exact and unfinished.is_left_to_right_exact
+    assert aggregate([finished, unfinished])["infill_exact_match"]["value"] == 0.5
 
 
-def test_bits_of_a_hole_equal_a_token_by_token_sum(small_run: Path) -> None:
+def test_middle_bits_equal_a_token_by_token_sum(small_run: Path) -> None:
     completer = Completer.load(small_run)
     problem = Problem(SINGLE_LINE, "x", "def f(a):\n", "    return a", "\n")
     for with_suffix in (True, False):
@@ -128,13 +139,13 @@ def test_bits_of_a_hole_equal_a_token_by_token_sum(small_run: Path) -> None:
         ids, bits = completer.prompt_ids(request, len(reference)), 0.0
         for token in reference:
             with torch.inference_mode():
-                logits = completer.model.lm_head(completer.model(torch.tensor([ids]))[0, -1])
+                logits = completer.model(torch.tensor([ids]))[0, -1]
             bits -= float(logits.log_softmax(-1)[token]) / float(torch.tensor(2.0).log())
             ids.append(token)
         assert middle_bits(completer, [problem], with_suffix=with_suffix)[0] == pytest.approx(bits, rel=1e-4)
 
 
-def test_the_summary_by_hand() -> None:
+def test_aggregate_by_hand() -> None:
     problem = Problem(SPAN, "x", "", "ab", "")
     right, wrong = "ab", "a"
     results = [InfillResult(problem, right, wrong, 4.0, 8.0)] * 6 + [InfillResult(problem, wrong, right, 4.0, 8.0)] * 2
@@ -142,7 +153,7 @@ def test_the_summary_by_hand() -> None:
     found = aggregate(results)
     assert found["problems"] == 10
     assert found["infill_exact_match"]["value"] == 0.6
-    # Wilson's interval for 6 of 10, as published tables have it.
+    # Wilson's interval for 6 of 10, from published tables.
     assert found["infill_exact_match"]["low"] == pytest.approx(0.3127, abs=1e-3)
     assert found["infill_exact_match"]["high"] == pytest.approx(0.8318, abs=1e-3)
     assert found["left_to_right_exact_match"]["value"] == 0.2
@@ -152,7 +163,7 @@ def test_the_summary_by_hand() -> None:
     assert aggregate([]) == {"problems": 0}
 
 
-def test_the_interval_of_bits_a_byte_covers_what_resampling_finds() -> None:
+def test_interval_of_bits_per_byte_equals_a_bootstrap() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 40, 400)
     results = [
@@ -166,11 +177,11 @@ def test_the_interval_of_bits_a_byte_covers_what_resampling_finds() -> None:
     assert (found["low"], found["high"]) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
 
 
-def test_functions_are_whole_and_come_from_different_documents() -> None:
+def test_sampled_functions_are_complete_and_from_different_documents() -> None:
     broken = Document("def f(:\n", "tree", "broken", "-", "MIT", "a.py", "Python")
     documents = [*DOCUMENTS, broken]
     short = [Document(d.text.replace("\n\n    return", "\n    return"), *_rest(d)) for d in documents]
-    assert sample_functions(short, 5, seed=0) == []  # two lines of body are too few
+    assert sample_functions(short, 5, seed=0) == []  # a body needs three lines
     found = sample_functions(documents, 5, seed=0)
     assert len({function.name.split(":")[0] for function in found}) == len(found) == 3
     for function in found:

@@ -4,7 +4,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,11 +17,8 @@ from codekiln.recipe import StagedRecipe
 from codekiln.report.compare import read_runs, write_comparison
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.train.compile_cache import use_private_compile_cache
-from codekiln.train.config import RuntimeConfig
-from tests.small import small_recipe, with_train, write_tree
-
-PROGRAMS = Path(__file__).parent / "programs"
-HARDWARE = RuntimeConfig(compile=False)
+from tests.command import codekiln
+from tests.small import EAGER, ROOT, program, small_recipe, with_train, write_tree
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
@@ -35,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 
 
 def write_project(folder: Path) -> Path:
-    """A user's project with the names that a run has too."""
+    """A project of the user whose files have the names of files of a run."""
     for name in (
         "corpus/__init__.py",
         "model/config.json",
@@ -49,18 +45,13 @@ def write_project(folder: Path) -> Path:
     return folder
 
 
-def codekiln(*arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "codekiln", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_a_project_is_not_taken_for_a_run(tmp_path: Path) -> None:
+def test_project_of_the_user_is_not_used_as_a_run(tmp_path: Path) -> None:
     code, project = write_tree(tmp_path / "code"), write_project(tmp_path / "project")
     before = contents(project)
-    with pytest.raises(OutputExistsError, match=r"project was not made by .*holds CARD\.md, config\.json, corpus and"):
-        build(small_recipe(code), project, HARDWARE)
-    with pytest.raises(OutputExistsError, match="was not made by"):
-        build_stages(StagedRecipe("two", (small_recipe(code),)), project, HARDWARE)
+    with pytest.raises(OutputExistsError, match=r"project .*CARD\.md, config\.json, corpus"):
+        build(small_recipe(code), project, EAGER)
+    with pytest.raises(OutputExistsError, match="project"):
+        build_stages(StagedRecipe(name="two", recipes=(small_recipe(code),)), project, EAGER)
     assert contents(project) == before
 
 
@@ -68,12 +59,13 @@ def test_a_project_is_not_taken_for_a_run(tmp_path: Path) -> None:
 def test_output_and_code_do_not_contain_each_other(out: str, tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match="contain each other"):
-        build(small_recipe(code), tmp_path / out, HARDWARE)
+    with pytest.raises(ConfigError, match="code"):
+        build(small_recipe(code), tmp_path / out, EAGER)
     assert contents(tmp_path) == before
 
 
-def test_an_empty_path_is_refused_and_the_current_folder_stays(small_run: Path, tmp_path: Path) -> None:
+@pytest.mark.process
+def test_empty_path_is_refused(small_run: Path, tmp_path: Path) -> None:
     project = write_project(tmp_path / "project")
     before = contents(project)
     for arguments in (
@@ -83,16 +75,17 @@ def test_an_empty_path_is_refused_and_the_current_folder_stays(small_run: Path, 
         ("import", small_run / "model", "--out", ""),
         ("import", "", "--out", "y"),
         ("export", small_run, "--to", "hf", "--out", " "),
-        ("tokenizer", small_run, "--out", ""),
-        ("report", small_run, "--out", ""),
+        ("tokenizer", "export", small_run, "--out", ""),
+        ("compare", small_run, "--out", ""),
         ("complete", "", "x"),
     ):
         done = codekiln(*arguments, cwd=project)
         assert done.returncode == 2, done.stderr
-        assert "it is empty" in done.stderr
+        assert "empty" in done.stderr
     assert contents(project) == before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "write",
     [
@@ -101,12 +94,12 @@ def test_an_empty_path_is_refused_and_the_current_folder_stays(small_run: Path, 
         lambda run, out: save_tokenizer(out, Tokenizer.load(run / "tokenizer.json")),
     ],
 )
-def test_a_folder_of_a_model_or_tokenizer_replaces_its_own_kind_only(
+def test_output_folder_replaces_its_own_kind_only(
     write: Callable[[Path, Path], object], small_run: Path, tmp_path: Path
 ) -> None:
     project = write_project(tmp_path / "project")
     before = contents(project)
-    with pytest.raises(OutputExistsError, match="was not made by"):
+    with pytest.raises(OutputExistsError, match="project"):
         write(small_run, project)
     assert contents(project) == before
 
@@ -117,18 +110,18 @@ def test_a_folder_of_a_model_or_tokenizer_replaces_its_own_kind_only(
     assert contents(tmp_path / "empty") == first
 
     (tmp_path / "empty" / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(OutputExistsError, match=r"holds notes\.txt, which Codekiln did not write"):
+    with pytest.raises(OutputExistsError, match=r"notes\.txt"):
         write(small_run, tmp_path / "empty")
     assert contents(tmp_path / "empty") == first | {"notes.txt": b"mine"}
 
-    with pytest.raises(OutputExistsError, match="is a run of Codekiln, not a"):
+    with pytest.raises(OutputExistsError, match="a run of Codekiln"):
         write(small_run, shutil.copytree(small_run, tmp_path / "run"))
     (tmp_path / "link").symlink_to(tmp_path / "empty")
-    with pytest.raises(OutputExistsError, match="is a symbolic link"):
+    with pytest.raises(OutputExistsError, match="symbolic link"):
         write(small_run, tmp_path / "link")
 
 
-def test_a_file_is_replaced_only_if_codekiln_wrote_it_or_by_force(small_run: Path, tmp_path: Path) -> None:
+def test_output_file_replaces_only_codekilns_files_unless_forced(small_run: Path, tmp_path: Path) -> None:
     runs = read_runs([small_run])
 
     def write(path: Path, *, force: bool = False) -> None:
@@ -140,7 +133,7 @@ def test_a_file_is_replaced_only_if_codekiln_wrote_it_or_by_force(small_run: Pat
     for name in ("page.html", "model.gguf"):
         path = tmp_path / name
         path.write_bytes(b"GGUF mine")
-        with pytest.raises(OutputExistsError, match="exists and Codekiln did not write it"):
+        with pytest.raises(OutputExistsError, match=name):
             write(path)
         assert path.read_bytes() == b"GGUF mine"
         write(path, force=True)
@@ -150,15 +143,16 @@ def test_a_file_is_replaced_only_if_codekiln_wrote_it_or_by_force(small_run: Pat
         path.unlink()
         (tmp_path / "target").write_bytes(b"mine")
         path.symlink_to(tmp_path / "target")
-        with pytest.raises(OutputExistsError, match="is a symbolic link"):
+        with pytest.raises(OutputExistsError, match="symbolic link"):
             write(path, force=True)
         assert (tmp_path / "target").read_bytes() == b"mine"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name", ["corpus", "model", "checkpoints", "tokens/train", "tokenizer.json", ".lock", "tensorboard"]
 )
-def test_a_link_inside_a_run_is_refused(name: str, small_run: Path, tmp_path: Path) -> None:
+def test_link_inside_a_run_is_refused(name: str, small_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(small_run, tmp_path / "run")
     elsewhere = write_project(tmp_path / "elsewhere")
     path = run / name
@@ -167,25 +161,26 @@ def test_a_link_inside_a_run_is_refused(name: str, small_run: Path, tmp_path: Pa
     path.unlink(missing_ok=True)
     path.symlink_to(elsewhere / "tokenizer.json" if "." in name else elsewhere)
     before = contents(elsewhere)
-    with pytest.raises(OutputExistsError, match=f"{name} is a symbolic link"):
-        build(small_recipe(small_run.parent / "code"), run, HARDWARE)
+    with pytest.raises(OutputExistsError, match=f"{name} .*symbolic link"):
+        build(small_recipe(small_run.parent / "code"), run, EAGER)
     assert contents(elsewhere) == before
 
 
-def test_a_file_of_the_user_inside_a_run_is_never_removed(small_run: Path, tmp_path: Path) -> None:
+@pytest.mark.process
+def test_file_of_the_user_inside_a_run_is_kept(small_run: Path, tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
     run, recipe = tmp_path / "run", with_train(small_recipe(code, total_tokens=10_240), keep_every=0)
-    build(recipe, run, HARDWARE, until="corpus")
+    build(recipe, run, EAGER, stop_after="corpus")
     (run / "corpus" / "notes.txt").write_text("mine", encoding="utf-8")
     (run / "corpus" / "manifest.json").unlink()
-    with pytest.raises(OutputExistsError, match=r"corpus holds notes\.txt, which Codekiln did not write"):
-        build(recipe, run, HARDWARE, until="corpus")
+    with pytest.raises(OutputExistsError, match=r"corpus .*notes\.txt"):
+        build(recipe, run, EAGER, stop_after="corpus")
     assert (run / "corpus" / "train" / "part-00000.parquet").is_file()
     (run / "corpus" / "notes.txt").rename(run / "notes.txt")
     for step in ("00000001", "00000002"):
         (run / "checkpoints" / f"step-{step}").mkdir(parents=True)
         (run / "checkpoints" / f"step-{step}" / "notes.txt").write_text("mine", encoding="utf-8")
-    build(recipe, run, HARDWARE, until="train")
+    build(recipe, run, EAGER, stop_after="train")
     assert (run / "notes.txt").is_file()
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == ["step-00000001", "step-00000002", "step-00000008", "step-00000010"]
@@ -205,23 +200,20 @@ def test_removing_and_clearing_touch_listed_files_only(tmp_path: Path) -> None:
     clear_folder(tmp_path / "corpus", "corpus", ["part-*.parquet"])
     assert set(contents(tmp_path / "corpus")) == {MARK}
     (tmp_path / "corpus" / MARK).write_text("[", encoding="utf-8")
-    with pytest.raises(OutputExistsError, match="is damaged or of another version"):
+    with pytest.raises(OutputExistsError, match=MARK):
         claim_folder(tmp_path / "corpus", "corpus")
 
 
+@pytest.mark.process
 def test_compiled_code_is_never_read_from_a_run(tmp_path: Path) -> None:
-    """torch.compile's cache is unpickled, so it must be the user's own and not come with a run."""
+    """The cache of torch.compile is unpickled, so it must belong to the user and never come with a run."""
     cache = tmp_path / "cache" / "codekiln" / "compiled"
     environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
-    command = [
-        sys.executable,
-        str(PROGRAMS / "build_small.py"),
-        str(write_tree(tmp_path / "code")),
-        str(tmp_path / "run"),
-    ]
+    options = ("--compile", "--total-tokens", 2048, "--stop-after", "train")
+    command = program("build_small.py", write_tree(tmp_path / "code"), tmp_path / "run", *options)
     done = subprocess.run(
         command,
-        env=environment | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(PROGRAMS.parent.parent)},
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=240,
@@ -232,19 +224,20 @@ def test_compiled_code_is_never_read_from_a_run(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").rglob("*.so")) and not (tmp_path / "run" / "compiled").exists()
 
 
-def test_a_compile_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "open" / "cache"))
     use_private_compile_cache()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(ConfigError, match="can be changed by other users"):
+    with pytest.raises(ConfigError, match="open"):
         use_private_compile_cache()
     (tmp_path / "open").chmod(0o1777)
     use_private_compile_cache()
     (tmp_path / "open" / "cache").chmod(0o722)
-    with pytest.raises(ConfigError, match="use --no-compile"):
+    with pytest.raises(ConfigError, match="--no-compile"):
         use_private_compile_cache()
 
 
+@pytest.mark.process
 def test_code_in_the_current_folder_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise SystemExit('a stranger\\'s code ran')", encoding="utf-8")
     done = codekiln("--help", cwd=tmp_path)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / "tests" / "programs" / "golden_losses.py"
 TOLERANCE = 1e-4  # processors add in different orders, and 20 steps amplify the difference
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
-def test_losses_are_the_recorded_ones(n_ranks: int, tmp_path: Path) -> None:
+def test_losses_equal_the_recorded_ones(n_ranks: int, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
     done = subprocess.run(
         [sys.executable, *torchrun, str(PROGRAM), str(tmp_path), str(tmp_path / "losses.json")],

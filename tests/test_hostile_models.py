@@ -26,6 +26,8 @@ from codekiln.tokenizer.special_tokens import FIM_PAD, PSM_SPECIAL_TOKENS
 from codekiln.tokenizer.training import train_tokenizer
 from tests.small import write_tree
 
+pytestmark = pytest.mark.process
+
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 MAX_ERROR_CHARACTERS = 2_000  # an error never fills a screen
 

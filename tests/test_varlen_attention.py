@@ -1,4 +1,4 @@
-"""Attention within documents against PyTorch's own under a mask: outputs, gradients, compiled and not."""
+"""Varlen attention compared with masked attention of PyTorch: outputs, gradients, and the operator."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ from codekiln.model.varlen_attention import document_attention
 ROWS = [
     [[0] * 12],
     [[0] * 12] * 3,
-    [[0] * 5 + [1] * 7, [0] * 5 + [7] * 7, [0] * 7 + [1] * 5],  # equal lengths go together, others do not
-    [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [3] * 11 + [-1]],  # a token alone, and padding
+    [[0] * 5 + [1] * 7, [0] * 5 + [7] * 7, [0] * 7 + [1] * 5],  # documents of equal length share a kernel call
+    [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [3] * 11 + [-1]],  # documents of one token, and padding
 ]
 
 
 def projections(rows: list[list[int]], dtype: torch.dtype = torch.float64, n_keys: int = 2) -> list[Tensor]:
-    """q of four heads, k, v and a gradient, stored position by position as the model's projections are."""
+    """q with four heads, k, v and a gradient, in the memory layout of the projections of the model."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(len(rows), len(rows[0]), heads, 8) for heads in (4, n_keys, n_keys, 4)]
     return [torch.randn(shape, generator=generator, dtype=dtype).transpose(1, 2) for shape in shapes]
@@ -31,7 +31,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, documents: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("n_keys", [1, 2, 4])
 @pytest.mark.parametrize("rows", ROWS)
-def test_it_is_attention_under_a_mask(rows: list[list[int]], n_keys: int) -> None:
+def test_varlen_attention_equals_masked_attention(rows: list[list[int]], n_keys: int) -> None:
     *inputs, gradient = projections(rows, n_keys=n_keys)
     documents = torch.tensor(rows)
     found: list[list[Tensor | None]] = []
@@ -46,7 +46,7 @@ def test_it_is_attention_under_a_mask(rows: list[list[int]], n_keys: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_precisions_of_training(dtype: torch.dtype) -> None:
+def test_varlen_attention_equals_masked_attention_in_training_precisions(dtype: torch.dtype) -> None:
     q, k, v, _ = projections(ROWS[2], dtype)
     documents = torch.tensor(ROWS[2])
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
@@ -55,15 +55,16 @@ def test_precisions_of_training(dtype: torch.dtype) -> None:
     )
 
 
-def test_the_operator_keeps_pytorchs_rules() -> None:
-    """Fake outputs have the real ones' shapes, strides and types; nothing is changed in place; gradients are registered."""
+@pytest.mark.process
+def test_custom_operator_passes_pytorchs_checks() -> None:
+    """Fake outputs have the shapes, strides and dtypes of real ones, nothing is changed in place, gradients are registered."""
     *inputs, _ = projections(ROWS[2], torch.float32)
     leaves = [tensor.requires_grad_() for tensor in inputs]
     torch.library.opcheck(torch.ops.codekiln.document_attention.default, (*leaves, torch.tensor(ROWS[2])))
 
 
-def test_documents_cost_what_they_are_long() -> None:
-    """Each is asked of the kernel alone, rows of equal lengths together."""
+def test_kernel_is_called_per_document_length() -> None:
+    """The kernel is called once per document length within adjacent rows, and never on a whole sequence."""
     with torch.profiler.profile(record_shapes=True) as profile:
         q, k, v, _ = projections(ROWS[2], torch.float32)
         document_attention(q, k, v, torch.tensor(ROWS[2]))

@@ -123,6 +123,8 @@ def _has_own_lm_head(folder: Path, architecture: HFArchitecture, config: ModelCo
     shapes = {name: shape for file in files for name, shape in file.shapes().items() if name in names}
     if len(shapes) < 2 or any(shape != (config.vocab_size, config.d_model) for shape in shapes.values()):
         return False
+    for file in files:
+        file.check(names)
     found = dict(pair for file in files for pair in file.tensors(names))
     return not torch.equal(found[names[0]], found[names[1]])
 
@@ -168,11 +170,13 @@ class CheckpointReader:
         }
         if faults := shape_mismatches(shapes, found):
             raise InvalidFileError(f"{folder}: the weights do not fit {CONFIG}: {faults}")
+        for file in self._files:
+            file.check(self._stored_names)
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of every weight, one at a time. Raises InvalidFileError if one is not finite."""
         for file in self._files:
-            for stored_name, tensor in file.tensors([self._prefix + name for name in self._names]):
+            for stored_name, tensor in file.tensors(self._stored_names):
                 name = stored_name.removeprefix(self._prefix)
                 if not torch.isfinite(tensor).all():
                     raise InvalidFileError(
@@ -184,6 +188,10 @@ class CheckpointReader:
                 else:
                     parts = dict(zip("qkv", split_fused(tensor, self._n_heads), strict=True))
                     yield from ((name, parts[name.rsplit(".", 2)[1]]) for name in names)
+
+    @property
+    def _stored_names(self) -> list[str]:
+        return [self._prefix + name for name in self._names]
 
     def shapes(self) -> Iterator[tuple[str, Tensor]]:
         """The same in the same order, with tensors on the meta device."""

@@ -232,7 +232,9 @@ class Transformer(nn.Module):
         with_z_loss: bool = False,
     ) -> Losses:
         """Sums over ids, targets and loss_weights, each (B, T)."""
-        logits = self(ids, document_ids=document_ids).flatten(0, 1)  # (B * T, V)
+        # Flat before the output layer: FSDP2 cannot shard a layer that returns a view, as one with a bias does for (B, T, D).
+        hidden = self.hidden_states(ids, document_ids=document_ids).flatten(0, 1)  # (B * T, D)
+        logits = self.lm_head(hidden)  # (B * T, V)
         losses: Losses = self.cross_entropy(logits, targets.flatten(), loss_weights.flatten(), with_z_loss=with_z_loss)
         return losses
 

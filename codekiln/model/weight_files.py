@@ -1,7 +1,8 @@
 """Files of weights, as strangers may have written them: safetensors, and pickles read by PyTorch's weights-only loader.
 
-Everything is checked before a tensor is read: dtype, layout, and that the file is as large as its tensors. Every failure of
-reading a file becomes one sentence that names the file.
+`check` is called with the names of the weights before a tensor is read: dtype, layout, and that the file is as large as its
+tensors. Buffers of old files, which are no weights, may have any dtype. Every failure of reading a file becomes one sentence
+that names the file.
 """
 
 import warnings
@@ -32,20 +33,19 @@ class SafetensorsFile:
 
     def shapes(self) -> dict[str, Shape]:
         with open_safetensors(self.path) as file:
-            return {name: self._shape(name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises InvalidFileError if one of the tensors has a dtype that weights do not have."""
+        with open_safetensors(self.path) as file:
+            for name in sorted(set(file.keys()) & set(names)):
+                if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES:
+                    raise InvalidFileError(_unsupported(self.path, name, dtype))
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         with open_safetensors(self.path) as file:
             for name in sorted(set(file.keys()) & set(names)):
-                self._shape(name, file.get_slice(name))
                 yield name, _as_weight(file.get_tensor(name))
-
-    def _shape(self, name: str, part: object) -> Shape:
-        """The shape of a tensor. Raises InvalidFileError for a dtype that weights do not have."""
-        dtype = part.get_dtype()  # type: ignore[attr-defined]
-        if dtype not in _DTYPES:
-            raise InvalidFileError(_unsupported(self.path, name, dtype))
-        return tuple(part.get_shape())  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ class PickledFile:
 
     def shapes(self) -> dict[str, Shape]:
         return {name: tuple(tensor.shape) for name, tensor in self._load().items()}
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raises InvalidFileError if one of the tensors has a dtype or a layout that weights do not have."""
+        loaded = self._load()
+        for name in sorted(set(loaded) & set(names)):
+            self._check(name, loaded[name])
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         loaded = self._load()
@@ -78,8 +84,6 @@ class PickledFile:
             raise InvalidFileError(
                 f"{self.path} does not contain a state dict: it holds something other than tensors by name"
             )
-        for name, tensor in loaded.items():
-            self._check(name, tensor)
         return loaded
 
     def _check_archive(self) -> bool:

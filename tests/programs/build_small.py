@@ -1,5 +1,9 @@
-"""Builds the small recipe on a folder of code, with torch.compile: build_small.py CODE RUN."""
+"""Builds the small recipe on a folder of code: build_small.py CODE RUN [--total-tokens N] [--compile] [--stop-after STAGE].
 
+Exits with 130 if it is interrupted.
+"""
+
+import argparse
 import sys
 from pathlib import Path
 
@@ -7,4 +11,19 @@ from codekiln.pipeline import build
 from codekiln.train.config import RuntimeConfig
 from tests.small import small_recipe
 
-build(small_recipe(Path(sys.argv[1]), total_tokens=2048), Path(sys.argv[2]), RuntimeConfig(compile=True), stop_after="train")
+parser = argparse.ArgumentParser()
+parser.add_argument("code", type=Path)
+parser.add_argument("run", type=Path)
+parser.add_argument("--total-tokens", type=int, default=26_000)
+parser.add_argument("--compile", action="store_true")
+parser.add_argument("--stop-after")
+options = parser.parse_args()
+try:
+    build(
+        small_recipe(options.code, total_tokens=options.total_tokens),
+        options.run,
+        RuntimeConfig(compile=options.compile),
+        stop_after=options.stop_after,
+    )
+except KeyboardInterrupt:
+    sys.exit(130)

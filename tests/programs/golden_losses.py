@@ -64,7 +64,7 @@ def prepare(folder: Path) -> None:
         parts = write_parts(folder / "corpus" / split, iter([pa.RecordBatch.from_pylist(rows, SCHEMA)]))
         n_bytes = sum(len(text.encode()) for text in chosen)
         splits[split] = {"documents": len(rows), "text_bytes": n_bytes, "parts": parts}
-    write_json(folder / "corpus" / "manifest.json", {"splits": splits})
+    write_json(folder / "corpus" / "manifest.json", {"format": 1, "splits": splits})
     for k, control in enumerate((SPM_SPECIAL_TOKENS, INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS)):
         tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300 + len(control), special_tokens=control), texts)
         tokenizer.save(folder / str(k) / "tokenizer.json")
@@ -86,8 +86,9 @@ def main(folder: Path, output: Path) -> None:
                 save_every=N_STEPS,
             )  # fmt: skip
             run = folder / f"run{len(losses)}"
+            tokenizer = Tokenizer.load(folder / str(k) / "tokenizer.json")
             train(
-                plan, config, tokens=folder / str(k) / "tokens", tokenizer=Tokenizer.load(folder / str(k) / "tokenizer.json"), run=run,
+                plan, config, tokens=folder / str(k) / "tokens", tokenizer=tokenizer, run=run,
                 runtime=RuntimeConfig(micro_batch_tokens=2 * CONTEXT, compile=False), inputs={}, world=world,
             )  # fmt: skip
             rows = read_metrics(run / "metrics.jsonl") if world.is_main else []
