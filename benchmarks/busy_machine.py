@@ -23,8 +23,8 @@ REQUESTS, NEW_TOKENS = 4, 48
 def measure_training() -> float:
     """Tokens per second of compiled training steps of the demo's model."""
     import torch  # noqa: PLC0415 - after OMP_WAIT_POLICY is set
-
     from training_speed import ours  # noqa: PLC0415
+
     from codekiln.recipes.demo import demo  # noqa: PLC0415
 
     config = demo().model
