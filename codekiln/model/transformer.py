@@ -176,10 +176,15 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
+        is_flat: bool = False,
     ) -> Tensor:
-        """ids (B, T) to logits (B, T, V). See `hidden_states` for the other arguments."""
+        """ids (B, T) to logits (B, T, V), or (B * T, V) if `is_flat`. See `hidden_states` for the other arguments.
+
+        The loss needs flat logits. They are made flat before the output layer: with a bias, that layer returns a view for
+        (B, T, D), and FSDP2 warns about views.
+        """
         hidden = self.hidden_states(ids, positions=positions, document_ids=document_ids, cache=cache)
-        logits: Tensor = self.lm_head(hidden)
+        logits: Tensor = self.lm_head(hidden.flatten(0, 1) if is_flat else hidden)
         return logits
 
     def hidden_states(
@@ -232,9 +237,7 @@ class Transformer(nn.Module):
         with_z_loss: bool = False,
     ) -> Losses:
         """Sums over ids, targets and loss_weights, each (B, T)."""
-        # Flat before the output layer: FSDP2 cannot shard a layer that returns a view, as one with a bias does for (B, T, D).
-        hidden = self.hidden_states(ids, document_ids=document_ids).flatten(0, 1)  # (B * T, D)
-        logits = self.lm_head(hidden)  # (B * T, V)
+        logits = self(ids, document_ids=document_ids, is_flat=True)
         losses: Losses = self.cross_entropy(logits, targets.flatten(), loss_weights.flatten(), with_z_loss=with_z_loss)
         return losses
 
