@@ -15,7 +15,7 @@ from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_m
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sample import balanced_sample
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.errors import ConfigError, CorruptFileError
+from codekiln.errors import ConfigError
 from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
 from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of
 from codekiln.folders import claim_folder, refuse_links, require_separate
@@ -29,6 +29,7 @@ from codekiln.runs import (
     STAGE_NAMES,
     read_stage_record,
     require_same_recipe,
+    require_stage_output,
     run_lock,
     stage_path,
     write_recipe,
@@ -169,11 +170,8 @@ def _run_stage(stage: Stage, job: Job) -> None:
     record = stage_path(job.run, stage.name)
     if record.is_file() and (output is None or output.is_file()):
         found = read_stage_record(job.run, stage.name)
-        if output is not None and sha256_of(output) != found["output_sha256"]:
-            raise CorruptFileError(
-                f"{output} is not the file that the stage {stage.name} wrote: "
-                f"restore it, or remove {record} to run that stage again"
-            )
+        if output is not None:
+            require_stage_output(job.run, stage.name, output)
         if difference := first_difference(found["inputs"], inputs):
             raise ConfigError(
                 f"the stage {stage.name} of {job.run} was made by another recipe ({difference}): "

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypedDict
 
-from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, first_difference, read_json, write_json
+from codekiln.errors import ConfigError, CorruptFileError, InvalidFileError, MissingFileError
+from codekiln.files import JsonObject, first_difference, read_json, sha256_of, write_json
 
 RECIPE_FILE = "recipe.json"
 FORMAT = 1  # of recipe.json and of stage records
@@ -69,6 +69,17 @@ def write_stage_record(
         "output_sha256": output_sha256,
     }
     write_json(stage_path(run, name), record)
+
+
+def require_stage_output(run: Path, name: str, output: Path) -> None:
+    """Raises CorruptFileError if the output file of a finished stage is not the one that it wrote."""
+    if not output.is_file():
+        raise MissingFileError(f"{output} is missing, which the stage {name} wrote: run the same command again")
+    if sha256_of(output) != read_stage_record(run, name)["output_sha256"]:
+        raise CorruptFileError(
+            f"{output} is not the file that the stage {name} wrote: "
+            f"restore it, or remove {stage_path(run, name)} to run that stage again"
+        )
 
 
 def stage_path(run: Path, name: str) -> Path:

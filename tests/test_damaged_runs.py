@@ -83,6 +83,14 @@ def test_card_and_report_of_a_record_of_the_wrong_kind_name_it(name: str, small_
         write_report(run)
 
 
+def test_report_of_an_edited_manifest_names_it(small_run: Path, tmp_path: Path) -> None:
+    run = copy_of(small_run, tmp_path)
+    (run / "corpus" / "manifest.json").write_text('{"format": 1, "splits": {}}', encoding="utf-8")
+    for write in (write_card, write_report):
+        with pytest.raises(CodekilnError, match=r"corpus/manifest\.json"):
+            write(run)
+
+
 def test_changed_code_is_refused_unless_the_corpus_is_kept(small_run: Path, tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
     recipe = small_recipe(code, total_tokens=2048)

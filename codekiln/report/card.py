@@ -4,12 +4,12 @@ import html
 from pathlib import Path
 from typing import Any
 
-from codekiln.corpus.documents import read_manifest
+from codekiln.corpus.documents import MANIFEST, read_manifest
 from codekiln.files import JsonObject, atomic_write
 from codekiln.folders import require_made
 from codekiln.metrics_log import METRICS_FILE, read_metrics
 from codekiln.report.charts import bar_chart, training_charts, write_page
-from codekiln.runs import STAGE_NAMES, StageRecord, read_recipe, read_stage_record
+from codekiln.runs import STAGE_NAMES, StageRecord, read_recipe, read_stage_record, require_stage_output
 from codekiln.train.config import MUON_MOMENTUM
 
 CARD, REPORT = "CARD.md", "report.html"
@@ -20,7 +20,7 @@ def write_card(run: Path) -> Path:
     """Writes CARD.md of a finished run."""
     stages = {name: read_stage_record(run, name) for name in ("tokens", "train", "evaluation")}
     require_made(run, "run")
-    recipe, manifest = read_recipe(run), read_manifest(run / "corpus")
+    recipe, manifest = read_recipe(run), _read_manifest(run)
     lines = [f"# {recipe['name']}", ""]
     for heading, entries in _sections(recipe, manifest, stages).items():
         lines += [f"## {heading}", "", "| | |", "|---|---|"]
@@ -34,7 +34,7 @@ def write_card(run: Path) -> Path:
 def write_report(run: Path) -> Path:
     """Writes report.html of a finished run. Text from the corpus is escaped."""
     require_made(run, "run")
-    name, manifest = read_recipe(run)["name"], read_manifest(run / "corpus")
+    name, manifest = read_recipe(run)["name"], _read_manifest(run)
     lengths = read_stage_record(run, "tokens")["result"]["token_lengths"]
     charts = training_charts({name: read_metrics(run / METRICS_FILE)})
     charts["Token lengths"] = bar_chart(lengths[1:], x_title="bytes", y_title="tokens of the vocabulary")
@@ -51,6 +51,12 @@ def write_report(run: Path) -> Path:
         seconds={name: read_stage_record(run, name)["seconds"] for name in STAGE_NAMES},
     )
     return run / REPORT
+
+
+def _read_manifest(run: Path) -> JsonObject:
+    """The manifest of the run's corpus, as the corpus stage wrote it. Raises CorruptFileError for another one."""
+    require_stage_output(run, "corpus", run / "corpus" / MANIFEST)
+    return read_manifest(run / "corpus")
 
 
 def summarize_results(run: Path) -> dict[str, str]:

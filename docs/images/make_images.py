@@ -33,7 +33,7 @@ def main(run: Path) -> None:
         url = server.stdout.readline().split(" on ")[1].split()[0]
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 900, "height": 420}, device_scale_factor=1.5)
+            page = browser.new_page(viewport={"width": 900, "height": 660}, device_scale_factor=1.25, bypass_csp=True)
             take_playground(page, url)
             page = browser.new_page(viewport={"width": 1100, "height": 760}, device_scale_factor=1)
             page.goto((run / "report.html").absolute().as_uri())
