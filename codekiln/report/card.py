@@ -139,9 +139,10 @@ def _result_lines(trained: JsonObject, evaluation: JsonObject) -> dict[str, str]
         if not entry["problems"]:
             results[f"Infilling, {kind}"] = "not measured (no held-out data)"
             continue
+        skipped = f", {entry['skipped']} too long for the context" if entry["skipped"] else ""
         results[f"Infilling, {kind}"] = (
             f"exact match {_format_percent(entry['infill_exact_match'])} infilling, "
-            f"{_format_percent(entry['left_to_right_exact_match'])} left to right (n = {entry['problems']}); "
+            f"{_format_percent(entry['left_to_right_exact_match'])} left to right (n = {entry['problems']}{skipped}); "
             f"{_format_bpb(entry['infill_bits_per_byte'])} compared with "
             f"{_format_bpb(entry['left_to_right_bits_per_byte'])} of the reference, "
             f"difference {_format_difference(entry['bits_per_byte_difference'])}"
