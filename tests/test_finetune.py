@@ -74,7 +74,7 @@ def test_stages_of_codegen_pass_on_weights_only(tmp_path: Path) -> None:
     sizes = [Tokenizer.load(run / "tokenizer.json").vocab_size for run in runs]
     assert sizes == [50_257, 50_295, 50_295]
     documents = [read_stage_record(run, "corpus")["result"] for run in runs]
-    total = [sum(split["documents"] for split in result.values()) for result in documents]
+    total = [sum(split["documents"] for split in result["splits"].values()) for result in documents]
     assert total == [6, 20, 20]
     transformers.AutoModelForCausalLM.from_pretrained(runs[2] / "model")
     # Started again, all finished stages are kept.
