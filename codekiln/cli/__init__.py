@@ -8,7 +8,7 @@ import os
 import typer
 
 from codekiln.cli import convert, generate, report, tokenizer, train
-from codekiln.errors import CodekilnError
+from codekiln.errors import CodekilnError, RankError
 
 app = typer.Typer(
     help="Train, evaluate and serve code models.",
@@ -33,6 +33,9 @@ def main() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
+    except RankError as error:  # rank 0 prints the error itself
+        typer.echo(f"codekiln: {error}", err=True)
+        raise SystemExit(1) from None
     except (CodekilnError, OSError) as error:
         typer.echo(f"codekiln: error: {_message(error)}", err=True)
         raise SystemExit(1) from None
