@@ -125,6 +125,7 @@ def test_email_addresses_are_redacted_and_code_is_not() -> None:
     assert redact_emails(redacted) == (redacted, 0)
 
 
+@pytest.mark.process
 def test_redaction_of_hostile_text_terminates() -> None:
     """Quadratic time would take hours on these texts. Each is redacted as its short form is."""
     makers: list[Callable[[int], str]] = [

@@ -116,6 +116,7 @@ def test_prompt_file_with_a_byte_order_mark_is_read_without_it(small_run: Path, 
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.process
 def test_corpus_of_long_lines_in_chinese_is_built_and_measured(tmp_path: Path) -> None:
     """Each character takes up to three tokens, so that a line of 100 can exceed the context: it is skipped and counted."""
     characters = "数据处理函数返回结果列表参数名称打开关闭窗口"

@@ -212,6 +212,7 @@ def test_ids_and_text_equal_those_of_transformers(any_tokenizer: Tokenizer, tmp_
     assert (theirs.eos_token_id, theirs.pad_token_id) == (any_tokenizer.eos_id, any_tokenizer.pad_id)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("library", ["fast", "reference"])
 def test_both_encoders_give_the_same_ids(library: str, codegen: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     again = codegen_tokenizer(load_gpt2_merges())
@@ -262,6 +263,7 @@ def test_boundary_agreement_counts_bytes(tokenizer: Tokenizer, codegen: Tokenize
     assert boundary_agreement(tokenizer, codegen, data) == pytest.approx(len(codegen.encode(data)) / len(data))
 
 
+@pytest.mark.process
 def test_codegens_vocabulary_sizes(codegen: Tokenizer) -> None:
     plain = codegen_tokenizer(load_gpt2_merges(), added={})
     assert (plain.vocab_size, codegen.vocab_size) == (50_257, 50_295)
@@ -308,6 +310,7 @@ def check_codegen(ours: Tokenizer, theirs: transformers.CodeGenTokenizer, texts:
         assert ours.decode_bytes(ids) == text.encode()
 
 
+@pytest.mark.process
 def test_gpt2s_merges_are_found_in_every_format_and_verified(codegen: Tokenizer, tmp_path: Path) -> None:
     merges = load_gpt2_merges()
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")

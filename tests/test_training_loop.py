@@ -148,6 +148,7 @@ def test_compiled_run_that_was_killed_equals_an_undisturbed_run(tmp_path: Path) 
     assert_same_outcome(tmp_path / "run", tmp_path / "killed")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("bad_step", "named_step"), [(7, 7), (6, 7)])
 def test_weights_that_are_not_finite_stop_training_and_keep_the_last_checkpoint(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_step: int, named_step: int
@@ -192,6 +193,7 @@ def test_z_loss_keeps_logits_small(small_run: Path, tmp_path: Path) -> None:
     assert with_z_loss[0]["loss"] == pytest.approx(without[0]["loss"], rel=1e-6) and "z_loss" not in without[0]
 
 
+@pytest.mark.process
 def test_bad_batch_is_skipped_and_logged(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss weight of one token of one batch is infinite."""
     original = BatchLoader.batch
@@ -212,6 +214,7 @@ def test_bad_batch_is_skipped_and_logged(small_run: Path, tmp_path: Path, monkey
     assert np.isfinite(rows[-1]["loss"]) and rows[-1]["loss"] < rows[0]["loss"]
 
 
+@pytest.mark.process
 def test_steps_with_a_large_gradient_are_skipped(small_run: Path, tmp_path: Path) -> None:
     rows = train_tiny(small_run, tmp_path / "run", max_grad_norm_ratio=1.1, total_tokens=64 * 4 * 40)
     skipped = [row for row in rows if "skipped" in row]
@@ -219,6 +222,7 @@ def test_steps_with_a_large_gradient_are_skipped(small_run: Path, tmp_path: Path
     assert all("median" in row["skipped"] for row in skipped)
 
 
+@pytest.mark.process
 def test_twenty_bad_batches_in_a_row_stop_training(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
