@@ -27,23 +27,21 @@ def claim_folder(folder: Path, kind: FolderKind) -> None:
     """
     if (folder.is_symlink() and not folder.is_dir()) or (folder.exists() and not folder.is_dir()):
         raise OutputExistsError(f"{folder} exists and is not a folder: choose a new or empty folder")
-    if folder.is_dir() and _read_mark(folder) is not None:
-        _require_kind(folder, kind)
-        return
-    if folder.is_dir() and (others := _entries(folder)):
-        raise OutputExistsError(
-            f"{folder} was not made by this version of Codekiln: it has no {MARK} and holds {_named(others)}. "
-            "Choose a new or empty folder; nothing was changed"
-        )
+    if folder.is_dir():
+        if (mark := _read_mark(folder)) is not None:
+            _require_kind(folder, mark, kind)
+            return
+        _require_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MARK, {"format": FORMAT, "kind": kind})
 
 
 def require_made(folder: Path, kind: FolderKind) -> None:
     """Raises OutputExistsError unless Codekiln made `folder` as `kind`."""
-    if _read_mark(folder) is None:
+    mark = _read_mark(folder)
+    if mark is None:
         raise OutputExistsError(f"{folder} was not made by this version of Codekiln: it has no {MARK}")
-    _require_kind(folder, kind)
+    _require_kind(folder, mark, kind)
 
 
 @contextmanager
@@ -101,32 +99,23 @@ def refuse_links(folder: Path, *, ignored: frozenset[str] = frozenset()) -> None
     """Raises OutputExistsError for a symbolic link anywhere in `folder`, except below its folders named in `ignored`."""
     for root, folders, names in os.walk(folder):
         for name in (*folders, *names):
-            path = Path(root, name)
-            if path.is_symlink():
-                raise OutputExistsError(
-                    f"{path} is a symbolic link, and Codekiln does not write through links: remove it"
-                )
+            _refuse_link(Path(root, name))
         if Path(root) == folder:
             folders[:] = [name for name in folders if name not in ignored]
 
 
 def require_replaceable(folder: Path, kind: FolderKind) -> None:
     """Raises OutputExistsError unless `folder` is new, empty, or holds only what `atomic_folder` wrote as `kind`."""
-    if folder.is_symlink():
-        raise OutputExistsError(f"{folder} is a symbolic link, and Codekiln does not write through links: remove it")
+    _refuse_link(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
         raise OutputExistsError(f"{folder} exists and is not a folder: choose a new or empty folder")
     mark = _read_mark(folder)
     if mark is None:
-        if others := _entries(folder):
-            raise OutputExistsError(
-                f"{folder} was not made by this version of Codekiln: it has no {MARK} and holds {_named(others)}. "
-                "Choose a new or empty folder; nothing was changed"
-            )
+        _require_empty(folder)
         return
-    _require_kind(folder, kind)
+    _require_kind(folder, mark, kind)
     refuse_links(folder)
     listed = mark.get("files")
     others = sorted(set(_files(folder)) - set(listed if isinstance(listed, list) else ()) - {MARK})
@@ -149,8 +138,7 @@ def require_replaceable_file(path: Path, *, is_ours: bool, force: bool) -> None:
     """Raises OutputExistsError if `path` exists and Codekiln did not write it, unless `force` is set."""
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder: name a file")
-    if path.is_symlink():
-        raise OutputExistsError(f"{path} is a symbolic link, and Codekiln does not write through links: remove it")
+    _refuse_link(path)
     if path.exists() and not is_ours and not force:
         raise OutputExistsError(
             f"{path} exists and Codekiln did not write it: choose another name, or replace it with --force"
@@ -174,8 +162,22 @@ def _read_mark(folder: Path) -> JsonObject | None:
     return dict(mark)
 
 
-def _require_kind(folder: Path, kind: FolderKind) -> None:
-    found = (_read_mark(folder) or {}).get("kind")
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise OutputExistsError(f"{path} is a symbolic link, and Codekiln does not write through links: remove it")
+
+
+def _require_empty(folder: Path) -> None:
+    """Raises OutputExistsError for a folder without a mark that holds anything."""
+    if others := _entries(folder):
+        raise OutputExistsError(
+            f"{folder} was not made by this version of Codekiln: it has no {MARK} and holds {_named(others)}. "
+            "Choose a new or empty folder; nothing was changed"
+        )
+
+
+def _require_kind(folder: Path, mark: JsonObject, kind: FolderKind) -> None:
+    found = mark["kind"]
     if found != kind:
         raise OutputExistsError(f"{folder} is a {found} of Codekiln, not a {kind}: choose another folder")
 

@@ -21,7 +21,8 @@ from codekiln.corpus.documents import read_documents
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.notebooks import notebook_to_text
 from codekiln.corpus.pipeline import build_corpus
-from codekiln.corpus.sources.tree import UNREADABLE_REASON, VENDORED_REASON, LocalRepositories
+from codekiln.corpus.sources.files import UNREADABLE_FOLDER
+from codekiln.corpus.sources.tree import VENDORED_REASON, LocalRepositories
 from codekiln.corpus.split import cut_text
 from codekiln.errors import ConfigError
 
@@ -110,12 +111,12 @@ def test_folders_that_cannot_be_listed_are_counted(tmp_path: Path) -> None:
         descriptor = inner
     os.close(descriptor)
     found = listed(tmp_path)
-    assert list(found.values()).count(UNREADABLE_REASON) == 1
+    assert list(found.values()).count(UNREADABLE_FOLDER) == 1
     assert {"repo/a.py", "other/b.py"} < set(found)
     manifest = build_corpus(
         CorpusConfig(sources=(LocalRepositories(folder=tmp_path, license="MIT"),)), tmp_path.parent / "corpus"
     )
-    assert manifest["dropped"][UNREADABLE_REASON]["documents"] == 1
+    assert manifest["dropped"][UNREADABLE_FOLDER]["documents"] == 1
     assert manifest["kept"]["documents"] == 2
 
 

@@ -1,12 +1,11 @@
 """Commands need only the packages that they use: others may be missing, and the import of a package is blocked here."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parent / "programs" / "run_without.py"
+from tests.small import program
 
 pytestmark = pytest.mark.process
 
@@ -29,7 +28,7 @@ def test_a_command_runs_without_packages_that_it_does_not_need(
     places = {"RUN": str(small_run), "OUT": str(tmp_path), "COPY": str(small_run)}
     words = [places.get(word, word.replace("OUT", str(tmp_path))) for word in arguments]
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), ",".join(blocked), *words],
+        program("run_without.py", ",".join(blocked), *words),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -41,7 +40,7 @@ def test_a_command_runs_without_packages_that_it_does_not_need(
 
 def test_serving_needs_no_training_code(small_run: Path, tmp_path: Path) -> None:
     blocked = "codekiln.train,codekiln.corpus,codekiln.pipeline,daft"
-    command = [sys.executable, str(PROGRAM), blocked, "serve", str(small_run), "--port", "0"]
+    command = program("run_without.py", blocked, "serve", str(small_run), "--port", "0")
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None and server.stderr is not None
         line = server.stdout.readline()
@@ -56,7 +55,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(tmp_path: Pa
         ("plotly", "report", ("report", "run")),
         ("fastapi", "serve", ("serve", "run", "--port", "0")),
     ):
-        command = [sys.executable, str(PROGRAM), blocked, *arguments]
+        command = program("run_without.py", blocked, *arguments)
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 1, done.stderr
         assert f"{blocked} is not installed: pip install 'codekiln[{extra}]'" in done.stderr

@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.small import program
+
 pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
 def address(small_run: Path) -> Iterator[tuple[str, int]]:
     """A server with short time limits, so that the tests need not wait for the real ones."""
-    program = Path(__file__).parent / "programs" / "serve_with_limits.py"
-    with subprocess.Popen([sys.executable, str(program), str(small_run)], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(program("serve_with_limits.py", small_run), stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline())
         yield "127.0.0.1", port
@@ -174,9 +174,8 @@ def test_an_empty_suffix_is_a_completion_where_the_model_cannot_infill(small_run
     path.write_text(
         json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"infill_format": None}), encoding="utf-8"
     )
-    program = Path(__file__).parent / "programs" / "serve_with_limits.py"
     with subprocess.Popen(
-        [sys.executable, str(program), str(tmp_path / "model")], stdout=subprocess.PIPE, text=True
+        program("serve_with_limits.py", tmp_path / "model"), stdout=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}"

@@ -126,7 +126,7 @@ def answer_problems(
     """Greedy answers, postprocessed. All problems are decoded in one batch."""
     completions = completer.complete(
         [InfillRequest(p.prompt, p.suffix if with_suffix else None) for p in problems],
-        max_new_tokens=min(config.max_new_tokens, completer.max_new_tokens_limit),
+        max_new_tokens=completer.limit_new_tokens(config.max_new_tokens),
         sampling=GREEDY,
         stop=stop_strings(problems),
     )

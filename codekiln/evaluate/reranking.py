@@ -28,7 +28,7 @@ def rerank(
             batch = problems[start : start + problems_per_batch]
             completions = completer.complete(
                 [InfillRequest(problem.prompt) for problem in batch for _ in range(config.n_samples)],
-                max_new_tokens=min(infilling.max_new_tokens, completer.max_new_tokens_limit),
+                max_new_tokens=completer.limit_new_tokens(infilling.max_new_tokens),
                 sampling=SamplingParams(temperature=config.temperature, seed=infilling.seed + start),
                 stop=stop_strings(batch),
             )

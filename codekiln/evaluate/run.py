@@ -34,7 +34,7 @@ def sample_report_functions(
 ) -> list[JsonObject]:
     """Held-out functions with what the model writes: the completed body, and one infilled line."""
     shown = []
-    max_new_tokens = min(2 * config.max_new_tokens, completer.max_new_tokens_limit)
+    max_new_tokens = completer.limit_new_tokens(2 * config.max_new_tokens)
     for function in sample_functions(documents, n, seed=config.seed):
         lines = function.body.splitlines(keepends=True)
         hidden = lines[function.hidden_line]

@@ -74,6 +74,10 @@ class Completer:
         """Less than half of the context, so that at least as much is left for the prompt."""
         return self.context_length // 2 - 1
 
+    def limit_new_tokens(self, max_new_tokens: int) -> int:
+        """`max_new_tokens`, or the limit of the model if that is lower."""
+        return min(max_new_tokens, self.max_new_tokens_limit)
+
     @classmethod
     def load(cls, folder: Path) -> "Completer":
         """Loads a run or a model directory. Raises CodekilnError or OSError naming the file that is missing or damaged."""
@@ -96,7 +100,7 @@ class Completer:
         """
         limit = self.max_new_tokens_limit
         if max_new_tokens is None:
-            max_new_tokens = min(DEFAULT_MAX_NEW_TOKENS, limit)
+            max_new_tokens = self.limit_new_tokens(DEFAULT_MAX_NEW_TOKENS)
         if not 1 <= max_new_tokens <= limit:
             raise ConfigError(
                 f"max_new_tokens must be between 1 and {limit} for this model, less than half of its context "

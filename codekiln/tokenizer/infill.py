@@ -31,6 +31,7 @@ from codekiln.tokenizer.special_tokens import (
     FIM_PREFIX,
     FIM_SUFFIX,
     MASK_SENTINELS,
+    PSM_SPECIAL_TOKENS,
     SPM_SPECIAL_TOKENS,
 )
 
@@ -198,9 +199,7 @@ def require_spm(infill_format: InfillFormat | None) -> SPM:
 def require_psm(infill_format: InfillFormat | None) -> PSM:
     """Raises ConfigError if a tokenizer's format is another one."""
     if not isinstance(infill_format, PSM):
-        raise ConfigError(
-            _needs("prefix-suffix-middle (psm)", infill_format, (FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD))
-        )
+        raise ConfigError(_needs("prefix-suffix-middle (psm)", infill_format, PSM_SPECIAL_TOKENS[1:]))
     return infill_format
 
 

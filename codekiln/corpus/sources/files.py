@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+UNREADABLE_FOLDER = "unreadable folder"  # the problem of a folder that cannot be listed
+
 
 @dataclass(frozen=True)
 class SourceFile:

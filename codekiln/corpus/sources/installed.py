@@ -16,7 +16,7 @@ from typing import Any
 
 from codekiln.corpus.languages import language_of
 from codekiln.corpus.licenses import declared_license
-from codekiln.corpus.sources.files import SourceFile
+from codekiln.corpus.sources.files import UNREADABLE_FOLDER, SourceFile
 
 PYTHON_LICENSE = "PSF-2.0"
 
@@ -70,7 +70,7 @@ class InstalledPackages:
                 PYTHON_LICENSE,
                 path,
                 location,
-                problem="unreadable folder",
+                problem=UNREADABLE_FOLDER,
             )
 
     def fingerprint(self) -> dict[str, Any]:

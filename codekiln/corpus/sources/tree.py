@@ -11,7 +11,7 @@ from typing import Any
 from codekiln.corpus.declared import read_license
 from codekiln.corpus.languages import LANGUAGES, language_of
 from codekiln.corpus.licenses import UNKNOWN
-from codekiln.corpus.sources.files import SourceFile
+from codekiln.corpus.sources.files import UNREADABLE_FOLDER, SourceFile
 from codekiln.errors import ConfigError, MissingFileError
 from codekiln.extras import import_optional
 
@@ -20,7 +20,7 @@ VENDORED = frozenset(
     {"venv", "env", "virtualenv", "node_modules", "bower_components", "site-packages", "__pycache__", "build", "dist"}
     | {"third_party", "third-party", "thirdparty", "vendor", "vendored"}
 )
-VENDORED_REASON, UNREADABLE_REASON = "vendored or generated folder", "unreadable folder"
+VENDORED_REASON = "vendored or generated folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,17 @@ class LocalRepositories:
 
     def files(self) -> Iterator[SourceFile]:
         """In the order of paths. Raises MissingFileError for a missing folder and ConfigError if it has no source file."""
+        licenses: dict[str, str] = {}
+        for entry, repository, path in self._list():
+            if repository not in licenses:
+                licenses[repository] = self._license_of(self.folder / repository)
+            license = licenses[repository]
+            yield SourceFile("tree", repository, "-", license, path, entry.location, problem=entry.problem)
+
+    def _list(self) -> Iterator[tuple["_Entry", str, str]]:
+        """Entry, repository and path in the repository of each file, without reading licenses."""
         if not self.folder.is_dir():
             raise MissingFileError(f"{self.folder} is not a folder: name a folder with source code")
-        licenses: dict[str, str] = {}
         n_files = 0
         for entry in _walk(self.folder):
             path = entry.location.relative_to(self.folder)
@@ -47,14 +55,8 @@ class LocalRepositories:
                 continue
             is_inside = len(path.parts) > 1 or (entry.problem is not None and entry.location != self.folder)
             repository = path.parts[0] if is_inside and not self._is_repository else "."
-            root = self.folder / repository
-            if repository not in licenses:
-                licenses[repository] = self._license_of(root)
             n_files += entry.problem is None
-            inside = entry.location.relative_to(root).as_posix()
-            yield SourceFile(
-                "tree", repository, "-", licenses[repository], inside, entry.location, problem=entry.problem
-            )
+            yield entry, repository, entry.location.relative_to(self.folder / repository).as_posix()
         if not n_files:
             known = ", ".join(self.languages)
             raise ConfigError(f"{self.folder} has no source file: name a folder with files of these languages: {known}")
@@ -62,13 +64,13 @@ class LocalRepositories:
     def fingerprint(self) -> dict[str, Any]:
         """What changes when a file is added, removed or edited: the number of files, and a hash of paths, sizes and times."""
         digest, n_files = hashlib.sha256(), 0
-        for file in self.files():
+        for entry, repository, path in self._list():
             try:
-                status = file.location.lstat()
+                status = entry.location.lstat()
             except OSError:
                 continue
             n_files += 1
-            name = os.fsencode(f"{file.repository}/{file.path}")
+            name = os.fsencode(f"{repository}/{path}")
             digest.update(name + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         return {"folder": str(self.folder), "files": n_files, "sha256": digest.hexdigest()}
 
@@ -113,7 +115,7 @@ def _list(folder: Path, ignored: list[tuple[Path, Any]]) -> tuple[Iterator[_Entr
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError:
-        return iter([_Entry(folder, UNREADABLE_REASON)]), n_ignored
+        return iter([_Entry(folder, UNREADABLE_FOLDER)]), n_ignored
     if spec := _read_gitignore(folder / ".gitignore"):
         ignored.append((folder, spec))
     found: list[_Entry | Path] = []
