@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -15,12 +16,15 @@ from codekiln.errors import CodekilnError
 from codekiln.generate.complete import Completer, InfillRequest
 from codekiln.generate.engine import generate
 from codekiln.generate.sampling import GREEDY
+from codekiln.recipes.finetune import objective_for
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.tokenizer.codegen import WHITESPACE, codegen_tokenizer, load_gpt2_merges
 from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, TokenizerConfig
-from codekiln.tokenizer.infill import require_psm
+from codekiln.tokenizer.infill import require_fim
 from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS
 from codekiln.tokenizer.training import train_tokenizer
+from codekiln.train.objectives import Chunk, FillInTheMiddle
+from tests.released import CODEGEN2
 from tests.small import assert_greedy, write_tree
 
 pytestmark = pytest.mark.process
@@ -152,6 +156,58 @@ def test_export_replaces_only_its_own_output(incoder_folder: Path, tmp_path: Pat
     export_model(source, tmp_path / "new", "hf")
 
 
+def test_codegen25_is_imported_without_its_code(tmp_path: Path) -> None:
+    """As released: a Llama, and a tokenizer that is Python code, which is not run."""
+    source = tmp_path / "codegen25"
+    config = transformers.LlamaConfig(
+        num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=64, vocab_size=51_200,
+        max_position_embeddings=128, bos_token_id=50_256, eos_token_id=50_256,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(source)
+    (source / "tokenization_codegen25.py").write_text("raise SystemExit('code of the model ran')", encoding="utf-8")
+    auto_map = {"AutoTokenizer": ["tokenization_codegen25.CodeGen25Tokenizer", None]}
+    named = {"tokenizer_class": "CodeGen25Tokenizer", "auto_map": auto_map}
+    (source / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    notes = import_model(source, tmp_path / "model")
+    assert len(notes) == 1 and "CodeGen2.5" in notes[0] and "not run" in notes[0]
+    ours = Completer.load(tmp_path / "model")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = ours.prompt_ids(InfillRequest("def f(x):\n    ", "\n    return y\n"), 16)
+    spelled = "def f(x):\n    <mask_1>\n    return y\n<|endoftext|><sep><mask_1>"
+    assert ids == theirs.encode(spelled, add_special_tokens=False)
+    assert ours.can_infill and ours.complete([InfillRequest("def f(", "): pass")], max_new_tokens=4, sampling=GREEDY)
+
+
+def test_codegen2_is_imported_with_a_note(codegen_folder: Path, tmp_path: Path) -> None:
+    """Of the 7B and 16B, only the tokenizer and `auto_map` differ from CodeGen's."""
+    source = tmp_path / "codegen2"
+    source.mkdir()
+    for path in codegen_folder.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    (source / "config.json").write_text(json.dumps(config | CODEGEN2), encoding="utf-8")
+    added = json.loads((source / "added_tokens.json").read_text(encoding="utf-8"))
+    special = ["<mask_1>", "<sep>", "<eom>"]
+    added |= {token: 50_295 + k for k, token in enumerate(special)}
+    (source / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    notes = import_model(source, tmp_path / "model")
+    assert any("its own code, which was not run" in note and "CodeGen2" in note for note in notes)
+    ours = Completer.load(tmp_path / "model")
+    prompt = ours.prompt_ids(InfillRequest("a", "b"), 4)
+    assert prompt == [*ours.tokenizer.encode("a"), 50_295, *ours.tokenizer.encode("b"), 50_256, 50_296, 50_295]
+    assert isinstance(objective_for(ours.tokenizer.infill_format), FillInTheMiddle)
+    ids = np.array(ours.tokenizer.encode("def f(x):\n    return x\n" * 4))
+    examples = [
+        FillInTheMiddle(fim_rate=1.0)(
+            Chunk(ids, is_start=True, is_end=True), ours.tokenizer, np.random.default_rng(seed)
+        )
+        for seed in range(20)
+    ]
+    for example in examples:
+        assert example.ids.count(50_295) == 2 and example.ids[-1] == 50_297
+        assert len(example.ids) <= len(ids) + FillInTheMiddle().max_added_tokens
+
+
 def test_missing_tokenizer_is_rebuilt_for_codegen_only(incoder_folder: Path, tmp_path: Path) -> None:
     for path in incoder_folder.iterdir():
         if path.name != "tokenizer.json":
@@ -196,7 +252,7 @@ def test_qwen_prompts_are_prefix_suffix_middle() -> None:
     names = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|file_sep|>")
     added = [record["added_tokens"][0] | {"id": 50_295 + k, "content": name} for k, name in enumerate(names)]
     qwen = Tokenizer(record | {"added_tokens": record["added_tokens"] + added}, origin="Qwen")
-    assert require_psm(qwen.infill_format).prompt([1], [2]) == [50_295, 1, 50_297, 2, 50_296]
+    assert require_fim(qwen.infill_format).prompt([1], [2]) == [50_295, 1, 50_297, 2, 50_296]
     assert qwen.stop_token_ids == {50_256, 50_298, 50_299} and qwen.bos_ids == []
 
 

@@ -19,24 +19,31 @@ from codekiln.errors import OutputExistsError
 from codekiln.files import read_json, write_json
 from codekiln.generate.complete import Completer, InfillRequest
 from codekiln.generate.sampling import GREEDY
-from codekiln.model.configs import KilnConfig
+from codekiln.model.configs import KilnConfig, ModelConfig, StarCoder2Config
 from codekiln.model.huggingface import save_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
-from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.codegen import codegen25_tokenizer, codegen_tokenizer, load_gpt2_merges
 from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, TokenizerConfig
 from codekiln.tokenizer.infill import require_spm
 from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS
 from codekiln.tokenizer.training import train_tokenizer
+from tests.released import save_code_llama, save_deepseek_coder, save_starcoder2, train_sentencepiece
 from tests.small import assert_greedy, run_program
 
 pytestmark = pytest.mark.process
 
 SOURCES = sorted(Path("codekiln").rglob("*.py"))
 CONTEXT = 128
-FAMILIES = ("codegen", "incoder", "qwen3", "qwen2", "llama", "smollm")
+SIZES: dict[str, Any] = {
+    "n_layers": 2, "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "d_head": 16, "d_ff": 96, "vocab_size": 1024,
+    "context_length": CONTEXT,
+}  # fmt: skip
+FAMILIES = (
+    "codegen", "incoder", "qwen3", "qwen2", "llama", "smollm", "starcoder2", "granite", "deepseek", "code_llama", "codegen25",
+)  # fmt: skip
 # llama.cpp sums in another order, and computes GELU with tanh from a table in half precision.
-TOLERANCE = {"codegen": 4e-3, "incoder": 2e-2, "qwen3": 2e-4, "qwen2": 2e-4, "llama": 2e-4, "smollm": 2e-4}
+TOLERANCE = dict.fromkeys(FAMILIES, 2e-4) | {"codegen": 4e-3, "incoder": 2e-2, "starcoder2": 4e-3}
 
 
 class LlamaCpp:
@@ -144,6 +151,33 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     rule = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]}
     write_json(path, read_json(path) | {"pre_tokenizer": rule})
+    llama = {"qk_norm": False, "tie_embeddings": False, "n_kv_heads": 4}
+    biases = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
+    released: dict[str, ModelConfig] = {
+        "starcoder2": StarCoder2Config(**SIZES),
+        "granite": KilnConfig(**SIZES | llama | biases),
+        "deepseek": KilnConfig(**SIZES | llama, rope_scale=4.0, rope_base=1e5),
+        "code_llama": KilnConfig(**SIZES | llama),
+        "codegen25": KilnConfig(**SIZES | llama | {"vocab_size": 51_200}),
+    }
+    for name, shape in released.items():
+        path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+        match name:
+            case "starcoder2" | "granite":
+                save_starcoder2(path, texts, 1024)
+            case "deepseek":
+                save_deepseek_coder(path, texts, 1024)
+            case "code_llama":
+                save_code_llama(path, train_sentencepiece(texts, 1000))
+            case _:
+                codegen25_tokenizer(load_gpt2_merges()).save(path)
+        model = Transformer(shape)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.15)
+        tokenizer = Tokenizer.load(path)
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        save_model(root / name, model, path, hugging_face_configs(tokenizer, CONTEXT), ids)
     return {name: root / name for name in FAMILIES}
 
 
@@ -163,9 +197,9 @@ def test_tokens_logits_and_completions_equal_those_of_llama_cpp(
     with llama_cpp(folders[family], tmp_path / "model.gguf") as theirs:
         for path in SOURCES[:12]:
             text = path.read_text(encoding="utf-8")
-            assert theirs.ids(text) == ours.tokenizer.encode(text), path
+            assert theirs.ids(text) == ours.tokenizer.encode_document(text), path
         odd = "a\tb  \r\n\t\tx = 'Ünï 日本 ٣'\n\n\n   \n<|endoftext|> <|mask:0|>" + " " * 40 + "z"
-        assert theirs.ids(odd) == ours.tokenizer.encode(odd)
+        assert theirs.ids(odd) == ours.tokenizer.encode_document(odd)
         for n in (1, 17, 60):
             expected = log_probabilities(ours, ids[:n])
             found = theirs.log_probabilities(ids[:n], ours.tokenizer.vocab_size)

@@ -21,6 +21,7 @@ from codekiln.model.cache import KVCache
 from codekiln.model.configs import ModelConfig, codegen, incoder, kiln
 from codekiln.model.huggingface import convert, load_model, read_config, save_model
 from codekiln.model.transformer import Transformer
+from tests.released import CODEGEN2
 from tests.small import assert_greedy, run_program
 
 CONFIGS: dict[str, transformers.PretrainedConfig] = {
@@ -51,6 +52,19 @@ CONFIGS: dict[str, transformers.PretrainedConfig] = {
     "llama": transformers.LlamaConfig(
         num_hidden_layers=2, hidden_size=48, num_attention_heads=4, num_key_value_heads=1,
         intermediate_size=96, vocab_size=300, max_position_embeddings=64,
+    ),
+    "llama with biases (Granite)": transformers.LlamaConfig(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=4, num_key_value_heads=4, intermediate_size=96,
+        vocab_size=300, max_position_embeddings=64, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+    ),
+    "llama with scaled positions (DeepSeek-Coder)": transformers.LlamaConfig(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=4, num_key_value_heads=4, intermediate_size=96,
+        vocab_size=300, max_position_embeddings=64,
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+    ),
+    "starcoder2": transformers.Starcoder2Config(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
+        vocab_size=300, max_position_embeddings=128, sliding_window=64, embedding_dropout=0.0, residual_dropout=0.0,
     ),
 }  # fmt: skip
 
@@ -193,6 +207,55 @@ def test_fused_projection_is_split_for_any_number_of_groups(groups: int) -> None
                 assert torch.equal(fused[at : at + d_head], wanted[head * d_head : (head + 1) * d_head])
 
 
+def fused_in_groups(theirs: transformers.PreTrainedModel, groups: int) -> dict[str, Tensor]:
+    """The weights of a CodeGen whose fused projections are in another number of groups than Transformers' four."""
+    weights = {name: weight.detach().clone() for name, weight in theirs.state_dict().items()}
+    for name, weight in weights.items():
+        if name.endswith("qkv_proj.weight"):
+            weights[name] = join_fused(*split_fused(weight, theirs.config.n_head), groups)
+    return weights
+
+
+@pytest.mark.parametrize(("groups", "changes"), [(8, {"head_dim": 12}), (4, {})], ids=["1B and 3.7B", "7B and 16B"])
+def test_codegen2_equals_codegen_with_its_groups(tmp_path: Path, groups: int, changes: dict[str, int]) -> None:
+    """Transformers has no CodeGen2: it is CodeGen with the rows of the fused projection in another order."""
+    theirs = released(CONFIGS["codegen, eight heads of 12"])
+    folder = tmp_path / "codegen2"
+    theirs.save_pretrained(folder)
+    save_file(fused_in_groups(theirs, groups), folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | CODEGEN2 | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ids = random_ids(2, 15)
+    expected = theirs(ids).logits
+    assert (load_model(folder)(ids) - expected).abs().max() < 1e-4
+    # It is written as CodeGen, which Transformers reads without code from the directory.
+    convert(folder, tmp_path / "codegen", {}, {}, {})
+    written = json.loads((tmp_path / "codegen" / "config.json").read_text(encoding="utf-8"))
+    assert "auto_map" not in written and "head_dim" not in written
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "codegen", dtype=torch.float32)
+    assert (again(ids).logits - expected).abs().max() == 0.0
+
+
+def test_model_with_other_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    released(CONFIGS["codegen"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) | CODEGEN2
+    for auto_map in ({"AutoModelForCausalLM": "evil.CodeGenForCausalLM"}, {"AutoConfig": "x--y.Z"}):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}), encoding="utf-8")
+        with pytest.raises(ValueError, match="brings its own code"):
+            read_config(tmp_path)
+
+
+def test_context_of_starcoder2_ends_at_its_window(tmp_path: Path) -> None:
+    """Up to the window, Transformers computes the same with it. Beyond, it does not, and Codekiln has no window."""
+    theirs = released(CONFIGS["starcoder2"])
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    assert ours.config.context_length == 64
+    ids = random_ids(1, 72)
+    difference = (ours(ids) - theirs(ids).logits).abs().amax(-1)[0]
+    assert difference[:64].max() < 1e-4 < difference[66:].min()
+
+
 def test_codegen_as_gptj_gives_bit_identical_logits(tmp_path: Path) -> None:
     theirs = released(CONFIGS["codegen"])
     theirs.save_pretrained(tmp_path / "codegen")
@@ -302,7 +365,7 @@ def test_faults_of_a_config_are_named(tmp_path: Path) -> None:
     refused({"hidden_size": None}, "hidden_size")
     refused({"hidden_act": "gelu"}, "hidden_act.*gelu")
     refused({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn")
-    refused({"attention_bias": True}, "attention_bias")
+    refused({"architectures": ["Qwen3ForCausalLM"], "attention_bias": True}, "attention_bias")
     refused({"num_attention_heads": 0}, re.escape(str(tmp_path)))
     refused({"hidden_size": "48"}, re.escape(str(tmp_path)))
     refused({"architectures": [["x"]]}, re.escape(str(tmp_path)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.config import LINE_SPLIT_PATTERN, TokenizerConfig
-from codekiln.tokenizer.infill import require_causal_mask, require_psm, require_spm
+from codekiln.tokenizer.infill import PSM, require_causal_mask, require_spm
 from codekiln.tokenizer.special_tokens import END_OF_MASK, INCODER_SPECIAL_TOKENS, MASK_SENTINELS, PSM_SPECIAL_TOKENS
 from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.objectives import (
@@ -175,7 +175,8 @@ def test_fill_in_the_middle_document_is_restored(
 ) -> None:
     objective = FillInTheMiddle(fim_rate=1.0, fim_spm_rate=fim_spm_rate, split=split)
     piece = piece_of(psm)
-    infill_format = require_psm(psm.infill_format)
+    infill_format = psm.infill_format
+    assert isinstance(infill_format, PSM)
     pre, suf, mid = infill_format.prefix_id, infill_format.suffix_id, infill_format.middle_id
     n_spread = set()
     for seed in range(200):

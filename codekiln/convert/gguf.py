@@ -3,6 +3,7 @@
 - `kiln`: qwen3, qwen2 or llama.
 - CodeGen: phi2, with attention and feed-forward layer in parallel after one norm, and partial RoPE. RoPE channels are
   permuted, because phi2 rotates halves and CodeGen neighbors; biases that CodeGen does not have are zero.
+- StarCoder2: starcoder2.
 - InCoder: gpt2. The sinusoids become the table of positions, and the scaled embedding is stored apart from the output
   layer. llama.cpp computes GELU by tanh and InCoder's is exact, so logits differ slightly (docs/models.md).
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from codekiln.errors import ConfigError
 from codekiln.files import JsonObject, atomic_write
 from codekiln.model.architectures import KILN_TYPES, kiln_architecture
-from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig, StarCoder2Config
 from codekiln.model.huggingface import CheckpointReader, read_config
 from codekiln.model.transformer import POSITION_OFFSET, sinusoids
 from codekiln.progress import progress_bar
@@ -106,6 +107,8 @@ def gguf_architecture(config: ModelConfig) -> str:
                     f"{config.n_heads} * {config.d_head} is not {config.d_model}"
                 )
             return name
+        case StarCoder2Config():
+            return "starcoder2"
         case CodeGenConfig():
             return "phi2"
         case InCoderConfig():
@@ -131,6 +134,9 @@ def _write_fields(writer: gguf.GGUFWriter, config: ModelConfig, name: str) -> No
     if config.n_rotary:
         writer.add_rope_dimension_count(config.n_rotary)
         writer.add_rope_freq_base(config.rope_base)
+    if config.rope_scale != 1:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scale)
 
 
 def _type(name: str, tensor: Tensor, wanted: str) -> gguf.GGMLQuantizationType:

@@ -1,9 +1,10 @@
 """The fields of a tokenizer in a GGUF file.
 
 llama.cpp splits text by built-in rules (pre-tokenizers). A tokenizer is supported if it splits like one of them: GPT-2, Qwen2
-(Codekiln's), Llama 3, or Gemma 4 for whole lines. Gemma 4 merges characters instead of bytes. Ids are equal with three
-exceptions: merges with half a character in them, four and more newlines that are not a token, which it takes one by one,
-and lines over 1,024 characters, which it does not cut (docs/models.md).
+(Codekiln's), Llama 3, StarCoder, DeepSeek-Coder, or Gemma 4 for whole lines. A vocabulary with byte fallback becomes
+llama.cpp's "llama", which does not split text. Gemma 4 merges characters instead of bytes. Ids are equal with three
+exceptions: merges with half a character in them, four and more newlines that are not a token, which it takes one by one, and
+lines over 1,024 characters, which it does not cut (docs/models.md).
 """
 
 import json
@@ -14,13 +15,14 @@ from tokenizers import Regex, pre_tokenizers
 
 from codekiln.errors import ConfigError
 from codekiln.files import JsonObject
-from codekiln.tokenizer.bpe import Tokenizer, bytes_to_unicode
+from codekiln.tokenizer.bpe import SPACE_SYMBOL, Tokenizer, bytes_to_unicode, has_byte_fallback
 from codekiln.tokenizer.config import WORD_SPLIT_PATTERN
-from codekiln.tokenizer.special_tokens import END_OF_MASK, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX
+from codekiln.tokenizer.infill import PSM, SPM, CausalMask, CodeGen2
 
 _LLAMA3 = WORD_SPLIT_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # Qwen2's, but numbers in threes
 # llama.cpp's names of the rules by which text is split before merging.
 GPT2, QWEN2, LLAMA3, GEMMA4, SMOLLM = "gpt-2", "qwen2", "llama-bpe", "gemma4", "smollm"
+DEEPSEEK_CODER, UNSPLIT = "deepseek-coder", "default"
 _RULES = {
     GPT2: pre_tokenizers.ByteLevel(add_prefix_space=False),
     QWEN2: pre_tokenizers.Split(Regex(WORD_SPLIT_PATTERN), "isolated"),
@@ -29,6 +31,15 @@ _RULES = {
     SMOLLM: pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     ),
+    DEEPSEEK_CODER: pre_tokenizers.Sequence(
+        [
+            *(
+                pre_tokenizers.Split(Regex(pattern), "isolated")
+                for pattern in (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+")
+            ),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
+    ),
     GEMMA4: pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated"),
 }
 # Two tokenizers that split this text equally have the same rule.
@@ -36,13 +47,6 @@ _PROBE = (
     "def f(x1, y='I''m'):\n\tif not x1:\r\n        return 12345 + 3.14e-10  # it's   done \t \n\n\n\n"
     "class Ünïcode_2(Base): x += [~x]**2;\u3000日本語 \u0663\u0664 don't WE'LL\n   \n  end  "
 )
-_ROLES = {
-    FIM_PREFIX: Keys.Tokenizer.FIM_PRE_ID,
-    FIM_SUFFIX: Keys.Tokenizer.FIM_SUF_ID,
-    FIM_MIDDLE: Keys.Tokenizer.FIM_MID_ID,
-    END_OF_MASK: Keys.Tokenizer.EOT_ID,
-}
-_SPACE = "\u2581"  # Gemma's replacement for a space
 
 
 def gguf_vocab_fields(tokenizer: Tokenizer, stop_token_ids: frozenset[int] = frozenset()) -> JsonObject:
@@ -51,9 +55,12 @@ def gguf_vocab_fields(tokenizer: Tokenizer, stop_token_ids: frozenset[int] = fro
     Raises ConfigError for a tokenizer that llama.cpp does not support.
     """
     rule = pre_tokenizer_name(tokenizer)
-    added = {int(token["id"]) for token in tokenizer.record.get("added_tokens") or []}
+    added = {int(token["id"]) for token in tokenizer.record.get("added_tokens") or []} - {
+        *tokenizer.unused_bytes.values()
+    }
     names = {number: token for token, number in tokenizer.special_tokens.items()}
-    spelled = {number: token for token, number in tokenizer.record["model"]["vocab"].items()}
+    vocab = tokenizer.record["model"]["vocab"] | tokenizer.unused_bytes
+    spelled = {number: token for token, number in vocab.items()}
     tokens, kinds = [], []
     for number, data in enumerate(tokenizer.token_bytes):
         if number in names:
@@ -64,29 +71,62 @@ def gguf_vocab_fields(tokenizer: Tokenizer, stop_token_ids: frozenset[int] = fro
             token, kind = f"<unused {number}>", TokenType.UNUSED
         elif rule == GEMMA4:
             token, kind = _spm_token(data, number)
+        elif rule == UNSPLIT:
+            token, kind = spelled[number], TokenType.BYTE if len(spelled[number]) > 1 == len(data) else TokenType.NORMAL
         else:
             token, kind = spelled[number], TokenType.NORMAL
         tokens.append(token)
         kinds.append(int(kind))
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in tokenizer.record["model"]["merges"]]
+    models = {GEMMA4: GEMMA4, UNSPLIT: "llama"}
     fields: JsonObject = {
-        Keys.Tokenizer.MODEL: GEMMA4 if rule == GEMMA4 else "gpt2",  # gpt2 is any BPE of bytes
+        Keys.Tokenizer.MODEL: models.get(rule, "gpt2"),  # gpt2 is any byte-level BPE
         Keys.Tokenizer.PRE: rule,
         Keys.Tokenizer.LIST: tokens,
         Keys.Tokenizer.TOKEN_TYPE: kinds,
-        Keys.Tokenizer.MERGES: _character_merges(pairs) if rule == GEMMA4 else [" ".join(pair) for pair in pairs],
         Keys.Tokenizer.BOS_ID: tokenizer.bos_id,
         Keys.Tokenizer.EOS_ID: tokenizer.eos_id,
         Keys.Tokenizer.PAD_ID: tokenizer.pad_id,
         Keys.Tokenizer.ADD_BOS: bool(tokenizer.bos_ids),
     }
-    return fields | {
-        key: tokenizer.special_tokens[token] for token, key in _ROLES.items() if token in tokenizer.special_tokens
-    }
+    if rule == UNSPLIT:
+        fields[Keys.Tokenizer.SCORES] = _scores(tokens, pairs)
+        fields[Keys.Tokenizer.ADD_PREFIX] = bool(tokenizer.document_start)
+    else:
+        fields[Keys.Tokenizer.MERGES] = (
+            _character_merges(pairs) if rule == GEMMA4 else [" ".join(pair) for pair in pairs]
+        )
+    return fields | _infill_fields(tokenizer)
+
+
+def _infill_fields(tokenizer: Tokenizer) -> JsonObject:
+    """The tokens of the infilling format; EOT is what ends a middle if that is not the end of the text."""
+    match tokenizer.infill_format:
+        case SPM() | PSM() as fim:
+            fields: JsonObject = {
+                Keys.Tokenizer.FIM_PRE_ID: fim.prefix_id,
+                Keys.Tokenizer.FIM_SUF_ID: fim.suffix_id,
+                Keys.Tokenizer.FIM_MID_ID: fim.middle_id,
+            }
+            return fields | ({Keys.Tokenizer.EOT_ID: fim.eos_id} if fim.eos_id != tokenizer.eos_id else {})
+        case CausalMask(end_of_mask_id=end) | CodeGen2(end_of_mask_id=end):
+            return {Keys.Tokenizer.EOT_ID: end}
+        case None:
+            return {}
+
+
+def _scores(tokens: list[str], pairs: list[tuple[str, ...]]) -> list[float]:
+    """llama.cpp merges the two neighbors whose token has the highest score: minus the place of its first merge."""
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(pairs):
+        ranks.setdefault("".join(pair), rank)
+    return [-float(ranks.get(token, len(pairs))) for token in tokens]
 
 
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
     """llama.cpp's name of the rule by which a tokenizer splits text. Raises ConfigError if it has none."""
+    if has_byte_fallback(tokenizer.record):
+        return UNSPLIT
     splitter = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.record)).pre_tokenizer
     if splitter is not None:
         cut = [offsets for _, offsets in splitter.pre_tokenize_str(_PROBE)]
@@ -104,10 +144,10 @@ def _spm_token(data: bytes, number: int) -> tuple[str, TokenType]:
     try:
         token = data.decode()
     except UnicodeDecodeError:
-        token = _SPACE
-    if _SPACE in token:
+        token = SPACE_SYMBOL
+    if SPACE_SYMBOL in token:
         return f"<unused {number}>", TokenType.UNUSED
-    return token.replace(" ", _SPACE), TokenType.NORMAL
+    return token.replace(" ", SPACE_SYMBOL), TokenType.NORMAL
 
 
 def _character_merges(pairs: list[tuple[str, ...]]) -> list[str]:
@@ -119,6 +159,6 @@ def _character_merges(pairs: list[tuple[str, ...]]) -> list[str]:
             left, right = (bytes(map(byte_of.__getitem__, part)).decode() for part in pair)
         except UnicodeDecodeError:
             continue
-        if "\n" not in left and not {"\0", _SPACE} & set(left + right):
-            merges.append(" ".join(part.replace(" ", _SPACE) for part in (left, right)))
+        if "\n" not in left and not {"\0", SPACE_SYMBOL} & set(left + right):
+            merges.append(" ".join(part.replace(" ", SPACE_SYMBOL) for part in (left, right)))
     return merges

@@ -8,8 +8,8 @@ from codekiln.errors import ConfigError, MissingFileError
 from codekiln.files import JsonObject, read_json
 from codekiln.folders import require_replaceable, require_replaceable_file
 from codekiln.hub import download_model, is_hub_id
-from codekiln.model.architectures import GPTJ, HFArchitecture
-from codekiln.model.configs import CodeGenConfig, ModelConfig
+from codekiln.model.architectures import GPTJ, HFArchitecture, is_codegen2
+from codekiln.model.configs import CodeGenConfig, ModelConfig, StarCoder2Config
 from codekiln.model.huggingface import (
     CONFIG,
     TOKENIZER,
@@ -20,8 +20,8 @@ from codekiln.model.huggingface import (
     stop_token_ids_in,
     token_ids_of,
 )
-from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
-from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
+from codekiln.tokenizer.bpe import TOKENIZER_CONFIG_FILE, Tokenizer, hugging_face_configs
+from codekiln.tokenizer.codegen import CODEGEN25_CLASS, codegen25_tokenizer, codegen_tokenizer, load_gpt2_merges
 
 FORMATS = ("hf", "gptj", "gguf")
 
@@ -52,10 +52,15 @@ def import_model(source: Path, target: Path, *, to: HFArchitecture | None = None
         notes.append(
             f"{CONFIG} ties the output layer to the embedding, but the weights have one that differs: it is kept"
         )
+    if is_codegen2(found):
+        notes.append("the model brings its own code, which was not run: it was read as CodeGen2")
+    window = found.get("sliding_window")
+    if isinstance(config, StarCoder2Config) and window:
+        notes.append(f"the model looks back at most {window:,} tokens: its context is {config.context_length:,} tokens")
     ids = _token_ids(source, found, tokenizer, notes)
     configs = hugging_face_configs(tokenizer, config.context_length)
     if template := _chat_template(source):
-        configs["tokenizer_config.json"]["chat_template"] = template
+        configs[TOKENIZER_CONFIG_FILE]["chat_template"] = template
     convert(source, target, tokenizer.record, configs, ids, to=to)
     return notes
 
@@ -80,8 +85,13 @@ def _chat_template(source: Path) -> object:
     """The chat template of a model, from its own file or from tokenizer_config.json; None if it has none."""
     if (source / "chat_template.jinja").is_file():
         return (source / "chat_template.jinja").read_text(encoding="utf-8")
-    path = source / "tokenizer_config.json"
-    return read_json(path).get("chat_template") if path.is_file() else None
+    return _tokenizer_config(source).get("chat_template")
+
+
+def _tokenizer_config(source: Path) -> JsonObject:
+    """The content of tokenizer_config.json; nothing if there is none."""
+    path = source / TOKENIZER_CONFIG_FILE
+    return read_json(path) if path.is_file() else {}
 
 
 def export_model(source: Path, target: Path, to: str, *, dtype: str = "f16", force: bool = False) -> None:
@@ -119,7 +129,7 @@ def _require_overwritable(target: Path, source: Path) -> None:
 
 
 def load_tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer of a directory, and notes on it. CodeGen's is rebuilt from its parts if it has no tokenizer.json.
+    """The tokenizer of a directory, and notes on it. CodeGen's and CodeGen2.5's are built if there is no tokenizer.json.
 
     Raises CodekilnError, also if tokenizer and model do not belong together.
     """
@@ -130,8 +140,12 @@ def load_tokenizer(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[s
 
 def _load_or_rebuild(source: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:
     """`load_tokenizer` without the check against the model."""
-    if (source / TOKENIZER).is_file() or not isinstance(config, CodeGenConfig):
+    is_codegen25 = _tokenizer_config(source).get("tokenizer_class") == CODEGEN25_CLASS
+    if (source / TOKENIZER).is_file() or not (is_codegen25 or isinstance(config, CodeGenConfig)):
         return Tokenizer.load(source / TOKENIZER), []
+    if is_codegen25:
+        note = f"{TOKENIZER} was missing and was built from GPT-2's merges as CodeGen2.5's: the model's own code was not run"
+        return codegen25_tokenizer(load_gpt2_merges()), [note]
     merges = load_gpt2_merges(
         str(source) if any((source / name).is_file() for name in ("merges.txt", "vocab.bpe")) else None
     )

@@ -179,7 +179,7 @@ class Completer:
         room = self.context_length - max_new_tokens - N_FIM_SENTINELS
         if room < 1:
             raise ConfigError(f"{max_new_tokens} new tokens leave no room in a context of {self.context_length}")
-        prefix, suffix = self.tokenizer.encode(request.prompt), self.tokenizer.encode(request.suffix or "")
+        prefix, suffix = self.tokenizer.encode_document(request.prompt), self.tokenizer.encode(request.suffix or "")
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]
         is_start = len(prefix) <= room - n_suffix

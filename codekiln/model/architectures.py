@@ -3,6 +3,7 @@
 The first of config.json's `architectures` selects one. Tensor names are those of Transformers' classes.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,16 @@ from torch import Tensor
 
 from codekiln.errors import InvalidFileError
 from codekiln.files import JsonObject, shorten
-from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig, StarCoder2Config
 
-CODEGEN_GROUPS = 4  # groups of CodeGen's fused projection, one for each core of the TPU v4 that it was trained on
+# Groups of CodeGen's fused projection, one for each core that it was trained on: 4 on a TPU v4, and 8 on the TPU v3 of
+# CodeGen2's 1B and 3.7B.
+CODEGEN_GROUPS, CODEGEN2_GROUPS = 4, 8
+# CodeGen2 brings code of its own. It is never run: what it computes is CodeGen.
+_CODEGEN2_AUTO_MAP = {
+    "AutoConfig": "configuration_codegen.CodeGenConfig",
+    "AutoModelForCausalLM": "modeling_codegen.CodeGenForCausalLM",
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class HFArchitecture:
     """One architecture of Transformers.
 
     `model_names` and `block_names` map Codekiln's tensor names to Transformers', without `.weight` and `.bias`; names in
-    block N begin with `block_prefix`. `fused` is the name of a tensor that holds queries, values and keys.
+    block N begin with `block_prefix`. `fused` is the name of a tensor that holds queries, values and keys, in `groups` groups.
     """
 
     architecture: str
@@ -33,6 +41,7 @@ class HFArchitecture:
     read_config: Callable[[JsonObject], ModelConfig]
     write_config: Callable[[Any], JsonObject]
     fused: str | None = None
+    groups: int = CODEGEN_GROUPS
 
     def to_hf_name(self, name: str) -> str:
         """Transformers' name of a tensor; for queries, keys and values, that of the fused tensor if there is one."""
@@ -60,7 +69,7 @@ def split_fused(fused: Tensor, n_heads: int, groups: int = CODEGEN_GROUPS) -> tu
     The rows are `groups` groups, each with the queries of H / groups heads, then their values, then their keys.
     """
     if n_heads % groups:
-        raise InvalidFileError(f"n_head is {n_heads}: CodeGen's fused projection needs a multiple of {groups}")
+        raise InvalidFileError(f"n_head is {n_heads}: the fused projection needs a multiple of {groups}")
     parts = fused.view(groups, 3, fused.shape[0] // (3 * groups), *fused.shape[1:])
     q, v, k = (parts[:, i].flatten(0, 1) for i in range(3))
     return q, k, v
@@ -90,28 +99,39 @@ def _must_be(record: JsonObject, name: str, *allowed: Any) -> None:
         )
 
 
-def _read_rope(record: JsonObject) -> float:
-    """The base of the rotary positions. Raises InvalidFileError if they are scaled.
+def _read_rope(record: JsonObject) -> tuple[float, float]:
+    """Base and scale of the rotary positions. Raises InvalidFileError if they are scaled in another way than linearly.
 
     `rope_parameters` has priority over `rope_theta`, as in Transformers 5.
     """
     parameters = record.get("rope_parameters") or {}
-    for found in (parameters, record.get("rope_scaling") or {}):
+    scale = 1.0
+    for found in (record.get("rope_scaling") or {}, parameters):
         kind = found.get("rope_type", found.get("type", "default"))
-        if kind != "default":
-            raise InvalidFileError(f"unsupported RoPE scaling ({shorten(kind)}); only the default is supported")
-    return float(parameters.get("rope_theta") or _field(record, "rope_theta", default=10_000.0))
+        if kind == "linear":
+            scale = float(_field(found, "factor"))
+        elif kind != "default":
+            raise InvalidFileError(f"unsupported RoPE scaling ({shorten(kind)}); supported: default and linear")
+    base = float(parameters.get("rope_theta") or _field(record, "rope_theta", default=10_000.0))
+    return base, scale
+
+
+def _write_rope(config: ModelConfig) -> JsonObject:
+    scaling = {"rope_type": "linear", "type": "linear", "factor": config.rope_scale}
+    return {"rope_theta": config.rope_base} | ({"rope_scaling": scaling} if config.rope_scale != 1 else {})
 
 
 def _read_kiln(record: JsonObject) -> KilnConfig:
     architecture = record["architectures"][0]
     _must_be(record, "hidden_act", "silu")
     _must_be(record, "use_sliding_window", False, None)
-    _must_be(record, "mlp_bias", False)
-    rope = _read_rope(record)
-    if architecture != "Qwen2ForCausalLM":
+    has_attention_bias = has_mlp_bias = False
+    if architecture == "LlamaForCausalLM":
+        has_attention_bias, has_mlp_bias = bool(record.get("attention_bias")), bool(record.get("mlp_bias"))
+    elif architecture == "Qwen3ForCausalLM":
         _must_be(record, "attention_bias", False)
     heads = _field(record, "num_attention_heads")
+    rope_base, rope_scale = _read_rope(record)
     return KilnConfig(
         n_layers=_field(record, "num_hidden_layers"),
         d_model=_field(record, "hidden_size"),
@@ -121,11 +141,14 @@ def _read_kiln(record: JsonObject) -> KilnConfig:
         d_ff=_field(record, "intermediate_size"),
         vocab_size=_field(record, "vocab_size"),
         context_length=_field(record, "max_position_embeddings"),
-        rope_base=rope,
+        rope_base=rope_base,
+        rope_scale=rope_scale,
         norm_eps=_field(record, "rms_norm_eps", default=1e-6),
         tie_embeddings=bool(record.get("tie_word_embeddings", False)),
         qk_norm=architecture == "Qwen3ForCausalLM",
-        qkv_bias=architecture == "Qwen2ForCausalLM",
+        qkv_bias=has_attention_bias or architecture == "Qwen2ForCausalLM",
+        out_bias=has_attention_bias,
+        mlp_bias=has_mlp_bias,
     )
 
 
@@ -146,11 +169,12 @@ def _write_kiln(config: KilnConfig) -> JsonObject:
         "intermediate_size": config.d_ff,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.context_length,
-        "rope_theta": config.rope_base,
+        **_write_rope(config),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_act": "silu",
-        "attention_bias": False,
+        "attention_bias": config.out_bias,
+        "mlp_bias": config.mlp_bias,
         "attention_dropout": 0.0,
         "use_sliding_window": False,
     }
@@ -158,13 +182,18 @@ def _write_kiln(config: KilnConfig) -> JsonObject:
 
 def kiln_architecture(config: KilnConfig) -> str:
     """The class of Transformers that computes this model. Raises InvalidFileError if there is none."""
-    if config.qk_norm and not config.qkv_bias:
-        return "Qwen3ForCausalLM"
-    if config.qkv_bias and not config.qk_norm:
-        return "Qwen2ForCausalLM"
-    if not config.qkv_bias:
-        return "LlamaForCausalLM"
-    raise InvalidFileError("a model with both qk_norm and qkv_bias has no architecture in Transformers")
+    match (config.qk_norm, config.qkv_bias, config.out_bias, config.mlp_bias):
+        case (True, False, False, False):
+            return "Qwen3ForCausalLM"
+        case (False, True, False, False):
+            return "Qwen2ForCausalLM"
+        case (False, False, False, _) | (False, True, True, _):
+            return "LlamaForCausalLM"
+        case (qk_norm, qkv_bias, out_bias, mlp_bias):
+            raise InvalidFileError(
+                f"a model with qk_norm {qk_norm}, qkv_bias {qkv_bias}, out_bias {out_bias} and mlp_bias {mlp_bias} "
+                "has no architecture in Transformers"
+            )
 
 
 def _read_codegen(record: JsonObject) -> CodeGenConfig:
@@ -249,6 +278,56 @@ def _write_incoder(config: InCoderConfig) -> JsonObject:
     }
 
 
+def _read_starcoder2(record: JsonObject) -> StarCoder2Config:
+    _must_be(record, "hidden_act", "gelu_pytorch_tanh")
+    _must_be(record, "mlp_type", "default")
+    _must_be(record, "norm_type", "layer_norm")
+    heads, biases = _field(record, "num_attention_heads"), bool(record.get("use_bias", True))
+    # Up to the window, a model computes the same without it. Codekiln has no window, so the context ends there.
+    context = _field(record, "max_position_embeddings")
+    rope_base, rope_scale = _read_rope(record)
+    return StarCoder2Config(
+        n_layers=_field(record, "num_hidden_layers"),
+        d_model=_field(record, "hidden_size"),
+        n_heads=heads,
+        n_kv_heads=_field(record, "num_key_value_heads"),
+        d_head=_field(record, "hidden_size") // heads,
+        d_ff=_field(record, "intermediate_size"),
+        vocab_size=_field(record, "vocab_size"),
+        context_length=min(context, _field(record, "sliding_window", default=context)),
+        rope_base=rope_base,
+        rope_scale=rope_scale,
+        norm_eps=_field(record, "norm_epsilon", default=1e-5),
+        tie_embeddings=bool(record.get("tie_word_embeddings", True)),
+        qkv_bias=biases,
+        out_bias=biases,
+        mlp_bias=biases,
+    )
+
+
+def _write_starcoder2(config: StarCoder2Config) -> JsonObject:
+    return {
+        "architectures": ["Starcoder2ForCausalLM"],
+        "model_type": "starcoder2",
+        "num_hidden_layers": config.n_layers,
+        "hidden_size": config.d_model,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "intermediate_size": config.d_ff,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        **_write_rope(config),
+        "norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": config.mlp_bias,
+        "sliding_window": None,
+        "attention_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "residual_dropout": 0.0,
+    }
+
+
 _LLAMA_NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
 _LLAMA_BLOCK = {
     "attention_norm": "input_layernorm",
@@ -262,6 +341,11 @@ _LLAMA_BLOCK = {
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
+}
+_STARCODER2_BLOCK = {
+    **{name: hf_name for name, hf_name in _LLAMA_BLOCK.items() if not name.startswith("mlp.")},
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
 }
 _GPTJ_NAMES = {"embedding": "transformer.wte", "norm": "transformer.ln_f", "lm_head": "lm_head"}
 _GPTJ_BLOCK = {
@@ -297,12 +381,20 @@ CODEGEN = HFArchitecture(
     _write_codegen,
     fused="attn.qkv_proj",
 )
+# Read only: it is written as CodeGen, which computes the same.
+CODEGEN2 = dataclasses.replace(CODEGEN, groups=CODEGEN2_GROUPS)
+STARCODER2 = HFArchitecture(
+    "Starcoder2ForCausalLM", "model.layers.", _LLAMA_NAMES, _STARCODER2_BLOCK, _read_starcoder2, _write_starcoder2
+)
 INCODER = HFArchitecture("XGLMForCausalLM", "model.layers.", _XGLM_NAMES, _XGLM_BLOCK, _read_incoder, _write_incoder)
-ARCHITECTURES = {layout.architecture: layout for layout in (*_KILN_ARCHITECTURES, CODEGEN, GPTJ, INCODER)}
+ARCHITECTURES = {layout.architecture: layout for layout in (*_KILN_ARCHITECTURES, STARCODER2, CODEGEN, GPTJ, INCODER)}
 
 
 def architecture_of(record: JsonObject) -> HFArchitecture:
     """The architecture that a config.json names. Raises InvalidFileError with the supported ones."""
+    if is_codegen2(record):
+        # The 1B and 3.7B have this field, and 8 groups. The 7B and 16B have neither.
+        return CODEGEN2 if "head_dim" in record else CODEGEN
     if record.get("auto_map"):
         raise InvalidFileError(
             f"the model brings its own code (auto_map: {shorten(record['auto_map'])}), which may compute something else than "
@@ -317,6 +409,11 @@ def architecture_of(record: JsonObject) -> HFArchitecture:
     return ARCHITECTURES[found]
 
 
+def is_codegen2(record: JsonObject) -> bool:
+    """Whether a config.json is that of a released CodeGen2, which names modeling code in its own directory."""
+    return record.get("architectures") == ["CodeGenForCausalLM"] and record.get("auto_map") == _CODEGEN2_AUTO_MAP
+
+
 def native_architecture(config: ModelConfig) -> HFArchitecture:
     """The architecture that a family is saved as."""
     match config:
@@ -326,6 +423,8 @@ def native_architecture(config: ModelConfig) -> HFArchitecture:
             return CODEGEN
         case InCoderConfig():
             return INCODER
+        case StarCoder2Config():
+            return STARCODER2
         case _:
             raise TypeError(
                 f"{type(config).__name__} has no Hugging Face architecture: add it to model/architectures.py"

@@ -44,7 +44,7 @@ class ModelConfig:
     `vocab_size` is the number of rows of the embedding. The tokenizer may have fewer ids; unused rows are never sampled.
     """
 
-    family: ClassVar[Literal["kiln", "codegen", "incoder"]]
+    family: ClassVar[Literal["kiln", "codegen", "incoder", "starcoder2"]]
     norm: ClassVar[Literal["layer", "rms"]]
     # Activation of the feed-forward layer. The gated one (SwiGLU) has a third projection.
     activation: ClassVar[Literal["gelu_tanh", "gelu", "silu_gated"]]
@@ -53,9 +53,7 @@ class ModelConfig:
     position_encoding: ClassVar[Literal["rope_half", "rope_interleaved", "sinusoidal"]]
     # Attention and feed-forward layer in parallel after one norm, or in sequence, each after its own norm.
     parallel_residual: ClassVar[bool] = False
-    # Biases of the output projection of attention, of the feed-forward layer, and of the output layer.
-    has_out_bias: ClassVar[bool] = False
-    has_mlp_bias: ClassVar[bool] = False
+    # Whether the output layer has a bias.
     has_head_bias: ClassVar[bool] = False
 
     n_layers: int
@@ -67,10 +65,14 @@ class ModelConfig:
     vocab_size: int
     context_length: int
     rope_base: float = 10_000.0
+    rope_scale: float = 1.0  # positions are divided by it before they are rotated (linear scaling, arXiv 2306.15595)
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     qk_norm: bool = False
+    # Biases of queries, keys and values, of the output projection of attention, and of the feed-forward layer.
     qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -102,10 +104,9 @@ class ModelConfig:
         """All weights. A tied embedding counts once."""
         d, q, kv = self.d_model, self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         norm = d * (2 if self.norm == "layer" else 1)
-        attention = (
-            2 * d * (q + kv) + (q + 2 * kv) * self.qkv_bias + d * self.has_out_bias + 2 * self.d_head * self.qk_norm
-        )
-        mlp = d * self.d_ff * (3 if self.activation == "silu_gated" else 2) + (self.d_ff + d) * self.has_mlp_bias
+        attention = 2 * d * (q + kv) + (q + 2 * kv) * self.qkv_bias + d * self.out_bias + 2 * self.d_head * self.qk_norm
+        n_up = 2 if self.activation == "silu_gated" else 1  # projections from d to d_ff
+        mlp = d * self.d_ff * (n_up + 1) + (n_up * self.d_ff + d) * self.mlp_bias
         block = attention + mlp + norm * (1 if self.parallel_residual else 2)
         return self.n_layers * block + norm + self._embeddings + self.vocab_size * self.has_head_bias
 
@@ -131,7 +132,8 @@ class ModelConfig:
 class KilnConfig(ModelConfig):
     """RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU, no biases (Qwen3, arXiv 2505.09388).
 
-    Without QK-norm it is the architecture of Llama; with a bias on queries, keys and values instead, that of Qwen2.
+    Without QK-norm it is the architecture of Llama; with a bias on queries, keys and values instead, that of Qwen2. Llama can
+    have biases in all layers (Granite's code models).
     """
 
     family = "kiln"
@@ -153,10 +155,10 @@ class CodeGenConfig(ModelConfig):
     activation = "gelu_tanh"
     position_encoding = "rope_interleaved"
     parallel_residual = True
-    has_mlp_bias = True
     has_head_bias = True
 
     tie_embeddings: bool = False
+    mlp_bias: bool = True
     rotary_dim: int = 64
 
     @property
@@ -173,10 +175,10 @@ class InCoderConfig(ModelConfig):
     norm = "layer"
     activation = "gelu"
     position_encoding = "sinusoidal"
-    has_out_bias = True
-    has_mlp_bias = True
 
     qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
 
     @property
     def n_rotary(self) -> int:
@@ -185,6 +187,24 @@ class InCoderConfig(ModelConfig):
     @property
     def embedding_scale(self) -> float:
         return math.sqrt(self.d_model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarCoder2Config(ModelConfig):
+    """LayerNorm before each layer, rotary positions, grouped-query attention, tanh GELU, biases (arXiv 2402.19173).
+
+    The released models look back at most 4,096 tokens. That is their `context_length` here: within it, the window has no
+    effect.
+    """
+
+    family = "starcoder2"
+    norm = "layer"
+    activation = "gelu_tanh"
+    position_encoding = "rope_half"
+
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
 
 
 def config_from_record(record: dict[str, Any]) -> ModelConfig:

@@ -15,7 +15,6 @@ from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, read_json, shorten
 from codekiln.folders import atomic_folder
 from codekiln.model.architectures import (
-    CODEGEN_GROUPS,
     HFArchitecture,
     architecture_of,
     join_fused,
@@ -147,7 +146,7 @@ class CheckpointReader:
     def __init__(self, folder: Path, architecture: HFArchitecture, config: ModelConfig) -> None:
         with torch.device("meta"):
             self._weights = dict(Transformer(config).named_parameters())
-        self._folder, self._n_heads = folder, config.n_heads
+        self._folder, self._n_heads, self._groups = folder, config.n_heads, architecture.groups
         self._names: dict[str, list[str]] = {}  # names by the name in the file; a fused tensor has three
         for name in self._weights:
             self._names.setdefault(architecture.to_hf_name(name), []).append(name)
@@ -186,7 +185,7 @@ class CheckpointReader:
                 if len(names) == 1:
                     yield names[0], tensor
                 else:
-                    parts = dict(zip("qkv", split_fused(tensor, self._n_heads), strict=True))
+                    parts = dict(zip("qkv", split_fused(tensor, self._n_heads, self._groups), strict=True))
                     yield from ((name, parts[name.rsplit(".", 2)[1]]) for name in names)
 
     @property
@@ -263,7 +262,7 @@ def fuse_qkv(architecture: HFArchitecture, weights: Iterable[tuple[str, Tensor]]
         parts[part] = weight
         if len(parts) == 3:
             del waiting[hf_name]
-            yield hf_name, join_fused(parts["q"], parts["k"], parts["v"])
+            yield hf_name, join_fused(parts["q"], parts["k"], parts["v"], architecture.groups)
 
 
 def _config_record(architecture: HFArchitecture, config: ModelConfig) -> JsonObject:
@@ -273,9 +272,9 @@ def _config_record(architecture: HFArchitecture, config: ModelConfig) -> JsonObj
     if again != config:
         fields = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(again, f.name, None)]
         raise InvalidFileError(f"{architecture.architecture} cannot represent this model's {', '.join(fields)}")
-    if architecture.fused is not None and config.n_heads % CODEGEN_GROUPS:
+    if architecture.fused is not None and config.n_heads % architecture.groups:
         raise InvalidFileError(
-            f"{architecture.architecture} needs heads in groups of {CODEGEN_GROUPS}, not {config.n_heads}: use gptj"
+            f"{architecture.architecture} needs heads in groups of {architecture.groups}, not {config.n_heads}: use gptj"
         )
     return record
 

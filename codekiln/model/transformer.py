@@ -34,7 +34,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        # With weights in float32 and x in bfloat16, PyTorch has no fused kernel.
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
 def _norm(config: ModelConfig) -> nn.Module:
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(d, q_width, bias=config.qkv_bias)
         self.k = nn.Linear(d, kv_width, bias=config.qkv_bias)
         self.v = nn.Linear(d, kv_width, bias=config.qkv_bias)
-        self.out = nn.Linear(q_width, d, bias=config.has_out_bias)
+        self.out = nn.Linear(q_width, d, bias=config.out_bias)
         self.q_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -95,7 +96,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        bias = config.has_mlp_bias
+        bias = config.mlp_bias
         self.gate = nn.Linear(config.d_model, config.d_ff, bias) if config.activation == "silu_gated" else None
         self.up = nn.Linear(config.d_model, config.d_ff, bias)
         self.down = nn.Linear(config.d_ff, config.d_model, bias)
@@ -218,7 +219,8 @@ class Transformer(nn.Module):
         if config.position_encoding == "sinusoidal":
             x = x + sinusoids(positions + POSITION_OFFSET, config.d_model).to(x.dtype)
         else:
-            rotary = rotary_angles(positions, config.n_rotary, config.rope_base)
+            scaled = positions if config.rope_scale == 1 else positions / config.rope_scale
+            rotary = rotary_angles(scaled, config.n_rotary, config.rope_base)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rotary, mask, document_ids, None, use_reentrant=False)
@@ -305,10 +307,14 @@ def _(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
 
 
 def rotate_halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotates channel i with channel i + d_head / 2 of x (B, H, T, d_head), as in Llama and Qwen."""
-    first, second = x.chunk(2, dim=-1)
-    rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
-    return rotated.to(x.dtype)
+    """Rotates channel i with channel i + w of x (B, H, T, d_head), for w = the width of `cosine`, as in Llama and Qwen.
+
+    Channels from 2 w on, if there are any, are not rotated (Phi).
+    """
+    width = cosine.shape[-1]
+    first, second = x[..., :width], x[..., width : 2 * width]
+    rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(x.dtype)
+    return rotated if 2 * width == x.shape[-1] else torch.cat((rotated, x[..., 2 * width :]), dim=-1)
 
 
 def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.huggingface import read_config
 from codekiln.recipe import PretrainedTokenizer, Recipe
-from codekiln.tokenizer.infill import PSM, SPM, CausalMask, InfillFormat
+from codekiln.tokenizer.infill import PSM, SPM, CausalMask, CodeGen2, InfillFormat
 from codekiln.train.config import AdamWConfig, LoraConfig, TrainConfig
 from codekiln.train.objectives import CausalMasking, FillInTheMiddle, NextToken, Objective, SpmInfill
 from codekiln.train.schedules import WSD
@@ -65,7 +65,7 @@ def objective_for(infill_format: InfillFormat | None) -> Objective:
             return NextToken()
         case SPM():
             return SpmInfill()
-        case PSM():
+        case PSM() | CodeGen2():
             return FillInTheMiddle()
         case CausalMask():
             return CausalMasking(sampling="released")

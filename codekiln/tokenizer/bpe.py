@@ -1,4 +1,8 @@
-"""Byte-level BPE: text to ids and back.
+"""BPE of bytes: text to ids and back.
+
+Vocabularies are spelled in one of two ways. In a byte-level one (GPT-2), every byte is a printable character. In one with
+byte fallback (SentencePiece: Llama 2, Code Llama), tokens are text in which "▁" stands for a space, and bytes are `<0x00>` to
+`<0xFF>`.
 
 Text never becomes a special token. Of the tokens that a `tokenizer.json` adds to its merges, those of white space (CodeGen's
 runs of spaces) are text. All others are special, whatever their flags say: only code puts them into a sequence, as integers.
@@ -26,11 +30,15 @@ from codekiln.tokenizer.special_tokens import END_OF_TEXT, END_TOKENS, PAD, STAR
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 MAX_IDS = 2_000_000  # far more than any tokenizer has
 MAX_NORMALIZERS = 4
+SPACE_SYMBOL = "\u2581"  # SentencePiece's replacement for a space
+UNUSED_BYTES = (0xC0, 0xC1, *range(0xF5, 0x100))  # bytes that are in no UTF-8
 INFILL_FORMAT = "infill_format"  # the field of tokenizer_config.json
 
 Ids = npt.NDArray[np.uint32]
 Offsets = npt.NDArray[np.int64]
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _INVALID = re.compile("([\udc80-\udcff]+)")  # bytes that are not valid UTF-8, as `surrogateescape` shows them
+_INVALID_OR_SPACE_SYMBOL = re.compile(f"([{SPACE_SYMBOL}\udc80-\udcff]+)")
 
 # Self-check: the fast encoder is used only if both encoders give equal ids on these texts. They hold what encoders are known
 # to disagree on: runs of white space around the lengths that have tokens, line ends, joiners, digits, long words, special
@@ -49,9 +57,11 @@ N_SELF_CHECK_TOKENS = 2000
 
 
 class Tokenizer:
-    """A byte-level BPE as a `tokenizer.json` has it. Raises InvalidFileError if `record` is not one with an end-of-text token.
+    """A BPE of bytes as a `tokenizer.json` has it. Raises InvalidFileError if `record` is not one with an end-of-text token.
 
     Ids equal those of Hugging Face's tokenizers with special tokens in text split, whichever library encodes.
+    `document_start` is text that belongs before every document: SentencePiece's vocabularies have words with a space before
+    them, so that the first word of a document has one too.
     `infill_format` is the name of the format that was stored with it: None if it has no format, `RECOGNIZE` if nothing was
     stored.
     """
@@ -59,13 +69,21 @@ class Tokenizer:
     def __init__(self, record: JsonObject, *, origin: str, infill_format: str | None = RECOGNIZE) -> None:
         self.record, self._origin, self._declared_format = record, origin, infill_format
         vocab, added = _read_tokens(record, origin)
+        self._has_byte_fallback = has_byte_fallback(record)
+        self.document_start = " " if _prepends_space(record.get("normalizer")) else ""
         self.vocab_size = 1 + max([*vocab.values(), *added.values()])
+        # DeepSeek-Coder has the bytes that are in no UTF-8 as added tokens. Text has the same characters with another meaning.
+        names = byte_names(record)
+        self.unused_bytes = {names[byte]: added.pop(names[byte]) for byte in UNUSED_BYTES if names[byte] in added}
         self.special_tokens: Mapping[str, int] = {token: number for token, number in added.items() if token.strip()}
         self.special_ids = frozenset(self.special_tokens.values())  # all ids that text never becomes
         self._added_text = {token: number for token, number in added.items() if not token.strip()}
-        self._normalized_json = _normalize(record, self.special_tokens)
+        self._normalized_json = _normalize(
+            record, self.special_tokens, self.unused_bytes, has_byte_fallback=self._has_byte_fallback
+        )
         self._reference = _load_reference(self._normalized_json, origin)
         self._leaking_specials = self._check()
+        self._byte_runs = _INVALID_OR_SPACE_SYMBOL if self._has_byte_fallback else _INVALID
         end = next((token for token in END_TOKENS if token in self.special_tokens), END_OF_TEXT)
         start = next((token for token in START_TOKENS if token in self.special_tokens), None)
         self.eos_id = self.special_id(end)
@@ -159,6 +177,10 @@ class Tokenizer:
         ids: list[int] = self.encode_flat([text])[0].tolist()
         return ids
 
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a text that is the beginning of a document: those of `document_start` and the text."""
+        return self.encode(self.document_start + text)
+
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[list[int]]:
         """Ids of each text, encoded on all cores."""
         ids, offsets = self.encode_flat(texts)
@@ -166,7 +188,7 @@ class Tokenizer:
 
     def encode_flat(self, texts: Sequence[str | bytes]) -> tuple[Ids, Offsets]:
         """Ids of all texts in one array, and the n + 1 offsets between them. Encoded on all cores."""
-        if self._leaking_specials is None:
+        if self._leaking_specials is None and not self._has_byte_fallback:
             try:
                 return self._encode_valid([text if isinstance(text, str) else text.decode() for text in texts])
             except (UnicodeError, TypeError):  # one of them is not valid UTF-8
@@ -178,7 +200,9 @@ class Tokenizer:
             np.concatenate(
                 [np.empty(0, np.uint32)]
                 + [
-                    next(encoded) if isinstance(piece, str) else self._byte_ids[np.frombuffer(piece, np.uint8)]
+                    next(encoded)
+                    if isinstance(piece, str)
+                    else np.concatenate([self._byte_ids[byte] for byte in piece])
                     for piece in row
                 ]
             )
@@ -195,10 +219,13 @@ class Tokenizer:
         return np.array([i for row in rows for i in row], np.uint32), np.cumsum([0, *map(len, rows)], dtype=np.int64)
 
     def _pieces(self, text: str | bytes) -> list[str | bytes]:
-        """A text cut where no merge may reach across: around invalid UTF-8, and inside the spelling of a special token."""
+        """A text cut where no merge may reach across: around invalid UTF-8, and inside the spelling of a special token.
+
+        Pieces of bytes become one token for each byte. With byte fallback, "▁" is one too: its token is that of a space.
+        """
         data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         pieces: list[str | bytes] = []
-        for k, run in enumerate(_INVALID.split(data.decode("utf-8", "surrogateescape"))):
+        for k, run in enumerate(self._byte_runs.split(data.decode("utf-8", "surrogateescape"))):
             if k % 2:
                 pieces.append(run.encode("utf-8", "surrogateescape"))
             elif run:
@@ -231,12 +258,11 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes of each id, (vocab_size,). Special tokens have none."""
-        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         table = [b""] * self.vocab_size
-        for token, number in self.record["model"]["vocab"].items():
+        spelled = _text_bytes if self._has_byte_fallback else _byte_level_bytes
+        for token, number in (*self.record["model"]["vocab"].items(), *self.unused_bytes.items()):
             if number not in self.special_ids:
-                is_bytes = all(character in byte_of for character in token)
-                table[number] = bytes(byte_of[c] for c in token) if is_bytes else token.encode()
+                table[number] = spelled(token)
         for token, number in self._added_text.items():
             table[number] = token.encode()
         return tuple(table)
@@ -247,20 +273,60 @@ class Tokenizer:
         return np.array([len(token) for token in self.token_bytes], np.int32)
 
     @cached_property
-    def _byte_ids(self) -> Ids:
-        """The id of each single byte, (256,)."""
-        vocab = self.record["model"]["vocab"]
-        return np.array([vocab[bytes_to_unicode()[byte]] for byte in range(N_BYTES)], np.uint32)
+    def _byte_ids(self) -> list[Ids]:
+        """The ids of each single byte. A byte without a token, which is in no UTF-8, has those of U+FFFD."""
+        vocab = self.record["model"]["vocab"] | self.unused_bytes
+        names = byte_names(self.record)
+        replacement = [vocab[names[byte]] for byte in "\ufffd".encode()]
+        return [np.array([vocab[name]] if name in vocab else replacement, np.uint32) for name in names]
+
+
+def byte_names(record: JsonObject) -> list[str]:
+    """The token of each byte, in the spelling of a vocabulary."""
+    if has_byte_fallback(record):
+        return [f"<0x{byte:02X}>" for byte in range(N_BYTES)]
+    return [bytes_to_unicode()[byte] for byte in range(N_BYTES)]
+
+
+def has_byte_fallback(record: JsonObject) -> bool:
+    """Whether the tokens of a vocabulary are text, and characters without a token are bytes (SentencePiece)."""
+    return bool(record["model"].get("byte_fallback"))
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    byte_of = _unicode_to_bytes()
+    return bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
+
+
+def _text_bytes(token: str) -> bytes:
+    match = _BYTE_TOKEN.fullmatch(token)
+    return bytes.fromhex(match[1]) if match else token.replace(SPACE_SYMBOL, " ").encode()
+
+
+def _prepends_space(normalizer: object) -> bool:
+    """Whether a normalizer adds a space before a text."""
+    match normalizer:
+        case {"type": "Prepend"}:
+            return True
+        case {"type": "Sequence", "normalizers": [*inner]}:
+            return any(map(_prepends_space, inner))
+        case _:
+            return False
 
 
 def _read_tokens(record: JsonObject, origin: str) -> tuple[dict[str, int], dict[str, int]]:
-    """The vocabulary and the added tokens, by their text. Raises InvalidFileError if it is not a byte-level BPE."""
+    """The vocabulary and the added tokens, by their text. Raises InvalidFileError if it is not a BPE of bytes."""
     try:
         model = record.get("model") or {}
         decoder = record.get("decoder") or {}
-        if model.get("type") != "BPE" or decoder.get("type") != "ByteLevel":
+        is_fallback = bool(model.get("byte_fallback"))
+        if model.get("type") != "BPE" or not (is_fallback or decoder.get("type") == "ByteLevel"):
             found = f"{model.get('type')} with the decoder {decoder.get('type')}"
-            raise InvalidFileError(f"{origin} is {found}: a byte-level BPE is needed")
+            raise InvalidFileError(f"{origin} is {found}: a byte-level BPE, or one with byte fallback, is needed")
+        if is_fallback and (splitter := record.get("pre_tokenizer")) is not None:
+            raise InvalidFileError(
+                f"{origin} has byte fallback and a pre-tokenizer ({shorten(splitter)}): only a normalizer is supported with it"
+            )
         added = {str(token["content"]): token["id"] for token in record.get("added_tokens") or []}
         vocab: dict[str, int] = dict(model["vocab"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -272,33 +338,50 @@ def _read_tokens(record: JsonObject, origin: str) -> tuple[dict[str, int], dict[
             raise InvalidFileError(
                 f"{origin}: the token {shorten(token)} has the id {shorten(number)}: ids must be from 0 to {MAX_IDS - 1:,}"
             )
-    _check_normalizer(record.get("normalizer"), origin)
-    if missing := set(bytes_to_unicode().values()) - vocab.keys():
-        raise InvalidFileError(f"{origin} has no token for {len(missing)} of the 256 bytes: a byte-level BPE is needed")
+    _check_normalizer(record.get("normalizer"), origin, is_fallback=is_fallback)
+    names = byte_names(record)
+    if missing := [name for byte, name in enumerate(names) if byte not in UNUSED_BYTES and name not in vocab]:
+        raise InvalidFileError(
+            f"{origin} has no token for {len(missing)} of the bytes that text has: a byte-level BPE is needed"
+        )
     return vocab, added
 
 
-def _check_normalizer(normalizer: object, origin: str) -> None:
-    """Raises InvalidFileError for a normalizer other than Unicode normalization: text would not come back."""
+def _check_normalizer(normalizer: object, origin: str, *, is_fallback: bool) -> None:
+    """Raises InvalidFileError for a normalizer other than Unicode normalization: text would not come back.
+
+    A vocabulary with byte fallback needs another one, which turns spaces into "▁".
+    """
     match normalizer:
         case None | {"type": "NFC" | "NFD" | "NFKC" | "NFKD"}:
             return
+        case {"type": "Prepend", "prepend": "▁"} if is_fallback:
+            return
+        case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"} if is_fallback:
+            return
         case {"type": "Sequence", "normalizers": [*inner]} if len(inner) <= MAX_NORMALIZERS:
             for each in inner:
-                _check_normalizer(each, origin)
+                _check_normalizer(each, origin, is_fallback=is_fallback)
         case _:
             raise InvalidFileError(
                 f"{origin} has an unsupported normalizer ({shorten(normalizer)}); only Unicode normalization is supported"
             )
 
 
-def _normalize(record: JsonObject, special_tokens: Mapping[str, int]) -> str:
+def _normalize(
+    record: JsonObject, special_tokens: Mapping[str, int], unused_bytes: Mapping[str, int], *, has_byte_fallback: bool
+) -> str:
     """The tokenizer as JSON for the encoders: special tokens flagged, and nothing that changes ids or adds any."""
-    added = [token | {"special": token["content"] in special_tokens} for token in record.get("added_tokens") or []]
+    added = [
+        token | {"special": token["content"] in special_tokens}
+        for token in record.get("added_tokens") or []
+        if token["content"] not in unused_bytes
+    ]
     model = record["model"] | {"dropout": None}  # dropout leaves merges out by chance, for the training of models only
-    return json.dumps(
-        record | {"added_tokens": added, "model": model, "post_processor": None, "truncation": None, "padding": None}
-    )
+    changed = {"added_tokens": added, "model": model, "post_processor": None, "truncation": None, "padding": None}
+    if has_byte_fallback:  # without the space before a text, see `document_start`
+        changed["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_SYMBOL}
+    return json.dumps(record | changed)
 
 
 def _load_reference(normalized_json: str, origin: str) -> tokenizers.Tokenizer:
@@ -342,6 +425,11 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         write_json(temp_path / TOKENIZER_FILE, tokenizer.record)
         for name, record in hugging_face_configs(tokenizer, None).items():
             write_json(temp_path / name, record)
+
+
+@cache
+def _unicode_to_bytes() -> dict[str, int]:
+    return {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 @cache

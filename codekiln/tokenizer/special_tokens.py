@@ -11,8 +11,22 @@ END_OF_MASK = "<|endofmask|>"
 # (Llama 3, Llama 2, DeepSeek).
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<｜end▁of▁sentence｜>")
 START_TOKENS = ("<|begin_of_text|>", "<s>", "<｜begin▁of▁sentence｜>")
-# Tokens that end an answer, in addition to the end of the text. The last three are Qwen2.5-Coder's.
-STOP_TOKENS = (END_OF_MASK, FIM_PAD, "<|repo_name|>", "<|file_sep|>")
+# The prefix, suffix and middle tokens of released models with prompts in the order prefix, suffix, middle.
+PSM_SPELLINGS = (
+    (FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE),  # Qwen2.5-Coder
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, StarCoder2, Granite
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
+)
+END_OF_MIDDLE = "▁<EOT>"  # Code Llama's end of a middle. In other models it is the end of the text.
+# CodeGen2's: the mask stands for the hole, the separator follows the document, and the end of mask ends the middle.
+CODEGEN2_MASK, CODEGEN2_SEPARATOR, CODEGEN2_END_OF_MASK = "<mask_1>", "<sep>", "<eom>"
+# Tokens that end an answer, in addition to the end of the text. The later ones begin another file or repository
+# (Qwen2.5-Coder, StarCoder2).
+STOP_TOKENS = (
+    *(END_OF_MASK, END_OF_MIDDLE, CODEGEN2_END_OF_MASK, FIM_PAD, "<fim_pad>"),
+    *("<|repo_name|>", "<|file_sep|>", "<repo_name>", "<file_sep>"),
+)
 
 # Sets for training. The ids follow the merges in this order.
 SPM_SPECIAL_TOKENS = (END_OF_TEXT, PAD, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)

@@ -11,11 +11,12 @@ from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import (
     N_FIM_SENTINELS,
     N_SENTINELS_PER_SPAN,
+    PSM,
     TokenizedExample,
     boundary_before,
     expand_to_words,
     require_causal_mask,
-    require_psm,
+    require_fim,
     require_spm,
 )
 
@@ -146,7 +147,7 @@ class FillInTheMiddle:
 
     Cut chunks are in PSM order, or in SPMv2 with probability `fim_spm_rate`. All tokens but the sentinels are predicted.
     `split` says what positions are between: characters, tokens or lines. Cutting chunks instead of documents is the
-    context-level variant of the paper. Needs a tokenizer with the PSM format.
+    context-level variant of the paper. Needs a tokenizer with the PSM format, or with CodeGen2's, which has no SPMv2.
     """
 
     fim_rate: float = 0.5
@@ -159,15 +160,18 @@ class FillInTheMiddle:
         return N_FIM_SENTINELS + 1 + _REENCODING_TOKENS  # 1: end of text
 
     def __call__(self, chunk: Chunk, tokenizer: Tokenizer, rng: np.random.Generator) -> TokenizedExample:
-        infill_format = require_psm(tokenizer.infill_format)
+        infill_format = require_fim(tokenizer.infill_format)
         if rng.random() >= self.fim_rate:
             return left_to_right(chunk, tokenizer)
         prefix, middle, suffix = self._parts(chunk.ids, tokenizer, rng)
-        example = infill_format.spm_v2_example if rng.random() < self.fim_spm_rate else infill_format.example
+        is_spm_v2 = rng.random() < self.fim_spm_rate
         room = len(chunk.ids) + self.max_added_tokens - N_FIM_SENTINELS - 1 - len(prefix) - len(middle)
         if room < 0:
             return left_to_right(chunk, tokenizer)
-        return example(prefix, middle, suffix[:room])
+        suffix = suffix[:room]
+        if is_spm_v2 and isinstance(infill_format, PSM):
+            return infill_format.spm_v2_example(prefix, middle, suffix)
+        return infill_format.example(prefix, middle, suffix)
 
     def _parts(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> list[list[int]]:
         if self.split == "tokens":

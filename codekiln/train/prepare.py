@@ -87,7 +87,7 @@ def _write_shard(corpus: Path, split: str, k: int, tokenizer: Tokenizer, record_
     end = 0
     with atomic_write(tokens_path) as temp_path, temp_path.open("wb") as file:
         for texts in read_texts(corpus, split, k):
-            ids, offsets = tokenizer.encode_flat(texts)
+            ids, offsets = tokenizer.encode_flat([tokenizer.document_start + text for text in texts])
             file.write(ids.astype(_dtype(tokenizer)).tobytes())
             document_offsets.append(offsets[1:] + end)
             end += len(ids)
