@@ -12,9 +12,9 @@ demo: $(VENV)/.demo
 check: lint
 	$(BIN)/python -m pytest -m "not slow and not process"
 
-# All tests but the slow ones; T=tests/test_loader.py runs one file.
+# All tests but the slow ones, in two processes; T=tests/test_loader.py runs one file.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(T)
+	$(BIN)/python -m pytest $(if $(T),$(T),-n 2 --dist worksteal)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -12,7 +12,7 @@ import transformers
 
 from codekiln.generate.complete import Completer, InfillRequest
 from codekiln.generate.sampling import GREEDY, SamplingParams
-from tests.command import assert_refused, codekiln
+from tests.command import assert_refused, codekiln, codekiln_process
 from tests.small import run_program, write_tree
 
 pytestmark = pytest.mark.process
@@ -42,6 +42,12 @@ def test_complete_prints_the_completion(small_run: Path) -> None:
     assert codekiln("complete", small_run / "model", *options, stdin=b"def f(").stdout == expected.text + "\n"
     as_json = json.loads(codekiln("complete", small_run, "def f(", "--json", *options).stdout)
     assert as_json == {"text": expected.text, "finish_reason": expected.finish_reason}
+
+
+def test_exit_status_of_the_process() -> None:
+    assert_refused(codekiln_process("report", "no such run"), "no such run")
+    assert_refused(codekiln_process("infil"), "infill", status=2)
+    assert codekiln_process("complete", "--help").returncode == 0
 
 
 def test_wrong_usage_exits_with_2(small_run: Path) -> None:
@@ -156,7 +162,9 @@ def test_tokenizers_are_inspected_and_compared(small_run: Path, tmp_path: Path) 
     assert_refused(codekiln("tokenizer", "inspect", "codegen"), "'file'", status=2)
     assert_refused(codekiln("tokenizer", "inspect", "nothere", source), "nothere")
     assert_refused(codekiln("tokenizer", "inspect", "codegen", tmp_path / "none"), "none", "No such file")
-    offline = codekiln("tokenizer", "inspect", "codegen", source, "--gpt2", "no-one/nothing", HF_HUB_OFFLINE="1")
+    offline = codekiln_process(
+        "tokenizer", "inspect", "codegen", source, "--gpt2", "no-one/nothing", HF_HUB_OFFLINE="1"
+    )
     assert_refused(offline, "no-one/nothing")
 
 

@@ -1,5 +1,6 @@
 """Output never replaces or removes what Codekiln did not write, and never goes through links."""
 
+import contextlib
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ from codekiln.recipe import StagedRecipe
 from codekiln.report.compare import read_runs, write_comparison
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.train.compile_cache import use_private_compile_cache
-from tests.command import codekiln
+from tests.command import codekiln, codekiln_process
 from tests.small import EAGER, ROOT, program, small_recipe, with_train, write_tree
 
 
@@ -79,7 +80,8 @@ def test_empty_path_is_refused(small_run: Path, tmp_path: Path) -> None:
         ("compare", small_run, "--out", ""),
         ("complete", "", "x"),
     ):
-        done = codekiln(*arguments, cwd=project)
+        with contextlib.chdir(project):
+            done = codekiln(*arguments)
         assert done.returncode == 2, done.stderr
         assert "empty" in done.stderr
     assert contents(project) == before
@@ -204,7 +206,7 @@ def test_removing_and_clearing_touch_listed_files_only(tmp_path: Path) -> None:
         claim_folder(tmp_path / "corpus", "corpus")
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_compiled_code_is_never_read_from_a_run(tmp_path: Path) -> None:
     """The cache of torch.compile is unpickled, so it must belong to the user and never come with a run."""
     cache = tmp_path / "cache" / "codekiln" / "compiled"
@@ -240,5 +242,5 @@ def test_compile_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypa
 @pytest.mark.process
 def test_code_in_the_current_folder_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise SystemExit('a stranger\\'s code ran')", encoding="utf-8")
-    done = codekiln("--help", cwd=tmp_path)
+    done = codekiln_process("--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

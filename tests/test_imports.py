@@ -13,7 +13,7 @@ pytestmark = pytest.mark.process
 @pytest.mark.parametrize(
     ("blocked", "arguments"),
     [
-        (("daft", "license_expression", "fastapi"), ("plan", "demo", "--gpus", "1")),
+        (("daft", "license_expression", "fastapi"), ("plan", "demo", "--gpus", "1", "--set", "model.n_layers=1")),
         (("torch", "daft"), ("recipes",)),
         (("torch", "daft"), ("compare", "RUN", "--out", "OUT/comparison.html")),
         (("torch", "daft"), ("report", "COPY")),
