@@ -33,7 +33,7 @@ def codekiln(*arguments: object, stdin: bytes = b"") -> "subprocess.CompletedPro
         except Exception:
             traceback.print_exc()
             status = 1
-    stdout, stderr = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    stdout, stderr = (stream.buffer.getvalue().decode() for stream in (out, err))
     return subprocess.CompletedProcess(words, status if isinstance(status, int) else 1, stdout, stderr)
 
 

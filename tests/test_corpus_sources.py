@@ -266,7 +266,7 @@ def test_of_a_single_file_the_last_lines_are_held_out(tmp_path: Path) -> None:
         document.text for split in ("train", "validation") for document in read_documents(tmp_path / "corpus", split)
     ]
     assert parts == ["".join(lines[:980]), "".join(lines[980:])]
-    assert manifest["validation"] == {"by": "end of a file", "names": ["repo@-/a.py"]}
+    assert manifest["validation"] == {"by": "end of a file", "names": ["repo@-/a.py"], "overlap": None}
     assert manifest["kept"]["documents"] == 1
 
 

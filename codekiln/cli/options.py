@@ -43,6 +43,15 @@ Code = Annotated[
 License = Annotated[
     str | None, typer.Option(help="SPDX license of the code in --code, for example MIT.", show_default=False)
 ]
+DecontaminateFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--decontaminate",
+        help="JSONL file of a benchmark; files that hold one of its problems are dropped (repeatable).",
+        show_default=False,
+        parser=parse_path,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -4,6 +4,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from codekiln.cli.options import (
     ActivationCheckpointing,
     Code,
     Compile,
+    DecontaminateFiles,
     Device,
     Json,
     KeepCorpus,
@@ -42,6 +44,7 @@ def demo(
     out: Out = Path("runs/demo"),
     code: Code = None,
     license: License = None,
+    decontaminate: DecontaminateFiles = None,
     overrides: Overrides = None,
     device: Device = "cpu",
     micro_batch_tokens: MicroBatch = 2048,
@@ -53,7 +56,8 @@ def demo(
     from codekiln.train.config import RuntimeConfig
 
     runtime = RuntimeConfig(device=device, micro_batch_tokens=micro_batch_tokens, compile=compile)
-    _train(_recipe("demo", code, license, overrides), out, runtime, None, loggers, keep_corpus=keep_corpus)
+    recipe = _recipe("demo", code, license, overrides, decontaminate)
+    _train(recipe, out, runtime, None, loggers, keep_corpus=keep_corpus)
     if is_main_rank():
         _show_demo(out)
 
@@ -69,6 +73,7 @@ def train(
     ] = None,
     code: Code = None,
     license: License = None,
+    decontaminate: DecontaminateFiles = None,
     overrides: Overrides = None,
     device: Device = "cpu",
     micro_batch_tokens: MicroBatch = 2048,
@@ -88,7 +93,8 @@ def train(
         tensor_parallel=tensor_parallel,
         activation_checkpointing=activation_checkpointing,
     )
-    _train(_recipe(recipe, code, license, overrides), out, runtime, stop_after, loggers, keep_corpus=keep_corpus)
+    built = _recipe(recipe, code, license, overrides, decontaminate)
+    _train(built, out, runtime, stop_after, loggers, keep_corpus=keep_corpus)
 
 
 def finetune(
@@ -99,6 +105,7 @@ def finetune(
     out: Out,
     lora: Annotated[bool, typer.Option(help="Train LoRA adapters instead of all weights.")] = False,
     license: License = None,
+    decontaminate: DecontaminateFiles = None,
     overrides: Overrides = None,
     device: Device = "cpu",
     micro_batch_tokens: MicroBatch = 2048,
@@ -113,7 +120,7 @@ def finetune(
     from codekiln.recipes.finetune import finetune as finetune_recipe
     from codekiln.train.config import RuntimeConfig
 
-    recipe = finetune_recipe(resolve_model(model), code, license, lora=lora)
+    recipe = _decontaminated(finetune_recipe(resolve_model(model), code, license, lora=lora), decontaminate)
     runtime = RuntimeConfig(
         device=device,
         micro_batch_tokens=micro_batch_tokens,
@@ -176,13 +183,34 @@ def show_recipe(name: RecipeArgument, as_json: Json = False) -> None:
     print_table([["field", "value", "source"], *rows], max_width=80)
 
 
-def _recipe(name: str, code: Path | None, license: str | None, overrides: list[str] | None) -> "Recipe | StagedRecipe":
+def _recipe(
+    name: str,
+    code: Path | None,
+    license: str | None,
+    overrides: list[str] | None,
+    benchmarks: list[Path] | None = None,
+) -> "Recipe | StagedRecipe":
     from codekiln.overrides import apply_overrides
+    from codekiln.recipe import StagedRecipe
     from codekiln.recipes import get_recipe
 
     if license is not None and code is None:
         raise typer.BadParameter("--license is the license of the code in --code: give both")
-    return apply_overrides(get_recipe(name, code=code, license=license), overrides or [])
+    recipe = get_recipe(name, code=code, license=license)
+    if isinstance(recipe, StagedRecipe):
+        stages = tuple(_decontaminated(stage, benchmarks) for stage in recipe.recipes)
+        return apply_overrides(replace(recipe, recipes=stages), overrides or [])
+    return apply_overrides(_decontaminated(recipe, benchmarks), overrides or [])
+
+
+def _decontaminated(recipe: "Recipe", benchmarks: list[Path] | None) -> "Recipe":
+    """The recipe with a step that drops files with problems of benchmarks, if there are any."""
+    if not benchmarks:
+        return recipe
+    from codekiln.corpus.steps.decontaminate import decontaminate
+
+    steps = (*recipe.corpus.steps, decontaminate(benchmarks))
+    return replace(recipe, corpus=replace(recipe.corpus, steps=steps))
 
 
 def _train(

@@ -6,6 +6,7 @@ from codekiln.corpus.sources.files import Source
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filters
 from codekiln.corpus.steps.license_gate import LicenseGate
+from codekiln.corpus.steps.near import NearDuplicates
 from codekiln.corpus.steps.redact import RedactEmails
 from codekiln.corpus.steps.step import Step
 from codekiln.errors import ConfigError
@@ -14,6 +15,7 @@ DEFAULT_STEPS: tuple[Step, ...] = (
     LicenseGate(),
     Filters(filters=CODEGEN_FILTERS + INCODER_FILTERS),
     ExactDuplicates(),
+    NearDuplicates(),
     RedactEmails(),
 )
 

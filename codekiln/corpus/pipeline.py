@@ -14,6 +14,7 @@ from types import FrameType
 
 import daft
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from daft import DataType, col
 
@@ -22,6 +23,8 @@ from codekiln.corpus.decoding import UndecodableError, decode_source
 from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, write_parts
 from codekiln.corpus.languages import language_of
 from codekiln.corpus.notebooks import notebook_to_text
+from codekiln.corpus.overlap import HELD_OUT_OVERLAP, Overlap, find_overlap
+from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.sources.files import SourceFile
 from codekiln.corpus.split import HeldOut, choose_held_out, hash_order, split_rows
 from codekiln.corpus.steps.license_gate import REASON as LICENSE_REASON
@@ -33,7 +36,7 @@ from codekiln.progress import ProgressTask, print_line, progress_bar
 
 SCRATCH = ".scratch"  # the rows of the engine, before it is decided which are kept
 # All files that this module writes: they are removed before an interrupted corpus is built again.
-_FILES = (f"{SCRATCH}/*.parquet", *(f"{split}/part-*.parquet" for split in SPLITS), MANIFEST)
+_FILES = (f"{SCRATCH}/*.parquet", f"{SCRATCH}/*.bin", *(f"{split}/part-*.parquet" for split in SPLITS), MANIFEST)
 N_EXAMPLES = 10
 MAX_FILE_BYTES = 1_000_000  # larger files are data, not code
 
@@ -44,23 +47,23 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     Raises ConfigError with all drop counts if nothing is left to train on.
     """
     claim_folder(folder, "corpus")
-    clear_folder(folder, "corpus", _FILES)
-    scratch = folder / SCRATCH
-    scratch.mkdir()
+    clear_folder(folder, "corpus", (*_FILES, *(name for kind in Step.__subclasses__() for name in kind.outputs)))
+    scratch = Scratch(folder / SCRATCH, folder)
+    scratch.folder.mkdir()
     listed = [file for source in config.sources for file in source.files()]
     drops = _DropCounts()
     files = _check_files(listed, config, drops)
 
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # Codekiln draws its own
     with count_interrupts() as interrupts, progress_bar("Corpus: read and filter", len(files)) as progress:
-        _read(files, config, progress).write_parquet(str(scratch), compression="zstd")
+        _read(files, config, progress).write_parquet(str(scratch.folder), compression="zstd")
     # After Ctrl-C, the engine may return as if it had finished: a truncated read must not be mistaken for a complete one.
-    n_read = sum(pq.read_metadata(path).num_rows for path in scratch.glob("*.parquet"))
+    n_read = sum(pq.read_metadata(path).num_rows for path in scratch.folder.glob("*.parquet"))
     _require_complete(n_read == len(files), interrupts)
-    read = daft.read_parquet(str(scratch / "*.parquet"))
+    read = daft.read_parquet(str(scratch.folder / "*.parquet"))
     decided = read.exclude("text")
     for step in config.steps:
-        decided = step.check_corpus(decided)
+        decided = step.check_corpus(decided, scratch)
     decided = decided.collect()
     _count_drops(decided, drops)
     kept = decided.where(col("reason").is_null())
@@ -71,6 +74,12 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     held_out = choose_held_out(kept, config)
     if held_out.unit != "repository":
         print_line(f"Corpus: held out by {held_out.unit}, because the repositories are few or large")
+    overlap = _find_overlap(scratch, kept, held_out)
+    if overlap is not None and overlap.dropped:
+        reasons = Step.drop_rows(kept, overlap.dropped, HELD_OUT_OVERLAP).collect()
+        _count_drops(reasons, drops)
+        kept = reasons.where(col("reason").is_null())
+        n_kept = kept.count_rows()
     with count_interrupts() as interrupts, progress_bar("Corpus: write", len(SPLITS)) as progress:
         rows = read.join(kept.select("order"), on="order", how="inner")
         splits = _write_splits(rows, held_out, folder, progress)
@@ -84,6 +93,7 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
         "kept": {"documents": n_kept, "text_bytes": _total(kept, "text_bytes")},
         "dropped": drops.record(),
         "emails_redacted": _total(kept, "emails"),
+        "notices_removed": _total(kept, "notices"),
         "licenses": kept.groupby("license")
         .agg(col("order").count().alias("n"), col("text_bytes").sum())
         .sort("license")
@@ -92,13 +102,28 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
         .agg(col("order").count().alias("documents"), col("text_bytes").sum())
         .sort("repository")
         .to_pylist(),
-        "validation": {"by": held_out.unit, "names": list(held_out.names)},
+        "validation": {
+            "by": held_out.unit,
+            "names": list(held_out.names),
+            "overlap": None if overlap is None else overlap.record(),
+        },
     }
-    for path in scratch.glob("*.parquet"):
+    for path in scratch.folder.iterdir():
         path.unlink()
-    scratch.rmdir()
+    scratch.folder.rmdir()
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _find_overlap(scratch: Scratch, kept: daft.DataFrame, held_out: HeldOut) -> Overlap | None:
+    """What the two splits share. None if nothing is held out, or only the end of a file."""
+    if held_out.is_cut or not held_out.names:
+        return None
+    rows = kept.select("order", "repository").sort("order").to_arrow()
+    orders = rows.column("order").to_numpy()
+    column, values = ("repository", held_out.names) if held_out.unit == "repository" else ("order", held_out.orders)
+    is_held_out = pc.is_in(rows.column(column), pa.array(values)).to_numpy()
+    return find_overlap(scratch, orders[~is_held_out], orders[is_held_out])
 
 
 def _check_files(listed: Sequence[SourceFile], config: CorpusConfig, drops: "_DropCounts") -> list[SourceFile]:
@@ -143,7 +168,7 @@ def _check_file(file: SourceFile, config: CorpusConfig) -> str | None:
 def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask) -> daft.DataFrame:
     """One row per file: its columns in the corpus, those of the steps, and the reason to drop it or null."""
     step_columns = {name: kind for step in config.steps for name, kind in step.columns.items()}
-    types = {str: DataType.string(), int: DataType.int64()}
+    types = {str: DataType.string(), int: DataType.int64(), float: DataType.float64(), bytes: DataType.binary()}
     fields = {"text": DataType.string(), "text_bytes": DataType.int64(), "reason": DataType.string()}
     fields |= {name: types[kind] for name, kind in step_columns.items()}
 
@@ -192,7 +217,7 @@ def _read_one(location: Path, path: str, steps: Sequence[Step]) -> JsonObject:
     draft = Draft(path=path, language=language_of(path) or "", text=text)
     for step in steps:
         if reason := step.check_document(draft):
-            return {"text_bytes": len(data), "reason": reason}
+            return {"text_bytes": len(data), "reason": reason} | draft.columns
         step.edit_document(draft)
     return {"text": draft.text, "text_bytes": len(draft.text.encode()), "reason": None} | draft.columns
 

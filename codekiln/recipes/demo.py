@@ -6,6 +6,7 @@ from codekiln.corpus.config import DEFAULT_STEPS, CorpusConfig
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.caps import RepositoryCap
+from codekiln.corpus.steps.copyright import CopyrightNotices
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
@@ -26,7 +27,7 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
         corpus=CorpusConfig(
             sources=(source,),
             # Without the cap, a few large packages would be most of the corpus.
-            steps=(*DEFAULT_STEPS, RepositoryCap(max_bytes=2_000_000)),
+            steps=(CopyrightNotices(), *DEFAULT_STEPS, RepositoryCap(max_bytes=2_000_000)),
             validation_fraction=0.03,
         ),
         tokenizer=TokenizerConfig(vocab_size=2048, memory_bytes=1_500_000_000),

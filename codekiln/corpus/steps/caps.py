@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.steps.step import Step
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ class RepositoryCap(Step):
 
     max_bytes: int
 
-    def check_corpus(self, rows: "daft.DataFrame") -> "daft.DataFrame":
+    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
         # The engine is imported when a corpus is built, so that recipes load without it.
         from daft import DataType, Window, col, lit  # noqa: PLC0415
         from daft.functions import when  # noqa: PLC0415

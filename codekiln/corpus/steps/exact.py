@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
+from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.steps.step import Draft, Step
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ExactDuplicates(Step):
         draft.columns["key"] = duplicate_key(draft.path, draft.text)
         return None
 
-    def check_corpus(self, rows: "daft.DataFrame") -> "daft.DataFrame":
+    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
         # The engine is imported when a corpus is built, so that recipes load without it.
         from daft import col, lit  # noqa: PLC0415
 

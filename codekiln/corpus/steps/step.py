@@ -1,9 +1,10 @@
 """What a step of the corpus is: it drops or edits documents, in up to three phases."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.sources.files import SourceFile
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ class Draft:
     path: str
     language: str
     text: str
-    columns: dict[str, str | int | None] = field(default_factory=dict)
+    columns: dict[str, str | int | float | bytes | None] = field(default_factory=dict)
 
 
 class Step:
@@ -29,6 +30,8 @@ class Step:
 
     # Names and types of the columns that `check_document` or `edit_document` sets.
     columns: ClassVar[Mapping[str, type]] = {}
+    # Names of the files that `check_corpus` writes next to the manifest.
+    outputs: ClassVar[tuple[str, ...]] = ()
 
     def check_file(self, file: SourceFile) -> str | None:
         """Phase 1: decides about a listed file before it is read."""
@@ -41,9 +44,22 @@ class Step:
     def edit_document(self, draft: Draft) -> None:
         """Phase 2: edits the text of one document that is kept so far."""
 
-    def check_corpus(self, rows: "daft.DataFrame") -> "daft.DataFrame":
+    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
         """Phase 3: sets `reason` of rows to drop. The rows have all columns but the text, and `order`, `draw` and `reason`.
 
         `order` numbers the documents, and `draw` is a hash of seed and name: a random order. Rows with a reason were dropped.
+        Texts are read from `scratch`.
         """
         return rows
+
+    @staticmethod
+    def drop_rows(rows: "daft.DataFrame", orders: Sequence[int], reason: str) -> "daft.DataFrame":
+        """The rows with the reason set for those with the given orders. They had none."""
+        # The engine is imported when a corpus is built, so that recipes load without it.
+        import daft  # noqa: PLC0415
+        import pyarrow as pa  # noqa: PLC0415
+
+        reasons = pa.array([reason] * len(orders), pa.string())
+        dropped = daft.from_arrow(pa.table({"order": pa.array(orders, pa.int64()), "new": reasons}))
+        joined = rows.join(dropped, on="order", how="left")
+        return joined.with_column("reason", daft.col("reason").fill_null(daft.col("new"))).select(*rows.column_names)

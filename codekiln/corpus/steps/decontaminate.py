@@ -1,0 +1,160 @@
+"""Decontamination: drops documents that hold a problem of a benchmark, its solution or its tests.
+
+A text of a benchmark is found by its runs of ten words. A document is dropped if it has at least half of the runs of one
+text, so that a common idiom in a solution drops nothing.
+"""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from codekiln.corpus.scratch import Scratch
+from codekiln.corpus.steps.step import Draft, Step
+from codekiln.errors import InvalidFileError, MissingFileError
+from codekiln.files import atomic_write, sha256_of
+
+if TYPE_CHECKING:
+    import daft
+
+
+CONTAMINATED = "contaminated"  # in a reason, before the name of the benchmark's file
+HITS = "contaminated.parquet"
+HITS_SCHEMA = pa.schema(
+    [("name", pa.string()), ("benchmark", pa.string()), ("text", pa.string()), ("share", pa.float64())]
+)
+MIN_WORDS = 20
+RUN_WORDS = 10  # GPT-3 used runs of 13 words of prose (arXiv 2005.14165, appendix C); lines of code are shorter
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkFile:
+    """A file of problems: JSONL (also .gz), or a JSON list. Every string in a problem is a text of its own."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decontaminate(Step):
+    """Drops documents that have at least `min_share` of the ten-word runs of one text of a benchmark.
+
+    Texts of fewer than `MIN_WORDS` words are not looked for. `contaminated.parquet` lists every hit: `name` of the document,
+    `benchmark` (the file), `text` (the number of the problem and the field), and `share` of its runs.
+    """
+
+    benchmarks: tuple[BenchmarkFile, ...]
+    min_share: float = 0.5
+
+    columns: ClassVar = {"benchmark": str, "benchmark_text": str, "benchmark_share": float}
+    outputs: ClassVar = (HITS,)
+
+    def check_document(self, draft: Draft) -> str | None:
+        hit = _texts(self.benchmarks).find(draft.text, self.min_share)
+        if hit is None:
+            return None
+        names = ("benchmark", "benchmark_text", "benchmark_share")
+        draft.columns |= dict(zip(names, hit, strict=True))
+        return f"{CONTAMINATED} by {hit[0]}"
+
+    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
+        from daft import col  # noqa: PLC0415 - the engine is imported when a corpus is built
+
+        hits = rows.where(col("benchmark").not_null()).sort("order").to_arrow().to_pylist()
+        found = [
+            {
+                "name": f"{row['repository']}@{row['revision']}/{row['path']}",
+                "benchmark": row["benchmark"],
+                "text": row["benchmark_text"],
+                "share": row["benchmark_share"],
+            }
+            for row in hits
+        ]
+        with atomic_write(scratch.outputs / HITS) as temp_path:
+            pq.write_table(pa.Table.from_pylist(found, HITS_SCHEMA), temp_path)
+        return rows
+
+
+def decontaminate(paths: list[Path]) -> Decontaminate:
+    """The step for some files. Raises CodekilnError that names a file that is missing or not readable."""
+    for path in paths:
+        if not path.is_file():
+            raise MissingFileError(f"{path} does not exist: name a JSONL file of a benchmark")
+        if not any(True for _ in _read_texts(path)):
+            raise InvalidFileError(
+                f"{path} has no text of at least {MIN_WORDS} words: name a JSONL file of a benchmark"
+            )
+    files = tuple(BenchmarkFile(path=path.absolute(), sha256=sha256_of(path)) for path in paths)
+    return Decontaminate(benchmarks=files)
+
+
+class _BenchmarkTexts:
+    """The runs of all texts of some benchmarks, and which texts have each."""
+
+    def __init__(self, benchmarks: tuple[BenchmarkFile, ...]) -> None:
+        from codekiln.corpus.overlap import RunIndex  # noqa: PLC0415 - compiled functions take half a second to load
+
+        named = [(each.path.name, name, text) for each in benchmarks for name, text in _read_texts(each.path)]
+        self._names = [(file, name) for file, name, _ in named]
+        self._index: RunIndex = RunIndex((text for _, _, text in named), RUN_WORDS)
+        places = [np.unique(self._index.find(text)) for _, _, text in named]
+        self._n_runs = [len(each) for each in places]
+        self._texts_of: dict[int, list[int]] = {}
+        for number, each in enumerate(places):
+            for place in each.tolist():
+                self._texts_of.setdefault(place, []).append(number)
+
+    def find(self, text: str, min_share: float) -> tuple[str, str, float] | None:
+        """File, text and share of the benchmark text that a document has most of; None if it is less than `min_share`."""
+        places = self._index.find(text)
+        counts = Counter(
+            number for place in np.unique(places[places >= 0]).tolist() for number in self._texts_of[place]
+        )
+        shares = {number: count / self._n_runs[number] for number, count in counts.items()}
+        best = max(shares, key=lambda number: (shares[number], -number)) if shares else None
+        return None if best is None or shares[best] < min_share else (*self._names[best], shares[best])
+
+
+@lru_cache(maxsize=1)
+def _texts(benchmarks: tuple[BenchmarkFile, ...]) -> _BenchmarkTexts:
+    return _BenchmarkTexts(benchmarks)
+
+
+def _read_texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and content of each text of a benchmark with at least `MIN_WORDS` words."""
+    from codekiln.corpus.shingles import text_runs  # noqa: PLC0415 - compiled functions take half a second to load
+
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            data = file.read()
+        text = data.decode()
+        lines = [text] if text.lstrip().startswith("[") else text.splitlines()
+        parsed = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, EOFError, ValueError, RecursionError) as error:
+        message = f"{path} is not a readable JSONL file ({str(error)[:200]}): name a file of a benchmark"
+        raise InvalidFileError(message) from None
+    problems = parsed[0] if lines == [text] else parsed
+    for number, problem in enumerate(problems):
+        for name, value in _strings(problem, ""):
+            if len(text_runs(value, 1)) >= MIN_WORDS:
+                yield f"{number}{name}", value
+
+
+def _strings(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """All strings in a value of JSON, with the path to each."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _strings(inner, f"{name}.{key}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _strings(inner, f"{name}.{number}")
