@@ -1,9 +1,9 @@
-"""How a training step grows with the model, from 1 M to 110 M weights, and with the context, from 256 to 4,096 tokens.
+"""How the time of a training step grows with the size of the model and with the context.
 
-Run: `python benchmarks/growth.py`, about fifteen minutes on two cores. Each row is a process of its own that takes steps of
-16,384 tokens in micro-batches of 4,096, float32, AdamW, compiled; rows hold one document each. Prints the
-seconds per token, the fraction of the matmul peak that is measured around the same steps, and the peak memory of the process.
-If time grew only with FLOPs, the fraction would be constant.
+Run: `python benchmarks/growth.py`. It takes about 15 minutes on two cores. Models have 1M to 110M weights, contexts 256 to
+4,096 tokens. Each row is a process of its own. It trains on 16,384 tokens per step in micro-batches of 4,096: float32,
+AdamW, compiled, one document per sequence. Prints seconds per token, the fraction of the matmul peak (measured around the
+same steps), and the peak memory of the process. If time grew only with FLOPs, the fraction would be constant.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What causal masking buys and costs: InCoder's comparison on held-out code at a size that two cores can train.
+"""What causal masking gains and costs: InCoder's comparison, at a size that two cores can train.
 
-Run: `python benchmarks/infilling_objectives.py RUN --out DIR [--tokens 4000000] [--seeds 3] [--threads 2]` on a finished run of
-the demo, whose corpus is read. Every seed trains two models, alike but for the objective: causal masking (InCoder, section
-2.1) and left to right. On the same held-out holes it prints exact matches and bits per byte: infilled, left to right, and left
-to right with reranking (section 4.1: ten samples at temperature 0.8, by the probability of the whole text). It also prints
-what the objective costs in left-to-right loss. Intervals are over problems, each the mean of its seeds; ranges are over seeds.
-Run the same command again to resume.
+Run: `python benchmarks/infilling_objectives.py RUN --out DIR [--tokens 4000000] [--seeds 3] [--threads 2]`. RUN is a
+finished run of the demo, whose corpus is read. Each seed trains two models that differ only in the objective: causal masking
+(InCoder, section 2.1), and left to right. Both fill the same held-out holes. Prints exact match and bits per byte of
+infilling, of left to right, and of left to right with reranking (section 4.1: ten samples at temperature 0.8, ranked by the
+probability of the whole text). Also prints how much the objective adds to the left-to-right loss. Intervals are over
+problems, each the mean of its seeds. Ranges are over seeds. Run the same command again to resume.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""The cost of batches: microseconds per token of the loader, by objective and packing, on one core.
+"""The cost of batches: microseconds per token of the data loader on one core, by objective and packing.
 
-Run: `python benchmarks/loading.py RUN` on a finished run, whose tokens are read.
-Training prepares a batch during the previous step.
+Run: `python benchmarks/loading.py RUN`. RUN is a finished run, whose tokens are read. In training, a batch is prepared
+during the step before it.
 """
 
 import argparse

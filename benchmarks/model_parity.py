@@ -1,7 +1,7 @@
-"""How far our models are from Transformers' own classes and from llama.cpp: family by property, over random models.
+"""How far Codekiln's models are from Transformers' classes and from llama.cpp.
 
-Run: `python benchmarks/model_parity.py`. Each row is one of Transformers' classes with all weights random, saved by it and
-loaded here; for the last columns it is exported and run by llama.cpp. Prints the table of docs/models.md.
+Run: `python benchmarks/model_parity.py`. Each row is one of Transformers' classes with random weights. Transformers saves
+it, and Codekiln loads it. For the last columns it is exported, and llama.cpp runs it. Prints the table of docs/models.md.
 """
 
 import tempfile

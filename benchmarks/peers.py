@@ -1,4 +1,4 @@
-"""Models of other projects that no package contains, for the benchmarks in this folder."""
+"""Models of other projects that are in no package, for the benchmarks in this folder."""
 
 import importlib.util
 import sys

@@ -1,10 +1,11 @@
-"""How far `codekiln plan` is from real runs: memory of ranks on this machine, throughput that others published.
+"""How far the estimates of `codekiln plan` are from real runs.
 
-Run: `python benchmarks/plan_errors.py`, about ten minutes. Ranks of one, two and four processes on gloo take a step of a
-model of 25 M parameters; the most memory that each added is compared with the planned one. The published rows are
-llm-foundry's (FSDP, bfloat16, context 2,048, uncompiled; scripts/train/benchmarking/README.md) and torchtitan's (Llama 3.1
-8B, context 8,192, compiled; benchmarks/llama3_h100_202412_torchtitan.md); the shares that matrix products reach
-(`Accelerator.matmul_efficiency`) were set by the first, the second were not looked at for it.
+Run: `python benchmarks/plan_errors.py`. It takes about ten minutes. Memory: one, two and four gloo ranks on this machine
+take a step of a model of 25M parameters, and the peak memory that each adds is compared with the estimate. Throughput: the
+estimates are compared with figures that others published: llm-foundry (FSDP, bfloat16, context 2,048, not compiled;
+scripts/train/benchmarking/README.md) and torchtitan (Llama 3.1 8B, context 8,192, compiled;
+benchmarks/llama3_h100_202412_torchtitan.md). `Accelerator.matmul_efficiency` was fitted to llm-foundry's figures.
+torchtitan's were not used for it.
 """
 
 import argparse

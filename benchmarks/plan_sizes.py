@@ -1,6 +1,7 @@
-"""The published sizes on accelerators that are not there: the table of docs/planning.md.
+"""Estimates for the published sizes on accelerators: the table of docs/planning.md.
 
-Run: `python benchmarks/plan_sizes.py`, about fifteen minutes on one core; a row is what `codekiln plan` calls best.
+Run: `python benchmarks/plan_sizes.py`. It takes about 15 minutes on one core. Each row is the best setting that `codekiln
+plan` finds.
 """
 
 from codekiln.planning.summary import estimate_recipe

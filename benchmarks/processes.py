@@ -1,4 +1,4 @@
-"""Processes that a benchmark is or starts: their memory, and several of them as ranks."""
+"""Helpers of the benchmarks: the memory of processes, and programs that run as several ranks."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,9 @@
-"""Tokens per second of two gloo ranks with one thread each, against one process with two: the same model, the same batches.
+"""Tokens per second of two gloo ranks with one thread each, compared with one process with two threads.
 
-Run: `python benchmarks/rank_speed.py RUN [--size 5M] [--rounds 2]`, about ten minutes on two cores; RUN is a finished run,
-whose tokens are trained on. Both use `codekiln.train.loop.train` with its defaults, in alternating order. Prints the medians
-of the steps, without the first one and those that validate.
+Run: `python benchmarks/rank_speed.py RUN [--size 5M] [--rounds 2]`. It takes about ten minutes on two cores. RUN is a
+finished run, whose tokens are read. Both train the same model on the same batches with the defaults of
+`codekiln.train.loop.train`, in alternating order. Prints the median of the steps, without the first step and those with an
+evaluation.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""What redaction replaces in the installed packages and the standard library, and what looks similar and is kept.
+"""What redaction replaces in the installed packages and the standard library, and which similar text it keeps.
 
-Run: `python benchmarks/redaction.py`. Prints each distinct place with its surroundings, to be read by a person, and the counts.
+Run: `python benchmarks/redaction.py`. Prints each distinct place with the text around it, for a person to read, and the
+counts.
 """
 
 import re

@@ -1,11 +1,11 @@
-"""Quality for seconds of training: ours in a third of the time against nanoGPT and Transformers' CodeGen.
+"""Loss after equal time: Codekiln in a third of the time, against nanoGPT and Transformers' CodeGen.
 
-Run: `python benchmarks/time_to_loss.py RUN --nanogpt model.py [--seconds 180] [--size 1M]` on a finished run of the demo, whose
-corpus is read, with the file of that name from nanoGPT's repository. Models have the demo's shape, or that of a step of our
-ladder; all see the same documents. The peers are compiled and trained for `seconds` with AdamW as nanoGPT trains small
-models, warmed up and down to a tenth by a cosine over that time, at two rates each; ours is trained by our trainer for a
-third of it. The first step, which compiles, is not on any clock. Bits per byte are of the same held-out documents, left to
-right, in windows of 256 tokens.
+Run: `python benchmarks/time_to_loss.py RUN --nanogpt model.py [--seconds 180] [--size 1M]`. RUN is a finished run of the
+demo, whose corpus is read. `model.py` is the file of nanoGPT's repository. All models have the shape of the demo's model, or
+of `--size`, and see the same documents. The peers are compiled and train for `--seconds` with AdamW as nanoGPT trains small
+models: warm-up, then a cosine to a tenth, at two learning rates. Codekiln trains for a third of that time. The first step,
+which compiles, is not timed. Bits per byte are measured on the same held-out documents, left to right, in windows of 256
+tokens.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Which tokenizer a small model learns best with: held-out bits per byte at equal training compute.
+"""Which tokenizer a small model learns best with: held-out bits per byte at equal training FLOPs.
 
-Run: `python benchmarks/tokenizer_choice.py RUN [--teraflops 15] [--size 5M] [--seeds 0 1 2]` on a finished run, whose corpus is
-read. For every rule and vocabulary a tokenizer is trained, and with it, by each seed, the demo's model or one of our ladder,
-left to right, for the same floating-point operations. Bits per byte do not depend on the vocabulary; tokens and losses would.
+Run: `python benchmarks/tokenizer_choice.py RUN [--teraflops 15] [--size 5M] [--seeds 0 1 2]`. RUN is a finished run, whose
+corpus is read. Trains a tokenizer for every split rule and vocabulary size, and with each tokenizer and seed a model of the
+demo's shape or of `--size`, left to right, for the same FLOPs. Bits per byte can be compared between vocabularies; loss per
+token cannot.
 """
 
 import argparse

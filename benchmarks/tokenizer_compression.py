@@ -1,7 +1,7 @@
-"""Tokens of held-out Python, against GPT-2's: CodeGen's tokenizer, InCoder's rule, and others' rules at equal vocabulary.
+"""Tokens per byte of held-out Python: CodeGen's tokenizer, InCoder's rule and other rules, compared with GPT-2.
 
-Run: `python benchmarks/tokenizer_compression.py [--large]`. Trains on 10 MB of this machine's Python packages (25 MB with
---large) and counts on packages that no training text comes from.
+Run: `python benchmarks/tokenizer_compression.py [--large]`. Tokenizers are trained on 10 MB of this machine's Python
+packages (25 MB with --large), and tested on other packages.
 """
 
 import argparse

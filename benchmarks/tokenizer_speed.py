@@ -1,8 +1,9 @@
-"""Megabytes of Python encoded per second of one core: ours, Hugging Face's tokenizers and tiktoken, with equal ids.
+"""Megabytes of Python encoded per second and core: Codekiln, Hugging Face's tokenizers and tiktoken, with equal ids.
 
 Run: `python benchmarks/tokenizer_speed.py [--megabytes 12]`. The libraries encode the same files of this machine's Python
-packages in turn, one thread each, every round other files, each by its fastest call; ids are compared on all of them. Then
-a corpus in Parquet goes to token shards, and a tokenizer of 16,384 ids is trained, each with its processor time.
+packages in turn, with one thread each, by the fastest call of each. Every round has other files. Ids are compared on all of
+them. Then a corpus in Parquet is converted to token shards, and a tokenizer of 16,384 ids is trained; processor time is
+printed for both.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Tokens per second and memory of whole training steps against Transformers' CodeGen, eager and compiled, and nanoGPT.
+"""Tokens per second and memory of whole training steps: Codekiln, nanoGPT, and Transformers' CodeGen, eager and compiled.
 
-Run: `python benchmarks/training_peers.py --nanogpt model.py [--rounds 3]`, about twelve minutes on two cores; the file is
-that of nanoGPT's repository. One shape for all: 6 layers, d_model 384, 8 heads (CodeGen's are in groups of four), context 512,
-vocabulary 8,192; 16,384 tokens per step, float32, fused AdamW. Each peer and ours are two processes that stay alive and take
-steps in turn, in alternating order; medians are printed, with ratios to Codekiln. The peers take a step's rows at once, as
-the library's trainer and nanoGPT's script do by default; ours go by micro-batches, which is what our trainer does.
+Run: `python benchmarks/training_peers.py --nanogpt model.py [--rounds 3]`. It takes about 12 minutes on two cores.
+`model.py` is the file of nanoGPT's repository. All have one shape: 6 layers, d_model 384, 8 heads (CodeGen needs a multiple
+of four), context 512, vocabulary 8,192; 16,384 tokens per step, float32, fused AdamW. Codekiln and one peer at a time are
+two processes that take steps in turn, in alternating order. Prints medians and ratios to Codekiln. The peers process all
+sequences of a step at once, as their scripts do by default. Codekiln uses micro-batches, as its trainer does by default.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Tokens per second of a training step: ours and Transformers' Qwen3 of the same shape, against the matmul peak.
+"""Tokens per second of a training step: Codekiln and Transformers' Qwen3 of the same shape, and the matmul peak.
 
 Run: `python benchmarks/training_speed.py [--rounds 3]`. Both run forward, loss and backward in float32 on the same ids, in
-one process, in turn; the optimizer is left out. The medians of the rounds and their ratios are printed.
+one process, in turn, without an optimizer. Prints the medians of the rounds and their ratios.
 """
 
 import argparse

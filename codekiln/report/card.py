@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from codekiln.corpus.documents import MANIFEST, read_manifest
+from codekiln.corpus.steps.exact import DUPLICATE
+from codekiln.corpus.steps.near import NEAR_DUPLICATE
 from codekiln.files import JsonObject, atomic_write
 from codekiln.folders import require_made
 from codekiln.metrics_log import METRICS_FILE, read_metrics
@@ -172,13 +174,16 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
             "Resources": f"{sources}: {read['files']:,} files, {read['bytes'] / 1e6:,.1f} MB read; "
             f"{kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB kept",
             "De-duplication": "exact, by file extension and alphanumeric tokens: "
-            f"{dropped.get('duplicate', {}).get('documents', 0):,} dropped",
+            f"{dropped.get(DUPLICATE, {}).get('documents', 0):,} dropped; near-duplicates (Jaccard similarity of five-word "
+            f"shingles): {dropped.get(NEAR_DUPLICATE, {}).get('documents', 0):,} dropped",
             "Steps": ", ".join(step["kind"] for step in recipe["corpus"]["steps"]),
             "Filters": "; ".join(filter_texts) or "none",
             "Dropped": "; ".join(f"{reason}: {entry['documents']:,}" for reason, entry in dropped.items()) or "none",
             "E-mail addresses redacted": f"{manifest['emails_redacted']:,}",
+            "Copyright notices removed": f"{manifest['notices_removed']:,}",
             "Held out": f"by {manifest['validation']['by']}: "
-            + (", ".join(manifest["validation"]["names"]) or NOT_RECORDED),
+            + (", ".join(manifest["validation"]["names"]) or NOT_RECORDED)
+            + _overlap_text(manifest["validation"]["overlap"]),
             "Licenses": "; ".join(f"{row['license']} ({row['n']:,})" for row in manifest["licenses"]),
         },
         "Tokenizer": {
@@ -201,6 +206,13 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
         },
         "Results": _result_lines(trained, stages["evaluation"]["result"]),
     }
+
+
+def _overlap_text(overlap: JsonObject | None) -> str:
+    """What the held-out split shares with the training split; nothing if it was not compared."""
+    if overlap is None:
+        return ""
+    return f"; {overlap['share']:.2%} of its words are in runs of {overlap['run_words']} words of the training split"
 
 
 def _bytes_per_token(tokens: JsonObject) -> float:
