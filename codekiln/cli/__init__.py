@@ -7,7 +7,7 @@ import os
 
 import typer
 
-from codekiln.cli import convert, generate, report, tokenizer, train
+from codekiln.cli import convert, corpus, generate, report, tokenizer, train
 from codekiln.errors import CodekilnError, RankError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ for group in (train, generate, report, convert):
         app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(train.recipes_app, name="recipes")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(corpus.app, name="corpus")
 
 
 def main() -> None:

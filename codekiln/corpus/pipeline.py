@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 from daft import DataType, col
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.decoding import UndecodableError, decode_source
 from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, write_parts
 from codekiln.corpus.languages import language_of
-from codekiln.corpus.notebooks import notebook_to_text
 from codekiln.corpus.overlap import HELD_OUT_OVERLAP, Overlap, find_overlap
+from codekiln.corpus.reading import read_text
 from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.sources.files import SourceFile
 from codekiln.corpus.split import HeldOut, choose_held_out, hash_order, split_rows
@@ -38,7 +37,6 @@ SCRATCH = ".scratch"  # the rows of the engine, before it is decided which are k
 # All files that this module writes: they are removed before an interrupted corpus is built again.
 _FILES = (f"{SCRATCH}/*.parquet", f"{SCRATCH}/*.bin", *(f"{split}/part-*.parquet" for split in SPLITS), MANIFEST)
 N_EXAMPLES = 10
-MAX_FILE_BYTES = 1_000_000  # larger files are data, not code
 
 
 def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
@@ -199,25 +197,14 @@ def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask)
 
 def _read_one(location: Path, path: str, steps: Sequence[Step]) -> JsonObject:
     """Reads one file and passes it through the steps. The text is returned only if the file is kept."""
-    try:
-        size = location.stat().st_size
-        if size > MAX_FILE_BYTES:
-            return {"text_bytes": size, "reason": f"over {MAX_FILE_BYTES:,} bytes"}
-        data = location.read_bytes()
-    except OSError:
-        return {"text_bytes": 0, "reason": "unreadable"}
-    try:
-        text: str | None = decode_source(data, path)
-    except UndecodableError as error:
-        return {"text_bytes": len(data), "reason": str(error)}
-    if language_of(path) == "Jupyter":
-        text = notebook_to_text(text or "")
-    if text is None:
-        return {"text_bytes": len(data), "reason": "damaged notebook"}
+    size = _size(location)
+    text, problem = read_text(location, path)
+    if problem is not None:
+        return {"text_bytes": size, "reason": problem}
     draft = Draft(path=path, language=language_of(path) or "", text=text)
     for step in steps:
         if reason := step.check_document(draft):
-            return {"text_bytes": len(data), "reason": reason} | draft.columns
+            return {"text_bytes": size, "reason": reason} | draft.columns
         step.edit_document(draft)
     return {"text": draft.text, "text_bytes": len(draft.text.encode()), "reason": None} | draft.columns
 

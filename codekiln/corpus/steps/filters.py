@@ -1,7 +1,8 @@
 """Filters that drop documents: CodeGen's in characters, InCoder's in tokens.
 
 A filter is called with the text of a document and its statistics. It returns None, or the reason to drop the document. It
-never edits. Lines end at \\n, \\r\\n or \\r, as in Python; a final line end does not begin another line.
+never edits. A filter with a `limit` and a method `measure` is explained with both by `codekiln corpus explain`. Lines end at
+\\n, \\r\\n or \\r, as in Python; a final line end does not begin another line.
 """
 
 from collections.abc import Callable
@@ -75,8 +76,11 @@ class MeanLineLength:
 
     limit: float = 100
 
+    def measure(self, stats: TextStats) -> float:
+        return stats.mean_line_characters
+
     def __call__(self, text: str, stats: TextStats) -> str | None:
-        return "mean line too long (characters)" if stats.mean_line_characters >= self.limit else None
+        return "mean line too long (characters)" if self.measure(stats) >= self.limit else None
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,11 @@ class MaxLineLength:
 
     limit: int = 1000
 
+    def measure(self, stats: TextStats) -> float:
+        return stats.max_line_characters
+
     def __call__(self, text: str, stats: TextStats) -> str | None:
-        return "line too long (characters)" if stats.max_line_characters > self.limit else None
+        return "line too long (characters)" if self.measure(stats) > self.limit else None
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,10 @@ class DigitFraction:
     limit: float = 0.9
 
     def __call__(self, text: str, stats: TextStats) -> str | None:
-        return "mostly digits" if stats.n_hex_digits > self.limit * stats.n_characters else None
+        return "mostly digits" if self.measure(stats) > self.limit else None
+
+    def measure(self, stats: TextStats) -> float:
+        return stats.n_hex_digits / stats.n_characters
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,11 @@ class MaxLineTokens:
 
     limit: int = 3000
 
+    def measure(self, stats: TextStats) -> float:
+        return stats.max_line_tokens
+
     def __call__(self, text: str, stats: TextStats) -> str | None:
-        return "line too long (tokens)" if stats.max_line_tokens > self.limit else None
+        return "line too long (tokens)" if self.measure(stats) > self.limit else None
 
 
 @dataclass(frozen=True)
@@ -115,8 +128,11 @@ class MeanLineTokens:
 
     limit: float = 100
 
+    def measure(self, stats: TextStats) -> float:
+        return stats.mean_line_tokens
+
     def __call__(self, text: str, stats: TextStats) -> str | None:
-        return "mean line too long (tokens)" if stats.mean_line_tokens > self.limit else None
+        return "mean line too long (tokens)" if self.measure(stats) > self.limit else None
 
 
 @dataclass(frozen=True)
@@ -126,7 +142,10 @@ class AlphanumericFraction:
     limit: float = 0.4
 
     def __call__(self, text: str, stats: TextStats) -> str | None:
-        return "few letters and digits" if stats.n_word_characters < self.limit * stats.n_characters else None
+        return "few letters and digits" if self.measure(stats) < self.limit else None
+
+    def measure(self, stats: TextStats) -> float:
+        return stats.n_word_characters / stats.n_characters
 
 
 @dataclass(frozen=True)

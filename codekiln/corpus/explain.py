@@ -1,0 +1,124 @@
+"""What the steps of a corpus do with one file, and with the files of a finished corpus."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from codekiln.corpus.config import CorpusConfig
+from codekiln.corpus.declared import read_license
+from codekiln.corpus.documents import read_manifest
+from codekiln.corpus.languages import LANGUAGES, language_of
+from codekiln.corpus.reading import read_text
+from codekiln.corpus.sources.files import SourceFile
+from codekiln.corpus.sources.tree import VENDORED, VENDORED_REASON
+from codekiln.corpus.steps.decontaminate import CONTAMINATED, HITS
+from codekiln.corpus.steps.filters import Filters, text_stats
+from codekiln.corpus.steps.near import CLUSTERS, NEAR_DUPLICATE
+from codekiln.corpus.steps.step import Draft, Step
+from codekiln.errors import ConfigError, MissingFileError
+
+MAX_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one step, or one filter of it, does with a file: "kept", "edited", or the reason to drop it.
+
+    `measured` is the value that decides and its limit, where there is one.
+    """
+
+    step: str
+    outcome: str
+    measured: str = ""
+    is_dropped: bool = False
+
+
+def explain_file(path: Path, config: CorpusConfig, license: str | None) -> Iterator[Explanation]:
+    """The steps in order, up to the one that drops the file. Raises MissingFileError if it does not exist.
+
+    Without a `license`, it is what the repository declares: the nearest folder above with a `.git`, or else the file's folder.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not a file: name a source file")
+    location = path.absolute()
+    root = next((folder for folder in location.parents if (folder / ".git").exists()), location.parent)
+    name = location.relative_to(root).as_posix()
+    file = SourceFile("tree", root.name, "-", license or read_license(root), name, location)
+    languages = {language for source in config.sources for language in getattr(source, "languages", LANGUAGES)}
+    if problem := _listing_problem(name, languages):
+        yield Explanation("source", problem, is_dropped=True)
+        return
+    for step in config.steps:
+        if type(step).check_file is not Step.check_file:
+            reason = step.check_file(file)
+            yield Explanation(type(step).__name__, reason or "kept", file.license, is_dropped=reason is not None)
+            if reason:
+                return
+    text, reason = read_text(location, name)
+    yield Explanation("read", reason or "kept", f"{location.stat().st_size:,} bytes", is_dropped=reason is not None)
+    if reason:
+        return
+    draft = Draft(path=name, language=language_of(name) or "", text=text)
+    for step in config.steps:
+        for found in _explain_step(step, draft):
+            yield found
+            if found.is_dropped:
+                return
+        step.edit_document(draft)
+
+
+def _listing_problem(name: str, languages: set[str]) -> str | None:
+    """Why a source does not list a file of a repository; None if it does."""
+    *folders, file = name.split("/")
+    if not VENDORED.isdisjoint(folders):
+        return VENDORED_REASON
+    if any(part.startswith(".") for part in (*folders, file)):
+        return "hidden file or folder"
+    return None if language_of(file) in languages else f"not a file of these languages: {', '.join(sorted(languages))}"
+
+
+def _explain_step(step: Step, draft: Draft) -> Iterator[Explanation]:
+    """What a step does with one document."""
+    name = type(step).__name__
+    if isinstance(step, Filters) and draft.text.strip():
+        stats = text_stats(draft.text)
+        for filter_ in step.filters:
+            reason = filter_(draft.text, stats)
+            measure = getattr(filter_, "measure", None)
+            measured = f"{measure(stats):,.4g} (limit {filter_.limit:,})" if measure is not None else ""  # type: ignore[attr-defined]
+            yield Explanation(
+                f"{name}: {type(filter_).__name__}", reason or "kept", measured, is_dropped=reason is not None
+            )
+        return
+    if type(step).check_document is not Step.check_document and (reason := step.check_document(draft)):
+        yield Explanation(name, reason, is_dropped=True)
+    elif type(step).edit_document is not Step.edit_document:
+        edited = Draft(path=draft.path, language=draft.language, text=draft.text)
+        step.edit_document(edited)
+        counts = ", ".join(f"{column}: {value}" for column, value in edited.columns.items() if isinstance(value, int))
+        yield Explanation(name, "edited" if edited.text != draft.text else "kept", counts)
+    elif type(step).check_corpus is not Step.check_corpus:
+        yield Explanation(name, "compared with all files")
+
+
+def show_drops(corpus: Path, reason: str | None) -> dict[str, Any]:
+    """Counts of dropped files by reason; or, for one reason, examples with what was measured.
+
+    Raises ConfigError with the reasons of the corpus if there is no such reason.
+    """
+    dropped = read_manifest(corpus)["dropped"]
+    if reason is None:
+        return {name: entry["documents"] for name, entry in dropped.items()}
+    if reason not in dropped:
+        raise ConfigError(f"no file was dropped with the reason {reason!r}: choose from {', '.join(dropped) or 'none'}")
+    examples = dict.fromkeys(dropped[reason]["examples"], "")
+    if reason == NEAR_DUPLICATE:
+        rows = [row for row in pq.read_table(corpus / CLUSTERS).to_pylist() if row["name"] != row["kept"]]
+        examples = {row["name"]: f"{row['similarity']:.3f} to {row['kept']}" for row in rows[:MAX_EXAMPLES]}
+    elif reason.startswith(CONTAMINATED):
+        rows = [row for row in pq.read_table(corpus / HITS).to_pylist() if reason.endswith(f" {row['benchmark']}")]
+        examples = {row["name"]: f"{row['share']:.0%} of {row['text']}" for row in rows[:MAX_EXAMPLES]}
+    return examples
