@@ -103,6 +103,7 @@ def test_reranking_chooses_the_completion_with_the_fewest_bits(small_run: Path) 
         (SPAN, "value", "stop", ("value", True), "value"),
         (SPAN, "value\nother", "stop", ("value\nother", True), "value"),
         (SPAN, "value + ", "length", ("value + ", False), "value + "),
+        (SPAN, "value\nother", "length", ("value", True), "value"),  # the same rule with and without the suffix
     ],
 )
 def test_completions_are_postprocessed_as_in_an_editor(

@@ -191,9 +191,9 @@ def aggregate(results: Sequence[InfillResult]) -> JsonObject:
 def postprocess(completion: Completion, problem: Problem, *, with_suffix: bool) -> tuple[str, bool]:
     """Truncates a completion as an editor would, which knows the suffix even if the model did not see it.
 
-    A single line ends at its line end (InCoder, section 4.1), a span where it reaches the suffix. A span that never does
-    ends where the model ended it; without the suffix in view, where nothing tells the model to end, at the line end. Also
-    returns whether the answer is finished: a span that neither reaches the suffix nor was ended by the model is not.
+    A single line ends at its line end (InCoder, section 4.1), a span where it reaches the suffix. A span that never reaches
+    it ends where the model ended it, if it saw the suffix, and else at its line end. Also returns whether the answer is
+    finished: a span with the suffix in view that none of these ends is not.
     """
     first_line = LINE_END.split(completion.text, 1)[0]
     if problem.kind == SINGLE_LINE:
@@ -201,9 +201,9 @@ def postprocess(completion: Completion, problem: Problem, *, with_suffix: bool) 
     start = completion.text.find(problem.suffix[:SUFFIX_MATCH_CHARACTERS]) if problem.suffix else -1
     if start != -1:
         return completion.text[:start], True
-    if with_suffix:
-        return completion.text, completion.finish_reason == "stop"
-    return first_line, True
+    if with_suffix and completion.finish_reason == "stop":
+        return completion.text, True
+    return first_line, first_line != completion.text or not with_suffix
 
 
 def _line(text: str, rng: np.random.Generator) -> tuple[int, int] | None:
