@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 
 # Lint, types, and the tests that start no other process: under a minute.
 check: lint
-	$(BIN)/python -m pytest -m "not slow and not process"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not process"
 
 # All tests but the slow ones, in two processes; T=tests/test_loader.py runs one file.
 test: $(VENV)/.dev

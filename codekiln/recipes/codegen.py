@@ -2,9 +2,9 @@
 
 Numbers are those of the paper (section 2 and table 6) and of the released code and configs (jaxformer). `SOURCES` names the
 source of each; "unconfirmed" are numbers that no primary source has. The corpora are not public: every stage reads one
-folder, or the installed Python packages. Codekiln differs in four points: no language name before a file of Multi (its
-format is not published), duplicates by alphanumeric tokens instead of all bytes, redacted e-mail addresses, and its own
-initialization.
+folder, or the installed Python packages. Codekiln differs in four points: its own format of the language's name before a file
+of Multi (CodeGen's is not published), duplicates by alphanumeric tokens instead of all bytes, redacted e-mail addresses, and
+its own initialization.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import CODEGEN_FILTERS, Filters
 from codekiln.corpus.steps.license_gate import LicenseGate
+from codekiln.corpus.steps.metadata import LanguagePrefix
 from codekiln.corpus.steps.redact import RedactEmails
 from codekiln.model.configs import codegen as codegen_model
 from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
@@ -106,6 +107,7 @@ def _stage(
                 Filters(filters=() if name == "nl" else CODEGEN_FILTERS),  # the paper's filters are for code
                 ExactDuplicates(),
                 RedactEmails(),
+                *((LanguagePrefix(),) if name == "multi" else ()),
             ),
             validation_fraction=0.01,
         ),

@@ -1,7 +1,8 @@
 """InCoder (arXiv 2204.05999): causal masking over whole documents, with its own tokenizer.
 
 `SOURCES` names the source of each number; all others are Codekiln's. The paper does not give the learning rates: those of
-GPT-3's sizes are used. Not implemented yet: the metadata tags, StackOverflow, and the dropout of 1.3B.
+GPT-3's sizes are used. File tags have the extension and the name of a file; local folders know no stars. Not implemented yet:
+StackOverflow, and the dropout of 1.3B.
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import INCODER_FILTERS, Filters
 from codekiln.corpus.steps.license_gate import LicenseGate
+from codekiln.corpus.steps.metadata import FileTags
 from codekiln.corpus.steps.redact import RedactEmails
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import incoder as incoder_model
@@ -53,6 +55,7 @@ def incoder(size: str, code: Path | None = None, license: str | None = None) -> 
                 Filters(filters=INCODER_FILTERS),
                 ExactDuplicates(),
                 RedactEmails(),
+                FileTags(),
             ),
         ),
         tokenizer=replace(INCODER_TOKENIZER, vocab_size=50_516),
