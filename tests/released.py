@@ -54,15 +54,28 @@ def train_sentencepiece(texts: list[str], vocab_size: int) -> sentencepiece.Sent
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def save_code_llama(path: Path, processor: sentencepiece.SentencePieceProcessor) -> None:
-    """A `tokenizer.json` as Code Llama's, of the vocabulary of a SentencePiece model."""
+def save_code_llama(path: Path, processor: sentencepiece.SentencePieceProcessor, *, is_leaking: bool = False) -> None:
+    """A `tokenizer.json` as Code Llama's, of the vocabulary of a SentencePiece model.
+
+    If it is leaking, merges produce the infilling tokens from text, because their beginnings are tokens too.
+    """
     vocab = {processor.id_to_piece(number): number for number in range(processor.get_piece_size())}
     special = ["<unk>", "<s>", "</s>", *CODE_LLAMA_TOKENS]
+    if is_leaking:
+        pieces = [
+            *"".join(CODE_LLAMA_TOKENS),
+            *(token[:n] for token in CODE_LLAMA_TOKENS for n in range(2, len(token))),
+        ]
+        vocab |= {piece: len(vocab) + k for k, piece in enumerate(dict.fromkeys(p for p in pieces if p not in vocab))}
     first = len(vocab)
     vocab |= {token: first + k for k, token in enumerate(CODE_LLAMA_TOKENS)}
-    merges = generate_merges(
-        {token: n for token, n in vocab.items() if not token.startswith("<0x")}, skip_tokens=[*special]
-    )
+    texts = {token: n for token, n in vocab.items() if not token.startswith("<0x")}
+    merges = generate_merges(texts, skip_tokens=special)
+    if is_leaking:
+        merges = [
+            *dict.fromkeys((token[:n], token[n]) for token in CODE_LLAMA_TOKENS for n in range(1, len(token))),
+            *merges,
+        ]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     record: JsonObject = {
         "version": "1.0",

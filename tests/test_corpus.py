@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codekiln.corpus.config import DEFAULT_STEPS, CorpusConfig
-from codekiln.corpus.documents import SCHEMA, Document, read_documents, read_manifest, write_parts
+from codekiln.corpus.documents import FORMAT, SCHEMA, Document, read_documents, read_manifest, write_parts
 from codekiln.corpus.languages import LANGUAGES, language_of
 from codekiln.corpus.licenses import UNKNOWN, declared_license, is_permissive
 from codekiln.corpus.pipeline import build_corpus
@@ -343,7 +343,7 @@ def test_sample_is_balanced_and_does_not_depend_on_parts(tmp_path: Path, monkeyp
         ]
         parts = write_parts(corpus / "train", iter(batches))
         assert len(parts) == -(-343 // max(batch_rows, 100))
-        write_json(corpus / "manifest.json", {"format": 1, "splits": {"train": {"parts": parts}}})
+        write_json(corpus / "manifest.json", {"format": FORMAT, "splits": {"train": {"parts": parts}}})
         found.append([document.name for document in balanced_sample(corpus, "train", 6000, seed=1)])
     assert found[0] == found[1] != [document.name for document in balanced_sample(corpus, "train", 6000, seed=2)]
     sample = list(balanced_sample(corpus, "train", 6000, seed=1))

@@ -85,7 +85,7 @@ def test_card_and_report_of_a_record_of_the_wrong_kind_name_it(name: str, small_
 
 def test_report_of_an_edited_manifest_names_it(small_run: Path, tmp_path: Path) -> None:
     run = copy_of(small_run, tmp_path)
-    (run / "corpus" / "manifest.json").write_text('{"format": 1, "splits": {}}', encoding="utf-8")
+    (run / "corpus" / "manifest.json").write_text('{"format": 2, "splits": {}}', encoding="utf-8")
     for write in (write_card, write_report):
         with pytest.raises(CodekilnError, match=r"corpus/manifest\.json"):
             write(run)

@@ -1,5 +1,6 @@
 """Decontamination against files of benchmarks."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_files_with_a_problem_are_dropped_and_listed(tmp_path: Path) -> None:
     assert reasons == {"repository1@-/copied.py": "contaminated by own.jsonl"}
     (hit,) = pq.read_table(tmp_path / "corpus" / HITS).to_pylist()
     assert (hit["name"], hit["benchmark"], hit["text"]) == ("repository1@-/copied.py", "own.jsonl", "1.prompt")
-    assert hit["share"] == 1.0
+    assert hit["fraction"] == 1.0
     kept = {document.path for document in read_documents(tmp_path / "corpus", "train")}
     assert "idiom.py" in kept and len(kept) == 21
 
@@ -72,13 +73,52 @@ def test_benchmarks_are_read_as_jsonl_gzip_and_lists(tmp_path: Path) -> None:
         assert reasons == {"repository1@-/copied.py": f"contaminated by {name}"}
 
 
+def test_lines_are_those_of_json(tmp_path: Path) -> None:
+    """Line separators may be in strings, the last line may have no end, and strings may hold lone surrogates."""
+    problem = PROBLEMS[0] | {"other": "a\u2028b\u0085c \ud800"}
+    path = tmp_path / "one.jsonl"
+    path.write_bytes(json.dumps(problem, ensure_ascii=False).encode(errors="surrogatepass"))
+    escaped = tmp_path / "escaped.jsonl"
+    escaped.write_text(json.dumps(problem), encoding="utf-8")
+    with pytest.raises(CodekilnError, match=r"one\.jsonl"):
+        decontaminate([path])
+    code = write_tree(tmp_path / "code")
+    (code / "repository1" / "copied.py").write_text(PROBLEMS[0]["prompt"], encoding="utf-8")
+    assert list(build(code, tmp_path / "corpus", decontaminate([escaped]))) == ["repository1@-/copied.py"]
+    path.write_text(json.dumps(PROBLEMS[0] | {"other": "a\u2028b\u0085c"}, ensure_ascii=False), encoding="utf-8")
+    assert list(build(code, tmp_path / "other", decontaminate([path]))) == ["repository1@-/copied.py"]
+
+
+def test_fraction_of_runs_decides(tmp_path: Path) -> None:
+    code = write_tree(tmp_path / "code")
+    half = PROBLEMS[0]["prompt"][: len(PROBLEMS[0]["prompt"]) * 7 // 10]
+    (code / "repository1" / "half.py").write_text(half, encoding="utf-8")
+    step = decontaminate([write_benchmark(tmp_path / "own.jsonl")])
+    for fraction, expected in ((0.3, ["repository1@-/half.py"]), (0.95, [])):
+        found = build(code, tmp_path / f"corpus{fraction}", dataclasses.replace(step, min_fraction=fraction))
+        assert list(found) == expected
+
+
 def test_unreadable_benchmarks_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"a": ', encoding="utf-8")
     (tmp_path / "short.jsonl").write_text('{"a": "x"}\n', encoding="utf-8")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"a": "b"}' * 99)[:20])
     (tmp_path / "deep.jsonl").write_text("[" * 100_000, encoding="utf-8")
-    for name in ("broken.jsonl", "short.jsonl", "binary.jsonl", "cut.jsonl.gz", "deep.jsonl", "none.jsonl"):
+    damaged = bytearray(gzip.compress(json.dumps(PROBLEMS).encode() * 50))
+    damaged[40:60] = bytes(20)
+    (tmp_path / "damaged.jsonl.gz").write_bytes(damaged)
+    (tmp_path / "number.jsonl").write_text("5", encoding="utf-8")
+    for name in (
+        "damaged.jsonl.gz",
+        "number.jsonl",
+        "broken.jsonl",
+        "short.jsonl",
+        "binary.jsonl",
+        "cut.jsonl.gz",
+        "deep.jsonl",
+        "none.jsonl",
+    ):
         with pytest.raises(CodekilnError, match=name.replace(".", r"\.")):
             decontaminate([tmp_path / name])
 

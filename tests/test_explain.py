@@ -28,6 +28,8 @@ FILES = {
     "notes.txt": b"words\n",
     "build/made.py": b"x = 1\n",
     ".hidden.py": b"x = 1\n",
+    "made.egg-info/y.py": b"x = 1\n",
+    "ignored.py": b"x = 1\n",
 }
 
 
@@ -38,6 +40,7 @@ def repository(tmp_path: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     (folder / ".git").mkdir()
+    (folder / ".gitignore").write_text("ignored.py\n", encoding="utf-8")
     return folder
 
 
@@ -57,7 +60,8 @@ def test_explanations_equal_what_a_corpus_does(repository: Path, tmp_path: Path)
         if name in reasons:
             assert last.is_dropped and last.outcome == reasons[name], name
         else:  # sources do not list what is hidden, in a folder of made files, or of no known language
-            assert last.is_dropped == (name in ("notes.txt", "build/made.py", ".hidden.py")), name
+            unlisted = ("notes.txt", "build/made.py", ".hidden.py", "made.egg-info/y.py", "ignored.py")
+            assert last.is_dropped == (name in unlisted), name
 
 
 def test_values_are_shown_with_their_limits(repository: Path) -> None:
@@ -69,6 +73,14 @@ def test_values_are_shown_with_their_limits(repository: Path) -> None:
     (notice,) = [row for row in rows if row["step"] == "CopyrightNotices"]
     assert (notice["outcome"], notice["measured"]) == ("edited", "notices: 1")
     assert not any(row["is_dropped"] for row in rows)
+
+
+def test_paths_may_go_up_and_numbers_are_written_out(repository: Path, tmp_path: Path) -> None:
+    (repository / "deep").mkdir()
+    (repository / "wide.py").write_bytes(b"x = '" + b"a" * 12_339 + b"'\n" + b"y = 1\n" * 2000)
+    for path in (repository / "deep" / ".." / "wide.py", repository / "wide.py"):
+        done = codekiln("corpus", "explain", path, "--license", "MIT")
+        assert "12,345 (limit 1,000)" in done.stdout and "is dropped: line too long" in done.stdout
 
 
 def test_unknown_license_is_named(repository: Path) -> None:
@@ -86,7 +98,7 @@ def test_bad_arguments_are_refused(repository: Path, small_run: Path, tmp_path: 
 def test_dropped_files_are_shown_by_reason(tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
     text = (code / "repository1" / "open_window.py").read_text(encoding="utf-8")
-    (code / "repository2" / "copy.py").write_text(text * 1 + "x = 1\n", encoding="utf-8")
+    (code / "repository2" / "copy.py").write_text(text + "x = 1\n", encoding="utf-8")
     command = ("train", "demo", "--out", tmp_path / "run", "--code", code, "--license", "MIT", "--stop-after", "corpus")
     assert codekiln(*command).returncode == 0
     counts = json.loads(codekiln("corpus", "show", tmp_path / "run", "--json").stdout)

@@ -21,6 +21,7 @@ from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.copyright import CopyrightNotices, remove_notices
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.near import CLUSTERS, NEAR_DUPLICATE, NearDuplicates
+from codekiln.errors import ConfigError
 from codekiln.files import JsonObject
 
 WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+")
@@ -185,7 +186,7 @@ def test_copies_of_held_out_code_are_dropped_from_training(tmp_path: Path) -> No
     expected = {other for other, share in shared.items() if share >= 0.1}
     assert expected and train == tree.keys() - held_out - expected
     overlap = manifest["validation"]["overlap"]
-    assert overlap["share_before"] > 0.1 and overlap["share"] == 0.0
+    assert overlap["fraction_before"] > 0.1 and overlap["fraction"] == 0.0
     assert manifest["dropped"]["overlaps the held-out split"]["documents"] == len(expected)
 
 
@@ -208,7 +209,7 @@ def test_share_of_covered_words_equals_a_slow_count(tmp_path: Path) -> None:
                 inside.update(range(at, at + RUN_WORDS))
         covered += len(inside)
         total += len(words_of(text))
-    assert manifest["validation"]["overlap"]["share"] == pytest.approx(covered / total)
+    assert manifest["validation"]["overlap"]["fraction"] == pytest.approx(covered / total)
     assert covered
 
 
@@ -222,31 +223,82 @@ def test_runs_are_found_in_an_index() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("language", "text", "expected"),
     [
-        ("# Copyright 2020 A\n# All rights reserved.\n\nimport os\n", "import os\n"),
-        ("#!/bin/python\n# -*- coding: utf-8 -*-\n# (c) Copyright A\nx\n", "#!/bin/python\n# -*- coding: utf-8 -*-\nx\n"),
-        ("/*\n * Copyright A\n * Licensed under the MIT license\n */\n\nint x;\n", "int x;\n"),
-        ("// SPDX-License-Identifier: MIT\n\n// Package x does y.\npackage x\n", "// Package x does y.\npackage x\n"),
-        ("<!-- Copyright A -->\n<p>x</p>\n", "<p>x</p>\n"),
-        ("# Reads a file.\n# Copyright is explained below.\nx = 1\n", "x = 1\n"),
-        ("# Reads a file.\n\n# Copyright A\nx = 1\n", "# Reads a file.\n\n# Copyright A\nx = 1\n"),
-        ('"""Copyright A"""\nx = 1\n', '"""Copyright A"""\nx = 1\n'),
-        ("x = 1\n# Copyright A\n", "x = 1\n# Copyright A\n"),
-        ("#" * 30_000 + " copyright\nx = 1\n", "#" * 30_000 + " copyright\nx = 1\n"),
-        ("", ""),
-        ("# Copyright A", ""),
+        ("Python", "# Copyright 2020 A\n# All rights reserved.\n\nimport os\n", "import os\n"),
+        ("Python", "#!/bin/python\n# coding: utf-8\n# (c) Copyright A\nx\n", "#!/bin/python\n# coding: utf-8\nx\n"),
+        ("C", "/*\n * Copyright A\n * Licensed under the MIT license\n */\n\nint x;\n", "int x;\n"),
+        ("Go", "// SPDX-License-Identifier: MIT\n\n// Package x does y.\npackage x\n", "// Package x does y.\npackage x\n"),
+        ("HTML", "<!-- Copyright A -->\n<p>x</p>\n", "<p>x</p>\n"),
+        ("PHP", "<?php\r\n// Copyright A\r\n$x = 1;\r\n", "<?php\r\n$x = 1;\r\n"),
+        ("Python", "# Copyright A\rx = 1\ry = 2\r", "x = 1\ry = 2\r"),
+        ("Python", "# Reads a file.\n# Copyright is explained below.\nx = 1\n", "x = 1\n"),
+        ("Python", "# Reads a file.\n\n# Copyright A\nx = 1\n", None),
+        ("Python", '"""Copyright A"""\nx = 1\n', None),
+        ("Python", "x = 1\n# Copyright A\n", None),
+        ("Python", "# " + "copyright " * 3000 + "\nx = 1\n", None),
+        ("C", "// Copyright holder\n" * 2000 + "int x;\n", None),
+        ("C", '#include <a.h>\n#define NOTICE "Copyright 2020 X"\nint x;\n', None),
+        ("JavaScript", ";(function ($) { /* Copyright 2012 X */ })(jQuery);\n", None),
+        ("Lua", "--[[ Copyright A\ncode\n]]\nx = 1\n", None),
+        ("Forth", "# Copyright A\n", None),
+        ("Python", "", None),
+        ("Python", "# Copyright A", ""),
     ],
 )  # fmt: skip
-def test_copyright_notices_are_removed_and_other_comments_stay(text: str, expected: str) -> None:
-    assert remove_notices(text) == (expected, int(text != expected))
+def test_copyright_notices_are_removed_and_other_text_stays(language: str, text: str, expected: str | None) -> None:
+    assert remove_notices(text, language) == (text if expected is None else expected, int(expected is not None))
 
 
-@pytest.mark.parametrize(
-    "text", [" " * 200_000, "\n" * 200_000, "/*" * 100_000, "# a\n" * 50_000, "<!--" * 50_000, "#!" * 99_999]
-)
-def test_notices_of_hostile_text_terminate(text: str) -> None:
-    assert remove_notices(text) == (text, 0)
+@pytest.mark.parametrize("language", ["Python", "C", "HTML", "PHP"])
+@pytest.mark.parametrize("part", [" ", "\n", "/*", "# a\n", "<!--", "#!"])
+def test_notices_of_hostile_text_terminate(part: str, language: str) -> None:
+    text = part * 100_000
+    assert remove_notices(text, language) == (text, 0)
+
+
+def test_a_file_of_a_notice_only_is_dropped(tmp_path: Path) -> None:
+    tree = {"a/license.py": "# Copyright A\n", "a/code.py": "value = 1\n"}
+    manifest = build(tree, tmp_path, steps=(CopyrightNotices(),))
+    assert manifest["dropped"]["only a copyright notice"]["documents"] == 1
+
+
+def test_a_header_that_all_files_have_is_no_copy(tmp_path: Path) -> None:
+    """Fifty files with a license in a docstring, which is half of each file: none is dropped, and the overlap is reported."""
+    header = '"""' + " ".join(f"word{n}" for n in range(120)) + '"""\n'
+    body = "".join(f"def name_{{0}}_{n}(argument_{{0}}):\n    return value_{{0}}_{n}\n" for n in range(20))
+    tree = {f"repository{k % 10}/file{k}.py": header + body.replace("{0}", str(k)) for k in range(50)}
+    manifest = build(tree, tmp_path, validation_fraction=0.1)
+    assert manifest["kept"]["documents"] == 50
+    overlap = manifest["validation"]["overlap"]
+    assert overlap["fraction"] == overlap["fraction_before"] > 0.3
+
+
+def test_a_corpus_of_copies_is_refused(tmp_path: Path) -> None:
+    body = "".join(f"def name_{n}(argument_{n}):\n    return value_{n}\n" for n in range(200))
+    with pytest.raises(ConfigError, match=r"all other files hold copies of held-out files.*3"):
+        build(
+            {f"repository{k}/file.py": f"x{k} = {k}\n" * 40 + body for k in range(4)},
+            tmp_path,
+            steps=(),
+            validation_fraction=0.25,
+        )
+
+
+def test_papers_recipes_measure_the_overlap_and_drop_nothing(tmp_path: Path) -> None:
+    manifest = build(held_out_tree(), tmp_path, validation_fraction=0.1, max_overlap=None)
+    assert manifest["kept"]["documents"] == 19
+    assert manifest["validation"]["overlap"]["fraction"] > 0.1
+
+
+def test_threshold_decides(tmp_path: Path) -> None:
+    text = real_texts(1)[0]
+    other = edited(text, 0.1, random.Random(0))
+    assert 0.5 < similarity(text, other) < 0.95
+    for threshold, n_kept in ((0.5, 1), (0.95, 2)):
+        folder = tmp_path / str(threshold)
+        build({"a/a.py": text, "b/b.py": other}, folder, steps=(NearDuplicates(threshold=threshold),))
+        assert len(kept_names(folder)) == n_kept
 
 
 def test_files_with_equal_notices_are_not_near_duplicates(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Tokenizers of released code models, compared with the software that their makers used."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiktoken
 import transformers
@@ -14,6 +16,7 @@ from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import UNUSED_BYTES, Tokenizer, bytes_to_unicode
 from codekiln.tokenizer.codegen import WHITESPACE, codegen25_tokenizer, load_gpt2_merges
 from codekiln.tokenizer.infill import PSM, CodeGen2
+from codekiln.train.objectives import Chunk, FillInTheMiddle
 from tests.released import save_code_llama, save_deepseek_coder, save_starcoder2, train_sentencepiece
 from tests.small import ROOT, TINY, printed_rng
 
@@ -116,6 +119,39 @@ def test_prompt_of_code_llama_is_that_of_its_makers(tmp_path: Path) -> None:
     assert ours.prompt_ids(InfillRequest(before, after), 8) == [begin, pre, *theirs.encode(before), suf, *suffix, mid]
     assert ours.prompt_ids(InfillRequest(before), 8) == [begin, *theirs.encode(before)]
     assert {ours.tokenizer.special_id("▁<EOT>"), ours.tokenizer.special_id("</s>")} <= ours.tokenizer.stop_token_ids
+
+
+def test_text_never_becomes_an_infilling_token_of_code_llama(tmp_path: Path) -> None:
+    """The merges of this vocabulary produce `▁<PRE>` from " <PRE>"."""
+    save_code_llama(tmp_path / "tokenizer.json", train_sentencepiece(TEXTS, 1500), is_leaking=True)
+    ours = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert ours.special_id("▁<PRE>") in ours._reference.encode("a <PRE> b").ids, "the leak that this test needs is gone"
+    for text in ("a <PRE> b", " <PRE>", "▁<PRE>", " <SUF> <MID>x <EOT>", "<PRE> <PRE>"):
+        ids = ours.encode(text)
+        assert ours.special_ids.isdisjoint(ids) and ours.decode(ids) == text
+
+
+def test_training_and_prompts_have_the_same_layout(tmp_path: Path) -> None:
+    """Families with a start token begin every prompt with it, so every training example does."""
+    for name in ("deepseek", "llama"):
+        (tmp_path / name).mkdir()
+    save_deepseek_coder(tmp_path / "deepseek" / "tokenizer.json", TEXTS, 1500)
+    save_code_llama(tmp_path / "llama" / "tokenizer.json", train_sentencepiece(TEXTS, 1500))
+    for name in ("deepseek", "llama"):
+        tokenizer = Tokenizer.load(tmp_path / name / "tokenizer.json")
+        assert isinstance(tokenizer.infill_format, PSM)
+        ids = np.array(tokenizer.encode(TEXTS[3])[:200])
+        for is_start, seed in itertools.product((True, False), range(10)):
+            chunk = Chunk(ids, is_start=is_start, is_end=False)
+            objective = FillInTheMiddle(fim_rate=1.0, fim_spm_rate=0.0)
+            example = objective(chunk, tokenizer, np.random.default_rng(seed))
+            at = example.ids.index(tokenizer.infill_format.middle_id)
+            assert example.ids[:2] == [tokenizer.start_id, tokenizer.infill_format.prefix_id]
+            cut = example.ids.index(tokenizer.infill_format.suffix_id)
+            prefix, suffix = example.ids[2:cut], example.ids[cut + 1 : at]
+            assert example.ids[1 : at + 1] == tokenizer.infill_format.prompt(prefix, suffix)
+            assert len(example.ids) <= len(ids) + objective.max_added_tokens
+            assert example.loss_weights[0] == 0.0
 
 
 def test_code_llama_loads_in_transformers_with_equal_ids(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from codekiln.corpus.documents import SCHEMA, read_documents, write_parts
+from codekiln.corpus.documents import FORMAT, SCHEMA, read_documents, write_parts
 from codekiln.errors import CorruptFileError
 from codekiln.files import write_json
 from codekiln.tokenizer.bpe import Tokenizer
@@ -38,7 +38,7 @@ def test_shards_have_equal_bytes_for_any_number_of_threads_and_after_a_kill(
     parts = write_parts(tmp_path / "corpus" / "train", batches)
     assert len(parts) > 8
     entry = {"documents": len(rows), "text_bytes": sum(len(text.encode()) for text in texts), "parts": parts}
-    write_json(tmp_path / "corpus" / "manifest.json", {"format": 1, "splits": {"train": entry}})
+    write_json(tmp_path / "corpus" / "manifest.json", {"format": FORMAT, "splits": {"train": entry}})
 
     def written(name: str, *, threads: int, at_once: int, killed_after: int = -1) -> list[bytes]:
         """The bytes of all files that another process wrote."""
@@ -91,7 +91,7 @@ def test_shards_are_written_concurrently(small_run: Path, tmp_path: Path, monkey
     ]
     parts = write_parts(tmp_path / "corpus" / "train", iter(batches))
     entry = {"documents": len(batches), "text_bytes": 0, "parts": parts}
-    write_json(tmp_path / "corpus" / "manifest.json", {"format": 1, "splits": {"train": entry}})
+    write_json(tmp_path / "corpus" / "manifest.json", {"format": FORMAT, "splits": {"train": entry}})
     manifest = prepare_shards(tmp_path / "corpus", small_run / "tokenizer.json", tmp_path / "tokens")
     assert len(manifest["splits"]["train"]["shards"]) == len(parts) > 40
     assert open_token_shards(tmp_path / "tokens", "train").n_documents == len(batches)

@@ -100,7 +100,7 @@ def gguf_vocab_fields(tokenizer: Tokenizer, stop_token_ids: frozenset[int] = fro
 
 
 def _infill_fields(tokenizer: Tokenizer) -> JsonObject:
-    """The tokens of the infilling format; EOT is what ends a middle if that is not the end of the text."""
+    """The tokens of the infilling format; EOT is the token that ends a middle, if that is not the end of the text."""
     match tokenizer.infill_format:
         case SPM() | PSM() as fim:
             fields: JsonObject = {

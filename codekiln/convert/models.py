@@ -55,7 +55,7 @@ def import_model(source: Path, target: Path, *, to: HFArchitecture | None = None
     if is_codegen2(found):
         notes.append("the model brings its own code, which was not run: it was read as CodeGen2")
     window = found.get("sliding_window")
-    if isinstance(config, StarCoder2Config) and window:
+    if isinstance(config, StarCoder2Config) and window and window < found["max_position_embeddings"]:
         notes.append(f"the model looks back at most {window:,} tokens: its context is {config.context_length:,} tokens")
     ids = _token_ids(source, found, tokenizer, notes)
     configs = hugging_face_configs(tokenizer, config.context_length)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from codekiln.corpus.sources.files import Source
+from codekiln.corpus.steps.copyright import CopyrightNotices
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filters
 from codekiln.corpus.steps.license_gate import LicenseGate
@@ -14,6 +15,7 @@ from codekiln.errors import ConfigError
 DEFAULT_STEPS: tuple[Step, ...] = (
     LicenseGate(),
     Filters(filters=CODEGEN_FILTERS + INCODER_FILTERS),
+    CopyrightNotices(),
     ExactDuplicates(),
     NearDuplicates(),
     RedactEmails(),
@@ -27,6 +29,8 @@ class CorpusConfig:
     sources: tuple[Source, ...]
     steps: tuple[Step, ...] = DEFAULT_STEPS
     validation_fraction: float = 0.02
+    # Training documents are dropped if this fraction of their 50-word runs is in held-out documents (`corpus/overlap.py`).
+    max_overlap: float | None = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:

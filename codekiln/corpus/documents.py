@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
 )
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest
+FORMAT = 2  # of the manifest
 PART_BYTES = 32 * 2**20
 READ_BATCH_ROWS = 512
 

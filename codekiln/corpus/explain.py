@@ -1,4 +1,4 @@
-"""What the steps of a corpus do with one file, and with the files of a finished corpus."""
+"""Explains why a file is kept or dropped, and shows dropped files of a finished corpus."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.declared import read_license
 from codekiln.corpus.documents import read_manifest
 from codekiln.corpus.languages import LANGUAGES, language_of
-from codekiln.corpus.reading import read_text
+from codekiln.corpus.reading import NAME_NOT_UTF8, is_utf8, read_text
 from codekiln.corpus.sources.files import SourceFile
-from codekiln.corpus.sources.tree import VENDORED, VENDORED_REASON
-from codekiln.corpus.steps.decontaminate import CONTAMINATED, HITS
+from codekiln.corpus.sources.tree import why_not_listed
+from codekiln.corpus.steps.decontaminate import CONTAMINATED, HITS, contaminated_by
 from codekiln.corpus.steps.filters import Filters, text_stats
 from codekiln.corpus.steps.near import CLUSTERS, NEAR_DUPLICATE
 from codekiln.corpus.steps.step import Draft, Step
@@ -43,12 +43,17 @@ def explain_file(path: Path, config: CorpusConfig, license: str | None) -> Itera
     """
     if not path.is_file():
         raise MissingFileError(f"{path} is not a file: name a source file")
-    location = path.absolute()
+    location = path.parent.resolve() / path.name
     root = next((folder for folder in location.parents if (folder / ".git").exists()), location.parent)
     name = location.relative_to(root).as_posix()
     file = SourceFile("tree", root.name, "-", license or read_license(root), name, location)
     languages = {language for source in config.sources for language in getattr(source, "languages", LANGUAGES)}
-    if problem := _listing_problem(name, languages):
+    problem = why_not_listed(root, location)
+    if problem is None and language_of(name) not in languages:
+        problem = f"not a file of these languages: {', '.join(sorted(languages))}"
+    if problem is None and not is_utf8(name):
+        problem = NAME_NOT_UTF8
+    if problem is not None:
         yield Explanation("source", problem, is_dropped=True)
         return
     for step in config.steps:
@@ -70,16 +75,6 @@ def explain_file(path: Path, config: CorpusConfig, license: str | None) -> Itera
         step.edit_document(draft)
 
 
-def _listing_problem(name: str, languages: set[str]) -> str | None:
-    """Why a source does not list a file of a repository; None if it does."""
-    *folders, file = name.split("/")
-    if not VENDORED.isdisjoint(folders):
-        return VENDORED_REASON
-    if any(part.startswith(".") for part in (*folders, file)):
-        return "hidden file or folder"
-    return None if language_of(file) in languages else f"not a file of these languages: {', '.join(sorted(languages))}"
-
-
 def _explain_step(step: Step, draft: Draft) -> Iterator[Explanation]:
     """What a step does with one document."""
     name = type(step).__name__
@@ -88,7 +83,7 @@ def _explain_step(step: Step, draft: Draft) -> Iterator[Explanation]:
         for filter_ in step.filters:
             reason = filter_(draft.text, stats)
             measure = getattr(filter_, "measure", None)
-            measured = f"{measure(stats):,.4g} (limit {filter_.limit:,})" if measure is not None else ""  # type: ignore[attr-defined]
+            measured = f"{_number(measure(stats))} (limit {filter_.limit:,})" if measure is not None else ""  # type: ignore[attr-defined]
             yield Explanation(
                 f"{name}: {type(filter_).__name__}", reason or "kept", measured, is_dropped=reason is not None
             )
@@ -100,8 +95,15 @@ def _explain_step(step: Step, draft: Draft) -> Iterator[Explanation]:
         step.edit_document(edited)
         counts = ", ".join(f"{column}: {value}" for column, value in edited.columns.items() if isinstance(value, int))
         yield Explanation(name, "edited" if edited.text != draft.text else "kept", counts)
-    elif type(step).check_corpus is not Step.check_corpus:
+    elif step.compares_documents:
         yield Explanation(name, "compared with all files")
+    elif type(step).check_document is not Step.check_document:
+        yield Explanation(name, "kept")
+
+
+def _number(value: float) -> str:
+    """A number with at most four decimal places."""
+    return f"{value:,.4f}".rstrip("0").rstrip(".")
 
 
 def show_drops(corpus: Path, reason: str | None) -> dict[str, Any]:
@@ -119,6 +121,6 @@ def show_drops(corpus: Path, reason: str | None) -> dict[str, Any]:
         rows = [row for row in pq.read_table(corpus / CLUSTERS).to_pylist() if row["name"] != row["kept"]]
         examples = {row["name"]: f"{row['similarity']:.3f} to {row['kept']}" for row in rows[:MAX_EXAMPLES]}
     elif reason.startswith(CONTAMINATED):
-        rows = [row for row in pq.read_table(corpus / HITS).to_pylist() if reason.endswith(f" {row['benchmark']}")]
-        examples = {row["name"]: f"{row['share']:.0%} of {row['text']}" for row in rows[:MAX_EXAMPLES]}
+        rows = [row for row in pq.read_table(corpus / HITS).to_pylist() if reason == contaminated_by(row["benchmark"])]
+        examples = {row["name"]: f"{row['fraction']:.0%} of {row['text']}" for row in rows[:MAX_EXAMPLES]}
     return examples

@@ -16,8 +16,9 @@ from codekiln.files import JsonObject
 from codekiln.progress import progress_bar
 
 HELD_OUT_OVERLAP = "overlaps the held-out split"
-RUN_WORDS = 50  # a match of 50 words is a copy and not a coincidence
-MAX_OVERLAP = 0.1  # of the runs of a training document
+RUN_WORDS = 50
+# A run that more training documents have is boilerplate, for example a license header, and not a copy of one of them.
+MAX_COPIES = 20
 
 Indices = npt.NDArray[np.int64]
 
@@ -39,51 +40,57 @@ class RunIndex:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What the training documents share with the held-out ones, in words of held-out documents.
+    """The runs that training and held-out documents share.
 
-    `dropped` are the orders of training documents that share too much. `share_before` and `share` are the fractions of held-out
-    words inside a run that a training document has too, before and after these are dropped.
+    `dropped` are the orders of training documents that share too much. `fraction_before` and `fraction` are the fractions of
+    held-out words inside a run that a training document has too, before and after these are dropped.
     """
 
+    n_held_out: int
     dropped: list[int]
-    share_before: float
-    share: float
+    fraction_before: float
+    fraction: float
 
     def record(self) -> JsonObject:
         """The fields for the manifest."""
-        return {"run_words": RUN_WORDS, "share_before": self.share_before, "share": self.share}
+        return {"run_words": RUN_WORDS, "fraction_before": self.fraction_before, "fraction": self.fraction}
 
 
-def find_overlap(scratch: Scratch, train: Indices, held_out: Indices) -> Overlap:
-    """Compares all training documents with the held-out ones, by their orders. Texts are read twice, in batches.
+def find_overlap(scratch: Scratch, train: Indices, held_out: Indices, max_overlap: float | None) -> Overlap:
+    """Compares all training documents with the held-out ones, by their orders.
 
-    Memory: 8 bytes per held-out word, and 16 per shared run.
+    A training document is dropped if at least `max_overlap` of its runs are in held-out documents and in no more than
+    `MAX_COPIES` training documents; None drops nothing. Memory: the held-out texts, three times their runs, and 8 bytes per
+    shared run. Training texts are read in batches.
     """
-    texts = dict(scratch.texts(held_out))
-    index = RunIndex(texts.values(), RUN_WORDS)
-    shared: list[Indices] = []  # the places of the runs that each kept training document shares
-    dropped: list[int] = []
-    is_shared = np.zeros(len(index.values), bool)
+    texts = [text for _, text in scratch.texts(held_out)]
+    index = RunIndex(texts, RUN_WORDS)
+    shared: list[tuple[int, int, Indices]] = []  # order, number of runs, and places of the shared ones
     with progress_bar("Corpus: held-out overlap", len(train)) as progress:
         for order, text in scratch.texts(train):
             places = index.find(text)
             found = np.unique(places[places >= 0])
             if len(found):
-                is_shared[found] = True
-                if np.count_nonzero(places >= 0) >= MAX_OVERLAP * len(places):
-                    dropped.append(order)
-                else:
-                    shared.append(found)
+                shared.append((order, len(places), found))
             progress.advance()
-    still_shared = np.zeros(len(index.values), bool)
-    for found in shared:
-        still_shared[found] = True
-    return Overlap(
-        sorted(dropped), *(_covered_share(texts.values(), index, flags) for flags in (is_shared, still_shared))
-    )
+    n_documents = np.zeros(len(index.values), np.int64)
+    for _, _, found in shared:
+        n_documents[found] += 1
+    is_copied = n_documents <= MAX_COPIES
+    dropped = {
+        order
+        for order, n_runs, found in shared
+        if max_overlap is not None and np.count_nonzero(is_copied[found]) >= max_overlap * n_runs
+    }
+    is_left = np.zeros(len(index.values), bool)
+    for order, _, found in shared:
+        if order not in dropped:
+            is_left[found] = True
+    before, after = (_covered_fraction(texts, index, flags) for flags in (n_documents > 0, is_left))
+    return Overlap(len(held_out), sorted(dropped), before, after)
 
 
-def _covered_share(texts: Iterable[str], index: RunIndex, is_shared: npt.NDArray[np.bool_]) -> float:
+def _covered_fraction(texts: Iterable[str], index: RunIndex, is_shared: npt.NDArray[np.bool_]) -> float:
     """The fraction of the words of texts that are inside a shared run."""
     n_covered = n_words = 0
     for text in texts:

@@ -1,7 +1,7 @@
-"""Builds a corpus: license gate, read, filters, exact duplicates, caps, redaction, split. Every drop is counted.
+"""Builds a corpus: lists and reads files, runs the steps, splits, and writes. Every drop is counted.
 
 The engine is Daft: one plan for one machine and for a cluster. Texts pass through it once, into a scratch folder. Steps over
-all documents (duplicates, caps) read only the small columns.
+all documents compare small columns, and read single texts again where they must.
 """
 
 import os
@@ -22,7 +22,7 @@ from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, write_parts
 from codekiln.corpus.languages import language_of
 from codekiln.corpus.overlap import HELD_OUT_OVERLAP, Overlap, find_overlap
-from codekiln.corpus.reading import read_text
+from codekiln.corpus.reading import NAME_NOT_UTF8, is_utf8, read_text
 from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.sources.files import SourceFile
 from codekiln.corpus.split import HeldOut, choose_held_out, hash_order, split_rows
@@ -72,12 +72,14 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     held_out = choose_held_out(kept, config)
     if held_out.unit != "repository":
         print_line(f"Corpus: held out by {held_out.unit}, because the repositories are few or large")
-    overlap = _find_overlap(scratch, kept, held_out)
+    overlap = _find_overlap(scratch, kept, held_out, config.max_overlap)
     if overlap is not None and overlap.dropped:
         reasons = Step.drop_rows(kept, overlap.dropped, HELD_OUT_OVERLAP).collect()
         _count_drops(reasons, drops)
         kept = reasons.where(col("reason").is_null())
         n_kept = kept.count_rows()
+        if n_kept == overlap.n_held_out:
+            raise _empty_corpus_error("all other files hold copies of held-out files", len(listed), drops)
     with count_interrupts() as interrupts, progress_bar("Corpus: write", len(SPLITS)) as progress:
         rows = read.join(kept.select("order"), on="order", how="inner")
         splits = _write_splits(rows, held_out, folder, progress)
@@ -113,15 +115,17 @@ def build_corpus(config: CorpusConfig, folder: Path) -> JsonObject:
     return manifest
 
 
-def _find_overlap(scratch: Scratch, kept: daft.DataFrame, held_out: HeldOut) -> Overlap | None:
-    """What the two splits share. None if nothing is held out, or only the end of a file."""
+def _find_overlap(
+    scratch: Scratch, kept: daft.DataFrame, held_out: HeldOut, max_overlap: float | None
+) -> Overlap | None:
+    """The runs that the two splits share. None if nothing is held out, or only the end of a file."""
     if held_out.is_cut or not held_out.names:
         return None
     rows = kept.select("order", "repository").sort("order").to_arrow()
     orders = rows.column("order").to_numpy()
     column, values = ("repository", held_out.names) if held_out.unit == "repository" else ("order", held_out.orders)
     is_held_out = pc.is_in(rows.column(column), pa.array(values)).to_numpy()
-    return find_overlap(scratch, orders[~is_held_out], orders[is_held_out])
+    return find_overlap(scratch, orders[~is_held_out], orders[is_held_out], max_overlap)
 
 
 def _check_files(listed: Sequence[SourceFile], config: CorpusConfig, drops: "_DropCounts") -> list[SourceFile]:
@@ -129,7 +133,7 @@ def _check_files(listed: Sequence[SourceFile], config: CorpusConfig, drops: "_Dr
     files = []
     for file in listed:
         if reason := _check_file(file, config):
-            name = _name(file) if _is_utf8(_name(file)) else ascii(_name(file))
+            name = _name(file) if is_utf8(_name(file)) else ascii(_name(file))
             drops.add(reason, name, _size(file.location))
         else:
             files.append(file)
@@ -158,8 +162,8 @@ def _check_file(file: SourceFile, config: CorpusConfig) -> str | None:
     """The reason to drop a listed file before it is read."""
     if file.problem is not None:
         return file.problem
-    if not _is_utf8(_name(file)):
-        return "name not UTF-8"
+    if not is_utf8(_name(file)):
+        return NAME_NOT_UTF8
     return next((reason for step in config.steps if (reason := step.check_file(file))), None)
 
 
@@ -272,11 +276,6 @@ def _require_complete(is_complete: bool, interrupts: list[int]) -> None:
         if interrupts:
             raise KeyboardInterrupt
         raise RuntimeError("the corpus engine returned another number of rows than it was given")
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether a file name is valid UTF-8. Other bytes are lone surrogates, which no record can hold."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _size(location: Path) -> int:

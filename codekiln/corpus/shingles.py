@@ -92,12 +92,12 @@ def _minhash(shingles: Hashes) -> Hashes:
 
 @_compiled
 def band_hashes(shingles: Hashes) -> Hashes:
-    """The hash of each of `N_BANDS` bands of `BAND_ROWS` MinHash values; none for a document without shingles.
+    """The hash of each of `N_BANDS` bands of `BAND_ROWS` MinHash values; zeros for a document without shingles.
 
     Two documents of Jaccard similarity s share a band with probability 1 - (1 - s^6)^42: 0.995 at 0.7, 0.48 at 0.5.
     """
     if len(shingles) == 0:
-        return np.empty(0, np.uint64)
+        return np.zeros(N_BANDS, np.uint64)
     least = _minhash(shingles)
     found = np.empty(N_BANDS, np.uint64)
     for band in range(N_BANDS):
@@ -142,14 +142,12 @@ def link_bucket(
     offsets: npt.NDArray[np.int64],
     threshold: float,
     window: int,
-) -> int:
-    """Joins the components of the members of a bucket whose similarity is at least `threshold`. Returns how many pairs were
-    compared.
+) -> None:
+    """Joins the components of the members of a bucket whose similarity is at least `threshold`.
 
     Document k has the sorted shingles `shingles[offsets[0, k]:offsets[1, k]]`. Members in one component are not compared. A
     member is compared with the `window` members before it at most.
     """
-    compared = 0
     for n in range(1, len(members)):
         at = members[n]
         size = offsets[1, at] - offsets[0, at]
@@ -161,11 +159,9 @@ def link_bucket(
             other_size = offsets[1, other] - offsets[0, other]
             if min(size, other_size) < threshold * max(size, other_size):
                 continue  # the similarity is at most the ratio of the sizes
-            compared += 1
             one = shingles[offsets[0, at] : offsets[1, at]]
             if jaccard(one, shingles[offsets[0, other] : offsets[1, other]]) >= threshold:
                 parent[max(root, other_root)] = min(root, other_root)
-    return compared
 
 
 @_compiled

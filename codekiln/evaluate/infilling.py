@@ -193,7 +193,7 @@ def postprocess(completion: Completion, problem: Problem, *, with_suffix: bool) 
 
     A single line ends at its line end (InCoder, section 4.1), a span where it reaches the suffix. A span that never reaches
     it ends where the model ended it, if it saw the suffix, and else at its line end. Also returns whether the answer is
-    finished: a span with the suffix in view that none of these ends is not.
+    finished. A span is not if the model saw the suffix, and neither the suffix, the model nor a line end ends it.
     """
     first_line = LINE_END.split(completion.text, 1)[0]
     if problem.kind == SINGLE_LINE:

@@ -110,6 +110,7 @@ def _stage(
                 *((LanguagePrefix(),) if name == "multi" else ()),
             ),
             validation_fraction=0.01,
+            max_overlap=None,
         ),
         tokenizer=PretrainedTokenizer(name="codegen-nl" if name == "nl" else "codegen"),
         model=codegen_model(size),

@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
-from codekiln.corpus.config import DEFAULT_STEPS, CorpusConfig
+from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.caps import RepositoryCap
 from codekiln.corpus.steps.copyright import CopyrightNotices
+from codekiln.corpus.steps.exact import ExactDuplicates
+from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filters
+from codekiln.corpus.steps.license_gate import LicenseGate
+from codekiln.corpus.steps.near import NearDuplicates
+from codekiln.corpus.steps.redact import RedactEmails
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
@@ -26,8 +31,15 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
         name="demo",
         corpus=CorpusConfig(
             sources=(source,),
-            # Without the cap, a few large packages would be most of the corpus.
-            steps=(CopyrightNotices(), *DEFAULT_STEPS, RepositoryCap(max_bytes=2_000_000)),
+            steps=(
+                LicenseGate(),
+                Filters(filters=CODEGEN_FILTERS + INCODER_FILTERS),
+                CopyrightNotices(),
+                ExactDuplicates(),
+                RepositoryCap(max_bytes=2_000_000),  # without it, a few large packages would be most of the corpus
+                NearDuplicates(),
+                RedactEmails(),
+            ),
             validation_fraction=0.03,
         ),
         tokenizer=TokenizerConfig(vocab_size=2048, memory_bytes=1_500_000_000),

@@ -57,6 +57,7 @@ def incoder(size: str, code: Path | None = None, license: str | None = None) -> 
                 RedactEmails(),
                 FileTags(),
             ),
+            max_overlap=None,
         ),
         tokenizer=replace(INCODER_TOKENIZER, vocab_size=50_516),
         model=incoder_model(size),

@@ -212,7 +212,7 @@ def _overlap_text(overlap: JsonObject | None) -> str:
     """What the held-out split shares with the training split; nothing if it was not compared."""
     if overlap is None:
         return ""
-    return f"; {overlap['share']:.2%} of its words are in runs of {overlap['run_words']} words of the training split"
+    return f"; {overlap['fraction']:.2%} of its words are in runs of {overlap['run_words']} words of the training split"
 
 
 def _bytes_per_token(tokens: JsonObject) -> float:

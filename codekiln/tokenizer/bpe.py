@@ -108,7 +108,9 @@ class Tokenizer:
                 f"{self._origin} has the special token {short[0]!r}: special tokens of one character are not supported, "
                 "because text contains them"
             )
-        places = "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in leaks)
+        # In a text of a vocabulary with byte fallback, "▁" is a space.
+        spelled = [token.replace(SPACE_SYMBOL, " ") if self._has_byte_fallback else token for token in leaks]
+        places = "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in spelled)
         return re.compile(places) if leaks else None
 
     @classmethod

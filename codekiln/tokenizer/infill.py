@@ -9,8 +9,8 @@ small models then do not learn to end it.
 
     <|fim_suffix|> suffix <|fim_prefix|> prefix <|fim_middle|> middle <|endoftext|>
 
-PSM, prefix-suffix-middle, is the format of Qwen2.5-Coder, and of StarCoder, StarCoder2, Granite, DeepSeek-Coder and Code
-Llama, which spell the tokens otherwise:
+PSM, prefix-suffix-middle, is the format of Qwen2.5-Coder, and with other spellings of StarCoder, StarCoder2, Granite,
+DeepSeek-Coder and Code Llama:
 
     <|fim_prefix|> prefix <|fim_suffix|> suffix <|fim_middle|> middle <|endoftext|>
 

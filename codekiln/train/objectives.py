@@ -157,7 +157,7 @@ class FillInTheMiddle:
 
     @property
     def max_added_tokens(self) -> int:
-        return N_FIM_SENTINELS + 1 + _REENCODING_TOKENS  # 1: end of text
+        return N_FIM_SENTINELS + 1 + _REENCODING_TOKENS  # 1: end of text, or the start token of a family that has one
 
     def __call__(self, chunk: Chunk, tokenizer: Tokenizer, rng: np.random.Generator) -> TokenizedExample:
         infill_format = require_fim(tokenizer.infill_format)
@@ -170,8 +170,13 @@ class FillInTheMiddle:
             return left_to_right(chunk, tokenizer)
         suffix = suffix[:room]
         if is_spm_v2 and isinstance(infill_format, PSM):
-            return infill_format.spm_v2_example(prefix, middle, suffix)
-        return infill_format.example(prefix, middle, suffix)
+            example = infill_format.spm_v2_example(prefix, middle, suffix)
+        else:
+            example = infill_format.example(prefix, middle, suffix)
+        if tokenizer.start_id is None:
+            return example
+        # Every prompt of these families begins with the start token, also one that begins inside of a document.
+        return TokenizedExample([tokenizer.start_id, *example.ids], [0.0, *example.loss_weights])
 
     def _parts(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> list[list[int]]:
         if self.split == "tokens":

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from codekiln.corpus.documents import SCHEMA, write_parts
+from codekiln.corpus.documents import FORMAT, SCHEMA, write_parts
 from codekiln.files import write_json
 from codekiln.metrics_log import read_metrics
 from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig
@@ -64,7 +64,7 @@ def prepare(folder: Path) -> None:
         parts = write_parts(folder / "corpus" / split, iter([pa.RecordBatch.from_pylist(rows, SCHEMA)]))
         n_bytes = sum(len(text.encode()) for text in chosen)
         splits[split] = {"documents": len(rows), "text_bytes": n_bytes, "parts": parts}
-    write_json(folder / "corpus" / "manifest.json", {"format": 1, "splits": splits})
+    write_json(folder / "corpus" / "manifest.json", {"format": FORMAT, "splits": splits})
     for k, control in enumerate((SPM_SPECIAL_TOKENS, INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS)):
         tokenizer = train_tokenizer(TokenizerConfig(vocab_size=300 + len(control), special_tokens=control), texts)
         tokenizer.save(folder / str(k) / "tokenizer.json")

@@ -126,11 +126,32 @@ def _list(folder: Path, ignored: list[tuple[Path, Any]]) -> tuple[Iterator[_Entr
         if _is_ignored(path, is_folder, ignored):
             continue
         if is_folder:
-            is_vendored = entry.name in VENDORED or entry.name.endswith(".egg-info")
-            found.append(_Entry(path, VENDORED_REASON) if is_vendored else path)
+            found.append(_Entry(path, VENDORED_REASON) if _is_vendored(entry.name) else path)
         elif entry.is_file(follow_symlinks=False):
             found.append(_Entry(path))
     return iter(found), n_ignored
+
+
+def why_not_listed(root: Path, location: Path) -> str | None:
+    """Why `LocalRepositories` does not read a file below a folder; None if it does, if the language is among its own."""
+    ignored: list[tuple[Path, Any]] = []
+    folder = root
+    for name in location.relative_to(root).parts:
+        if spec := _read_gitignore(folder / ".gitignore"):
+            ignored.append((folder, spec))
+        folder = folder / name
+        if name.startswith(".") or folder.is_symlink():
+            return "hidden, or a symbolic link"
+        if _is_ignored(folder, folder.is_dir(), ignored):
+            return "named in .gitignore"
+        if folder.is_dir() and _is_vendored(name):
+            return VENDORED_REASON
+    return None
+
+
+def _is_vendored(name: str) -> bool:
+    """Whether a folder of this name holds code of others, or generated code."""
+    return name in VENDORED or name.endswith(".egg-info")
 
 
 def _read_gitignore(path: Path) -> Any:

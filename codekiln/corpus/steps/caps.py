@@ -16,6 +16,8 @@ CAPPED = "over its repository's cap"
 class RepositoryCap(Step):
     """Keeps documents of each repository in random order until they exceed `max_bytes`."""
 
+    compares_documents = True
+
     max_bytes: int
 
     def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":

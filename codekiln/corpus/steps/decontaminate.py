@@ -6,6 +6,7 @@ text, so that a common idiom in a solution drops nothing.
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     import daft
 
 
-CONTAMINATED = "contaminated"  # in a reason, before the name of the benchmark's file
+CONTAMINATED = "contaminated"
 HITS = "contaminated.parquet"
 HITS_SCHEMA = pa.schema(
-    [("name", pa.string()), ("benchmark", pa.string()), ("text", pa.string()), ("share", pa.float64())]
+    [("name", pa.string()), ("benchmark", pa.string()), ("text", pa.string()), ("fraction", pa.float64())]
 )
 MIN_WORDS = 20
 RUN_WORDS = 10  # GPT-3 used runs of 13 words of prose (arXiv 2005.14165, appendix C); lines of code are shorter
@@ -45,25 +46,25 @@ class BenchmarkFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Decontaminate(Step):
-    """Drops documents that have at least `min_share` of the ten-word runs of one text of a benchmark.
+    """Drops documents that have at least `min_fraction` of the ten-word runs of one text of a benchmark.
 
     Texts of fewer than `MIN_WORDS` words are not looked for. `contaminated.parquet` lists every hit: `name` of the document,
-    `benchmark` (the file), `text` (the number of the problem and the field), and `share` of its runs.
+    `benchmark` (the file), `text` (the number of the problem and the field), and `fraction` of its runs.
     """
 
     benchmarks: tuple[BenchmarkFile, ...]
-    min_share: float = 0.5
+    min_fraction: float = 0.5
 
-    columns: ClassVar = {"benchmark": str, "benchmark_text": str, "benchmark_share": float}
+    columns: ClassVar = {"benchmark": str, "benchmark_text": str, "benchmark_fraction": float}
     outputs: ClassVar = (HITS,)
 
     def check_document(self, draft: Draft) -> str | None:
-        hit = _texts(self.benchmarks).find(draft.text, self.min_share)
+        hit = _texts(self.benchmarks).find(draft.text, self.min_fraction)
         if hit is None:
             return None
-        names = ("benchmark", "benchmark_text", "benchmark_share")
+        names = ("benchmark", "benchmark_text", "benchmark_fraction")
         draft.columns |= dict(zip(names, hit, strict=True))
-        return f"{CONTAMINATED} by {hit[0]}"
+        return contaminated_by(hit[0])
 
     def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
         from daft import col  # noqa: PLC0415 - the engine is imported when a corpus is built
@@ -74,7 +75,7 @@ class Decontaminate(Step):
                 "name": f"{row['repository']}@{row['revision']}/{row['path']}",
                 "benchmark": row["benchmark"],
                 "text": row["benchmark_text"],
-                "share": row["benchmark_share"],
+                "fraction": row["benchmark_fraction"],
             }
             for row in hits
         ]
@@ -83,11 +84,16 @@ class Decontaminate(Step):
         return rows
 
 
+def contaminated_by(file: str) -> str:
+    """The reason to drop a document that holds a problem of a benchmark's file."""
+    return f"{CONTAMINATED} by {file}"
+
+
 def decontaminate(paths: list[Path]) -> Decontaminate:
     """The step for some files. Raises CodekilnError that names a file that is missing or not readable."""
     for path in paths:
         if not path.is_file():
-            raise MissingFileError(f"{path} does not exist: name a JSONL file of a benchmark")
+            raise MissingFileError(f"{path} is not a file: name a JSONL file of a benchmark")
         if not any(True for _ in _read_texts(path)):
             raise InvalidFileError(
                 f"{path} has no text of at least {MIN_WORDS} words: name a JSONL file of a benchmark"
@@ -112,15 +118,15 @@ class _BenchmarkTexts:
             for place in each.tolist():
                 self._texts_of.setdefault(place, []).append(number)
 
-    def find(self, text: str, min_share: float) -> tuple[str, str, float] | None:
-        """File, text and share of the benchmark text that a document has most of; None if it is less than `min_share`."""
+    def find(self, text: str, min_fraction: float) -> tuple[str, str, float] | None:
+        """File, text and share of the benchmark text that a document has most of; None if it is less than `min_fraction`."""
         places = self._index.find(text)
         counts = Counter(
             number for place in np.unique(places[places >= 0]).tolist() for number in self._texts_of[place]
         )
         shares = {number: count / self._n_runs[number] for number, count in counts.items()}
         best = max(shares, key=lambda number: (shares[number], -number)) if shares else None
-        return None if best is None or shares[best] < min_share else (*self._names[best], shares[best])
+        return None if best is None or shares[best] < min_fraction else (*self._names[best], shares[best])
 
 
 @lru_cache(maxsize=1)
@@ -133,15 +139,15 @@ def _read_texts(path: Path) -> Iterator[tuple[str, str]]:
     from codekiln.corpus.shingles import text_runs  # noqa: PLC0415 - compiled functions take half a second to load
 
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            data = file.read()
-        text = data.decode()
-        lines = [text] if text.lstrip().startswith("[") else text.splitlines()
-        parsed = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, EOFError, ValueError, RecursionError) as error:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        if text.lstrip().startswith("["):
+            problems = json.loads(text)
+        else:  # other characters that end lines, such as U+2028, may be in strings
+            problems = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         message = f"{path} is not a readable JSONL file ({str(error)[:200]}): name a file of a benchmark"
         raise InvalidFileError(message) from None
-    problems = parsed[0] if lines == [text] else parsed
     for number, problem in enumerate(problems):
         for name, value in _strings(problem, ""):
             if len(text_runs(value, 1)) >= MIN_WORDS:
@@ -151,7 +157,7 @@ def _read_texts(path: Path) -> Iterator[tuple[str, str]]:
 def _strings(value: Any, name: str) -> Iterator[tuple[str, str]]:
     """All strings in a value of JSON, with the path to each."""
     if isinstance(value, str):
-        yield name, value
+        yield name, value.encode(errors="replace").decode()  # JSON may hold lone surrogates
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from _strings(inner, f"{name}.{key}")

@@ -31,6 +31,7 @@ class ExactDuplicates(Step):
     """Keeps the first of all documents with the same key."""
 
     columns: ClassVar = {"key": str}
+    compares_documents = True
 
     def check_document(self, draft: Draft) -> str | None:
         draft.columns["key"] = duplicate_key(draft.path, draft.text)

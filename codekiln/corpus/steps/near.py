@@ -8,13 +8,13 @@ form clusters, and one document of each is kept.
 Memory: 340 bytes per document. The shingles of candidates are in a scratch file, which is mapped.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.corpus.scratch import Scratch
@@ -48,29 +48,35 @@ class NearDuplicates(Step):
     threshold: float = 0.7
 
     columns: ClassVar = {"bands": bytes}
+    compares_documents = True
     outputs: ClassVar = (CLUSTERS,)
 
     def check_document(self, draft: Draft) -> str | None:
         # Compiled functions take half a second to load: only building a corpus needs them.
         from codekiln.corpus.shingles import shingle_bands  # noqa: PLC0415
 
-        draft.columns["bands"] = shingle_bands(draft.text).tobytes()
+        draft.columns["bands"] = shingle_bands(draft.text).tobytes()  # zeros if there are no shingles
         return None
 
     def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
         from daft import col  # noqa: PLC0415
 
         kept = rows.where(col("reason").is_null())
-        table = kept.select("order", "repository", "revision", "path", "text_bytes", "bands").sort("order").to_arrow()
-        columns = (table.column(name).to_pylist() for name in ("repository", "revision", "path"))
-        names = [f"{repository}@{revision}/{path}" for repository, revision, path in zip(*columns, strict=True)]
-        sizes = table.column("text_bytes").to_numpy()
+        table = kept.select("order", "bands").sort("order").to_arrow()
         orders = table.column("order").to_numpy()
-        bands = band_matrix(table.column("bands").to_pylist())
-        sets, roots = find_clusters(bands, orders, scratch, self.threshold)
+        sets, roots = find_clusters(band_matrix(table.column("bands")), orders, scratch, self.threshold)
+        clusters = _groups(roots)
+        clustered = orders[[at for members in clusters for at in members]].tolist()
+        columns = kept.select("order", "repository", "revision", "path", "text_bytes").sort("order").to_arrow()
+        columns = columns.filter(pc.is_in(columns.column("order"), pa.array(clustered, pa.int64())))
+        names, sizes = {}, {}
+        for row in columns.to_pylist():
+            at = int(np.searchsorted(orders, row["order"]))
+            names[at] = f"{row['repository']}@{row['revision']}/{row['path']}"
+            sizes[at] = row["text_bytes"]
         found: list[dict[str, object]] = []
         dropped: list[int] = []
-        for members in _groups(roots):
+        for members in clusters:
             best = min(members, key=lambda at: (-sizes[at], names[at]))
             found += [
                 {"name": names[at], "kept": names[best], "similarity": sets.similarity(at, best)} for at in members
@@ -78,16 +84,19 @@ class NearDuplicates(Step):
             dropped += [int(orders[at]) for at in members if at != best]
         with atomic_write(scratch.outputs / CLUSTERS) as temp_path:
             pq.write_table(pa.Table.from_pylist(found, CLUSTERS_SCHEMA), temp_path)
-        return self.drop_rows(rows, dropped, NEAR_DUPLICATE)
+        return self.drop_rows(rows.exclude("bands"), dropped, NEAR_DUPLICATE)
 
 
-def band_matrix(bands: Sequence[bytes]) -> Hashes:
-    """Bands (N_BANDS, documents). Documents without shingles have zeros."""
+def band_matrix(bands: pa.ChunkedArray) -> Hashes:
+    """Bands (N_BANDS, documents), from a column with those of each document as bytes."""
     from codekiln.corpus.shingles import N_BANDS  # noqa: PLC0415
 
-    empty = bytes(8 * N_BANDS)
-    data = b"".join(each or empty for each in bands)
-    return np.ascontiguousarray(np.frombuffer(data, np.uint64).reshape(-1, N_BANDS).T)
+    rows = [
+        np.frombuffer(data, np.uint64).reshape(-1, N_BANDS)
+        for chunk in bands.cast(pa.large_binary()).chunks
+        for data in (b"".join(chunk.to_pylist()),)
+    ]
+    return np.ascontiguousarray(np.concatenate([np.empty((0, N_BANDS), np.uint64), *rows]).T)
 
 
 class ShingleSets:

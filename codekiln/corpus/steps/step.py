@@ -32,6 +32,8 @@ class Step:
     columns: ClassVar[Mapping[str, type]] = {}
     # Names of the files that `check_corpus` writes next to the manifest.
     outputs: ClassVar[tuple[str, ...]] = ()
+    # Whether `check_corpus` compares documents, so that nothing is known of a single one.
+    compares_documents: ClassVar[bool] = False
 
     def check_file(self, file: SourceFile) -> str | None:
         """Phase 1: decides about a listed file before it is read."""
