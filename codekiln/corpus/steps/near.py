@@ -5,7 +5,8 @@ MinHash with banding finds candidates (Broder 1997; Leskovec et al., Mining of M
 pair is verified by its true similarity before it is linked, so no document is dropped because of a collision. Linked documents
 form clusters, and one document of each is kept.
 
-Memory: 340 bytes per document. The shingles of candidates are in a scratch file, which is mapped.
+Memory: the bands of a document are 336 bytes, and two or three copies exist for a moment. The shingles of candidates are in a
+scratch file, which is mapped.
 """
 
 from dataclasses import dataclass
