@@ -57,9 +57,8 @@ def main() -> None:
     n_replaced, n_addresses = sum(replaced for _, replaced in pairs), sum(is_address for is_address, _ in pairs)
     print(f"labeled: {len(pairs)} of {len(labels)} candidates are in these packages")
     if pairs:
-        print(
-            f"precision {right}/{n_replaced} = {right / max(1, n_replaced):.3f}, recall {right}/{n_addresses} = {right / max(1, n_addresses):.3f}"
-        )
+        precision, recall = right / max(1, n_replaced), right / max(1, n_addresses)
+        print(f"precision {right}/{n_replaced} = {precision:.3f}, recall {right}/{n_addresses} = {recall:.3f}")
 
 
 if __name__ == "__main__":
