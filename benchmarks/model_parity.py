@@ -48,6 +48,13 @@ CONFIGS = {
     "kiln (Qwen3)": transformers.Qwen3Config(vocab_size=500, head_dim=32, **_LLAMA),
     "kiln (Qwen2)": transformers.Qwen2Config(vocab_size=500, **_LLAMA),
     "kiln (Llama)": transformers.LlamaConfig(vocab_size=500, **_LLAMA),
+    "kiln (Granite)": transformers.LlamaConfig(vocab_size=500, attention_bias=True, mlp_bias=True, **_LLAMA),
+    "kiln (DeepSeek-Coder)": transformers.LlamaConfig(
+        vocab_size=500, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5}, **_LLAMA
+    ),
+    "starcoder2": transformers.Starcoder2Config(
+        vocab_size=500, sliding_window=None, embedding_dropout=0.0, residual_dropout=0.0, **_LLAMA
+    ),
 }
 
 

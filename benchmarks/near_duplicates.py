@@ -74,7 +74,7 @@ def cluster(texts: list[str], folder: Path) -> tuple[npt.NDArray[np.int64], floa
         table = pa.table({"order": pa.array(range(start, start + len(part)), pa.int64()), "text": part})
         pq.write_table(table, folder / f"{start:08}.parquet", compression="zstd")
     begun = time.process_time()
-    bands = band_matrix([shingle_bands(text).tobytes() for text in texts])
+    bands = band_matrix(pa.chunked_array([[shingle_bands(text).tobytes() for text in texts]], pa.binary()))
     _, roots = find_clusters(bands, np.arange(len(texts)), Scratch(folder, folder), 0.7)
     return roots, time.process_time() - begun
 
