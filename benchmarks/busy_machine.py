@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
 POLICIES = {"unset": {}, "PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"}}
 REQUESTS, NEW_TOKENS = 4, 48
 
@@ -102,8 +101,8 @@ def measure(what: str, run: Path, policy: str, *, busy: bool) -> float:
     try:
         environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.busy_machine", str(run), "--measure", what],
-            env=environment | POLICIES[policy] | {"PYTHONPATH": str(ROOT)},
+            [sys.executable, __file__, str(run), "--measure", what],
+            env=environment | POLICIES[policy],
             capture_output=True,
             text=True,
             check=True,
