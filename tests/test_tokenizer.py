@@ -6,7 +6,6 @@ import json
 import random
 import sysconfig
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -159,16 +158,24 @@ def test_unknown_ids_have_no_bytes(any_tokenizer: Tokenizer) -> None:
     assert any_tokenizer.decode_bytes(ids) == b"x"
 
 
+def least_seconds(tokenizer: Tokenizer, text: str | bytes) -> float:
+    """The least processor time in which a text is encoded, of three times: on a busy machine, caches are shared with other programs."""
+    seconds = []
+    for _ in range(3):
+        begun = time.process_time()
+        tokenizer.encode(text)
+        seconds.append(time.process_time() - begun)
+    return min(seconds)
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("name", LONG)
 def test_time_is_linear_in_the_length_of_a_text(any_tokenizer: Tokenizer, name: str) -> None:
     seconds = []
     for n in (250_000, 1_000_000):
         text = LONG[name](n)
-        begun = time.process_time()
-        ids = any_tokenizer.encode(text)
-        seconds.append(time.process_time() - begun)
-        assert any_tokenizer.decode_bytes(ids) == text.encode()
+        seconds.append(least_seconds(lambda text=text: any_tokenizer.encode(text)))  # type: ignore[misc]
+        assert any_tokenizer.decode_bytes(any_tokenizer.encode(text)) == text.encode()
     # With a heap of merges, four times the text takes a little more than four times the CPU time; quadratic time, 16 times.
     assert seconds[1] < 12 * seconds[0] + 0.05
 
@@ -178,9 +185,8 @@ def test_time_is_linear_for_invalid_utf8(any_tokenizer: Tokenizer) -> None:
     seconds = []
     for n in (50_000, 200_000):
         data = b"a\xff" * n
-        begun = time.process_time()
         assert any_tokenizer.decode_bytes(any_tokenizer.encode(data)) == data
-        seconds.append(time.process_time() - begun)
+        seconds.append(least_seconds(lambda data=data: any_tokenizer.encode(data)))  # type: ignore[misc]
     assert seconds[1] < 12 * seconds[0] + 0.05
 
 
