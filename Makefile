@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/codekiln demo --out runs/demo
 
-# Lint, types, and the tests that start no other process: under a minute.
+# Lint, types, and the tests that start no other process: about 75 seconds.
 check: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not process"
+	$(BIN)/python -m pytest -m "not slow and not process"
 
 # All tests but the slow ones, in two processes; T=tests/test_loader.py runs one file.
 test: $(VENV)/.dev

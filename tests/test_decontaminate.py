@@ -17,6 +17,8 @@ from codekiln.errors import CodekilnError
 from tests.command import assert_refused, codekiln
 from tests.small import ROOT, write_tree
 
+pytestmark = pytest.mark.process
+
 PROBLEMS = [
     {
         "task_id": f"T/{n}",

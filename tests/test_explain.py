@@ -13,6 +13,8 @@ from codekiln.recipes.demo import demo
 from tests.command import assert_refused, codekiln
 from tests.small import write_tree
 
+pytestmark = pytest.mark.process
+
 FILES = {
     "plain.py": b"def f(x):\n    return x\n",
     "long_line.py": b"x = '" + b"a" * 1001 + b"'\n" + b"y = 1\n" * 20,

@@ -20,6 +20,8 @@ from codekiln.train.objectives import Chunk, FillInTheMiddle
 from tests.released import save_code_llama, save_deepseek_coder, save_starcoder2, train_sentencepiece
 from tests.small import ROOT, TINY, printed_rng
 
+pytestmark = pytest.mark.process
+
 TEXTS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "codekiln").rglob("*.py"))]
 ODD = (
     "a\tb  \r\n\t\tx = 'Ünï 日本 ٣'\n\n\n   \n<s> <|endoftext|> <0x41>"
