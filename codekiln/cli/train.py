@@ -120,7 +120,7 @@ def finetune(
     from codekiln.recipes.finetune import finetune as finetune_recipe
     from codekiln.train.config import RuntimeConfig
 
-    recipe = _decontaminated(finetune_recipe(resolve_model(model), code, license, lora=lora), decontaminate)
+    recipe = _with_decontamination(finetune_recipe(resolve_model(model), code, license, lora=lora), decontaminate)
     runtime = RuntimeConfig(
         device=device,
         micro_batch_tokens=micro_batch_tokens,
@@ -198,12 +198,12 @@ def _recipe(
         raise typer.BadParameter("--license is the license of the code in --code: give both")
     recipe = get_recipe(name, code=code, license=license)
     if isinstance(recipe, StagedRecipe):
-        stages = tuple(_decontaminated(stage, benchmarks) for stage in recipe.recipes)
+        stages = tuple(_with_decontamination(stage, benchmarks) for stage in recipe.recipes)
         return apply_overrides(replace(recipe, recipes=stages), overrides or [])
-    return apply_overrides(_decontaminated(recipe, benchmarks), overrides or [])
+    return apply_overrides(_with_decontamination(recipe, benchmarks), overrides or [])
 
 
-def _decontaminated(recipe: "Recipe", benchmarks: list[Path] | None) -> "Recipe":
+def _with_decontamination(recipe: "Recipe", benchmarks: list[Path] | None) -> "Recipe":
     """The recipe with a step that drops files with problems of benchmarks, if there are any."""
     if not benchmarks:
         return recipe

@@ -1,7 +1,7 @@
 """BPE of bytes: text to ids and back.
 
 Vocabularies are spelled in one of two ways. In a byte-level one (GPT-2), every byte is a printable character. In one with
-byte fallback (SentencePiece: Llama 2, Code Llama), tokens are text in which "▁" stands for a space, and bytes are `<0x00>` to
+byte fallback (SentencePiece: Llama 2, Code Llama), tokens are text in which "▁" represents a space, and bytes are `<0x00>` to
 `<0xFF>`.
 
 Text never becomes a special token. Of the tokens that a `tokenizer.json` adds to its merges, those of white space (CodeGen's

@@ -19,7 +19,7 @@ PSM_SPELLINGS = (
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
 )
 END_OF_MIDDLE = "▁<EOT>"  # Code Llama's end of a middle. In other models it is the end of the text.
-# CodeGen2's: the mask stands for the hole, the separator follows the document, and the end of mask ends the middle.
+# CodeGen2's: the mask replaces the hole, the separator follows the document, and the end of mask ends the middle.
 CODEGEN2_MASK, CODEGEN2_SEPARATOR, CODEGEN2_END_OF_MASK = "<mask_1>", "<sep>", "<eom>"
 # Tokens that end an answer, in addition to the end of the text. The later ones begin another file or repository
 # (Qwen2.5-Coder, StarCoder2).
