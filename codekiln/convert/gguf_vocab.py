@@ -15,7 +15,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from codekiln.errors import ConfigError
 from codekiln.files import JsonObject
-from codekiln.tokenizer.bpe import SPACE_SYMBOL, Tokenizer, bytes_to_unicode, has_byte_fallback
+from codekiln.tokenizer.bpe import SPACE_SYMBOL, Tokenizer, has_byte_fallback, unicode_to_bytes
 from codekiln.tokenizer.config import WORD_SPLIT_PATTERN
 from codekiln.tokenizer.infill import PSM, SPM, CausalMask, CodeGen2
 
@@ -152,7 +152,7 @@ def _spm_token(data: bytes, number: int) -> tuple[str, TokenType]:
 
 def _character_merges(pairs: list[tuple[str, ...]]) -> list[str]:
     """Merges of whole characters. Newlines are not merged: llama.cpp looks up their runs."""
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    byte_of = unicode_to_bytes()
     merges = []
     for pair in pairs:
         try:

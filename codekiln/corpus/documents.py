@@ -44,7 +44,12 @@ class Document:
     @property
     def name(self) -> str:
         """`repository@revision/path`, the same in every report."""
-        return f"{self.repository}@{self.revision}/{self.path}"
+        return document_name(self.repository, self.revision, self.path)
+
+
+def document_name(repository: str, revision: str, path: str) -> str:
+    """The name of a document in every report."""
+    return f"{repository}@{revision}/{path}"
 
 
 def write_parts(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[JsonObject]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from daft import DataType, col
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, write_parts
+from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, document_name, write_parts
 from codekiln.corpus.languages import language_of
 from codekiln.corpus.overlap import HELD_OUT_OVERLAP, Overlap, find_overlap
 from codekiln.corpus.reading import NAME_NOT_UTF8, is_utf8, read_text
@@ -123,7 +123,7 @@ def _find_overlap(
         return None
     rows = kept.select("order", "repository").sort("order").to_arrow()
     orders = rows.column("order").to_numpy()
-    column, values = ("repository", held_out.names) if held_out.unit == "repository" else ("order", held_out.orders)
+    column, values = held_out.selector
     is_held_out = pc.is_in(rows.column(column), pa.array(values)).to_numpy()
     return find_overlap(scratch, orders[~is_held_out], orders[is_held_out], max_overlap)
 
@@ -238,7 +238,7 @@ def _count_drops(decided: daft.DataFrame, drops: _DropCounts) -> None:
     columns = ("reason", "repository", "revision", "path", "text_bytes")
     rows = decided.where(col("reason").not_null()).sort(["draw", "order"]).select(*columns).to_pydict()
     for reason, repository, revision, path, size in zip(*(rows[name] for name in columns), strict=True):
-        drops.add(reason, f"{repository}@{revision}/{path}", size)
+        drops.add(reason, document_name(repository, revision, path), size)
 
 
 def _total(rows: daft.DataFrame, column: str) -> int:
@@ -287,7 +287,7 @@ def _size(location: Path) -> int:
 
 
 def _name(file: SourceFile) -> str:
-    return f"{file.repository}@{file.revision}/{file.path}"
+    return document_name(file.repository, file.revision, file.path)
 
 
 def _empty_corpus_error(why: str, n_files: int, drops: _DropCounts, *, is_license: bool = False) -> ConfigError:

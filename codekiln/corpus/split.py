@@ -11,7 +11,7 @@ import pyarrow as pa
 from daft import col, lit
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.documents import SCHEMA
+from codekiln.corpus.documents import SCHEMA, document_name
 
 HeldOutUnit = Literal["repository", "file", "end of a file"]
 Key = TypeVar("Key", str, int)
@@ -33,6 +33,11 @@ class HeldOut:
     @property
     def is_cut(self) -> bool:
         return self.unit == "end of a file"
+
+    @property
+    def selector(self) -> tuple[str, tuple[str, ...] | tuple[int, ...]]:
+        """The column that decides whether a document is held out, and its values that do."""
+        return ("repository", self.names) if self.unit == "repository" else ("order", self.orders)
 
 
 def choose_held_out(kept: daft.DataFrame, config: CorpusConfig) -> HeldOut:
@@ -56,13 +61,13 @@ def choose_held_out(kept: daft.DataFrame, config: CorpusConfig) -> HeldOut:
         names = sorted({row["repository"] for row in rows if row["order"] in files})
         return HeldOut("file", tuple(names), tuple(sorted(files)))
     largest = max(rows, key=lambda row: (row["text_bytes"], -row["order"]))
-    name = f"{largest['repository']}@{largest['revision']}/{largest['path']}"
+    name = document_name(largest["repository"], largest["revision"], largest["path"])
     return HeldOut("end of a file", (name,), (largest["order"],), round(wanted))
 
 
 def split_rows(rows: daft.DataFrame, held_out: HeldOut, split: str) -> Iterator[pa.RecordBatch]:
     """The rows of a split in their order, as batches of `SCHEMA`."""
-    column, values = ("repository", held_out.names) if held_out.unit == "repository" else ("order", held_out.orders)
+    column, values = held_out.selector
     is_held_out = col(column).is_in(list(values)) if values else lit(False)
     if not held_out.is_cut:
         rows = rows.where(is_held_out if split == "validation" else ~is_held_out)

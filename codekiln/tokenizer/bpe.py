@@ -78,9 +78,7 @@ class Tokenizer:
         self.special_tokens: Mapping[str, int] = {token: number for token, number in added.items() if token.strip()}
         self.special_ids = frozenset(self.special_tokens.values())  # all ids that text never becomes
         self._added_text = {token: number for token, number in added.items() if not token.strip()}
-        self._normalized_json = _normalize(
-            record, self.special_tokens, self.unused_bytes, has_byte_fallback=self._has_byte_fallback
-        )
+        self._normalized_json = _normalize(record, self.special_tokens, self.unused_bytes)
         self._reference = _load_reference(self._normalized_json, origin)
         self._leaking_specials = self._check()
         self._byte_runs = _INVALID_OR_SPACE_SYMBOL if self._has_byte_fallback else _INVALID
@@ -296,7 +294,7 @@ def has_byte_fallback(record: JsonObject) -> bool:
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    byte_of = _unicode_to_bytes()
+    byte_of = unicode_to_bytes()
     return bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
 
 
@@ -370,9 +368,7 @@ def _check_normalizer(normalizer: object, origin: str, *, is_fallback: bool) -> 
             )
 
 
-def _normalize(
-    record: JsonObject, special_tokens: Mapping[str, int], unused_bytes: Mapping[str, int], *, has_byte_fallback: bool
-) -> str:
+def _normalize(record: JsonObject, special_tokens: Mapping[str, int], unused_bytes: Mapping[str, int]) -> str:
     """The tokenizer as JSON for the encoders: special tokens flagged, and nothing that changes ids or adds any."""
     added = [
         token | {"special": token["content"] in special_tokens}
@@ -381,7 +377,7 @@ def _normalize(
     ]
     model = record["model"] | {"dropout": None}  # dropout leaves merges out by chance, for the training of models only
     changed = {"added_tokens": added, "model": model, "post_processor": None, "truncation": None, "padding": None}
-    if has_byte_fallback:  # without the space before a text, see `document_start`
+    if has_byte_fallback(record):  # without the space before a text, see `document_start`
         changed["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_SYMBOL}
     return json.dumps(record | changed)
 
@@ -430,7 +426,8 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 @cache
-def _unicode_to_bytes() -> dict[str, int]:
+def unicode_to_bytes() -> dict[str, int]:
+    """The byte of each of GPT-2's printable characters."""
     return {character: byte for byte, character in bytes_to_unicode().items()}
 
 

@@ -45,9 +45,8 @@ from codekiln.tokenizer.special_tokens import (
     SPM_SPECIAL_TOKENS,
 )
 
-N_FIM_SENTINELS = (
-    4  # ids that a prompt adds to a document with one hole, and no fewer than training adds without the end
-)
+# Ids that a prompt adds to a document with one hole. Training adds the end, and no more than these without it.
+N_FIM_SENTINELS = 4
 N_SENTINELS_PER_SPAN = 3  # ids that each masked span of InCoder adds
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from codekiln.corpus.documents import document_name
 from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.steps.step import Draft, Step
 from codekiln.errors import InvalidFileError, MissingFileError
@@ -72,7 +73,7 @@ class Decontaminate(Step):
         hits = rows.where(col("benchmark").not_null()).sort("order").to_arrow().to_pylist()
         found = [
             {
-                "name": f"{row['repository']}@{row['revision']}/{row['path']}",
+                "name": document_name(row["repository"], row["revision"], row["path"]),
                 "benchmark": row["benchmark"],
                 "text": row["benchmark_text"],
                 "fraction": row["benchmark_fraction"],

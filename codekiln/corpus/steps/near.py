@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from codekiln.corpus.documents import document_name
 from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.steps.step import Draft, Step
 from codekiln.files import atomic_write
@@ -73,7 +74,7 @@ class NearDuplicates(Step):
         names, sizes = {}, {}
         for row in columns.to_pylist():
             at = int(np.searchsorted(orders, row["order"]))
-            names[at] = f"{row['repository']}@{row['revision']}/{row['path']}"
+            names[at] = document_name(row["repository"], row["revision"], row["path"])
             sizes[at] = row["text_bytes"]
         found: list[dict[str, object]] = []
         dropped: list[int] = []
