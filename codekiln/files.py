@@ -1,6 +1,7 @@
 """Atomic files, JSON records, checksums, free disk space."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -83,6 +84,18 @@ def read_json(path: Path) -> JsonObject:
     if not isinstance(record, dict):
         raise InvalidFileError(f"{path} is damaged: it holds a {type(record).__name__}, not a JSON object")
     return record
+
+
+def to_record(value: Any) -> Any:
+    """A configuration as plain JSON, for example a recipe. Dataclasses carry the name of their class as `kind`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: to_record(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind": type(value).__name__} | fields
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple | list):
+        return [to_record(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def first_difference(found: Any, wanted: Any, field: str = "") -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints, overload
 
 from codekiln.errors import ConfigError
-from codekiln.files import JsonObject
-from codekiln.recipe import Recipe, StagedRecipe, to_record
+from codekiln.files import JsonObject, to_record
+from codekiln.recipe import Recipe, StagedRecipe
 
 
 @overload

@@ -12,18 +12,19 @@ import torch
 
 from codekiln.convert.models import load_tokenizer
 from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
+from codekiln.corpus.engine import CorpusOptions
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sample import balanced_sample
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.errors import ConfigError
 from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
-from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of
+from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of, to_record
 from codekiln.folders import claim_folder, refuse_links, require_separate
 from codekiln.generate.complete import Completer
 from codekiln.metrics_log import METRICS_FILE, MetricSink, read_metrics, summarize
 from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, require_vocabulary, save_model, stop_token_ids_in
 from codekiln.model.tensors import named_weights
-from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe, to_record
+from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
 from codekiln.runs import (
     RECIPE_FILE,
     STAGE_NAMES,
@@ -60,6 +61,7 @@ class Job:
     run: Path
     runtime: RuntimeConfig
     world: World
+    corpus: CorpusOptions
     sinks: Sequence[MetricSink] = ()
 
 
@@ -80,18 +82,25 @@ def build(
     *,
     stop_after: str | None = None,
     loggers: Sequence[str] = (),
-    keep_corpus: bool = False,
+    corpus: CorpusOptions | None = None,
 ) -> None:
     """Runs all stages of a recipe in the folder `run`, or those up to `stop_after`. Raises CodekilnError or OSError.
 
     Finished stages are skipped, unfinished ones resume. Under torchrun all ranks train, and rank 0 does the other stages.
     `loggers` names where metrics go in addition to metrics.jsonl. If the code of the corpus has changed since it was built,
-    the run is refused, or continues with the corpus as it is if `keep_corpus` is set.
+    the run is refused, unless `corpus.keep` is set.
     """
     if stop_after is not None and stop_after not in STAGE_NAMES:
         raise ConfigError(f"unknown stage {stop_after!r}: choose from {', '.join(STAGE_NAMES)}")
     with init_distributed(runtime.device, tensor_parallel=runtime.tensor_parallel) as world:
-        job = Job(recipe=recipe, record=to_record(recipe), run=run, runtime=runtime, world=world)
+        job = Job(
+            recipe=recipe,
+            record=to_record(recipe),
+            run=run,
+            runtime=runtime,
+            world=world,
+            corpus=corpus or CorpusOptions(),
+        )
         if not world.is_main:
             world.serve_commands({"train": lambda inputs: _train(job, inputs)})
             return
@@ -102,7 +111,7 @@ def build(
             if not (run / RECIPE_FILE).exists():
                 require_free_space(run, _needed_bytes(recipe))
                 write_recipe(run, job.record)
-            if not keep_corpus:
+            if not job.corpus.keep:
                 _require_same_sources(job)
             for stage in STAGES:
                 _run_stage(stage, job)
@@ -117,7 +126,7 @@ def build_stages(
     runtime: RuntimeConfig,
     *,
     loggers: Sequence[str] = (),
-    keep_corpus: bool = False,
+    corpus: CorpusOptions | None = None,
 ) -> list[Path]:
     """Builds every recipe of a staged recipe into a run in the folder `out`. Returns the runs in order."""
     claim_folder(out, "staged run")
@@ -125,7 +134,7 @@ def build_stages(
     for k, stage in enumerate(recipe.recipes):
         run = out / f"{k + 1}-{stage.name}"
         init_from = (runs[-1] / "model").absolute() if runs else stage.init_from
-        build(dataclasses.replace(stage, init_from=init_from), run, runtime, loggers=loggers, keep_corpus=keep_corpus)
+        build(dataclasses.replace(stage, init_from=init_from), run, runtime, loggers=loggers, corpus=corpus)
         runs.append(run)
     return runs
 
@@ -192,7 +201,9 @@ def _run_stage(stage: Stage, job: Job) -> None:
 
 def _corpus(job: Job, inputs: JsonObject) -> JsonObject:
     sources = [source.fingerprint() for source in job.recipe.corpus.sources]
-    manifest = build_corpus(job.recipe.corpus, job.run / "corpus")
+    manifest = build_corpus(
+        job.recipe.corpus, job.run / "corpus", job.corpus.engine, keep_dropped=job.corpus.keep_dropped
+    )
     keys = ("documents", "text_bytes")
     splits = {split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()}
     return {"splits": splits, "sources": sources}

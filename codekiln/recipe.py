@@ -1,9 +1,7 @@
 """A recipe: everything that decides what a model becomes. Needs no corpus engine and no PyTorch."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.errors import ConfigError
@@ -60,15 +58,3 @@ class StagedRecipe:
 
     name: str
     recipes: tuple[Recipe, ...]
-
-
-def to_record(value: Any) -> Any:
-    """A recipe, or anything in one, as plain JSON. Objects carry the name of their class as `kind`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: to_record(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"kind": type(value).__name__} | fields
-    if isinstance(value, frozenset):
-        return sorted(value)
-    if isinstance(value, tuple | list):
-        return [to_record(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

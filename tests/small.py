@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from codekiln.corpus.config import CorpusConfig
+from codekiln.corpus.documents import write_part
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.evaluate.config import InfillingConfig
+from codekiln.files import JsonObject
 from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
@@ -34,6 +37,13 @@ TINY = KilnConfig(
 VERBS = ("open", "close", "start", "stop", "read", "write", "load", "store", "push", "pull")
 NOUNS = ("door", "window")
 SPELLED = 'END = "<|endoftext|>" + "<|fim_middle|>"\n'  # ordinary text, in one file of each repository
+
+
+def write_parts(folder: Path, batches: Iterable[pa.RecordBatch]) -> list[JsonObject]:
+    """Writes each batch as one part of a corpus. Returns their records."""
+    folder.mkdir(parents=True)
+    tables = (pa.Table.from_batches([batch]) for batch in batches)
+    return [write_part(folder / f"part-{k:05}.parquet", table) for k, table in enumerate(tables)]
 
 
 def write_tree(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codekiln.corpus.config import DEFAULT_STEPS, CorpusConfig
-from codekiln.corpus.documents import FORMAT, SCHEMA, Document, read_documents, read_manifest, write_parts
+from codekiln.corpus.documents import FORMAT, SCHEMA, Document, read_documents, read_manifest
 from codekiln.corpus.languages import LANGUAGES, language_of
 from codekiln.corpus.licenses import UNKNOWN, declared_license, is_permissive
 from codekiln.corpus.pipeline import build_corpus
@@ -21,7 +21,7 @@ from codekiln.corpus.sample import balanced_quotas, balanced_sample
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.caps import CAPPED, RepositoryCap
-from codekiln.corpus.steps.exact import DUPLICATE, duplicate_key
+from codekiln.corpus.steps.exact import DUPLICATE, word_key
 from codekiln.corpus.steps.filters import (
     CODEGEN_FILTERS,
     AlphanumericFraction,
@@ -32,13 +32,14 @@ from codekiln.corpus.steps.filters import (
     MaxLineTokens,
     MeanLineLength,
     MeanLineTokens,
-    drop_reason,
+    first_drop,
     text_stats,
 )
 from codekiln.corpus.steps.redact import redact_emails
+from codekiln.corpus.steps.step import Drop
 from codekiln.errors import CorruptFileError
 from codekiln.files import write_json
-from tests.small import write_tree
+from tests.small import write_parts, write_tree
 
 
 def drops(rule: Filter, text: str) -> bool:
@@ -81,7 +82,7 @@ def test_generated_files_are_dropped(text: str) -> None:
 
 
 def test_empty_documents_are_dropped() -> None:
-    assert drop_reason("", CODEGEN_FILTERS) == drop_reason(" \n\t", CODEGEN_FILTERS) == "empty"
+    assert first_drop("", CODEGEN_FILTERS) == first_drop(" \n\t", CODEGEN_FILTERS) == Drop("empty")
 
 
 @given(st.text(min_size=1).filter(lambda text: "\r" not in text))
@@ -109,11 +110,11 @@ def test_statistics_equal_a_slow_count(text: str) -> None:
 
 
 def test_duplicates_differ_in_white_space_and_punctuation_only() -> None:
-    original = duplicate_key("a.py", "def f(x):\n    return x + 1\n")
-    assert duplicate_key("b/c.PY", "def f ( x ) : return x - 1") == original
-    assert duplicate_key("a.pyi", "def f(x):\n    return x + 1\n") != original
-    assert duplicate_key("a.py", "def f(x):\n    return x + 2\n") != original
-    assert duplicate_key("a.py", "ab c") != duplicate_key("a.py", "a bc")
+    original = word_key("a.py", "def f(x):\n    return x + 1\n")
+    assert word_key("b/c.PY", "def f ( x ) : return x - 1") == original
+    assert word_key("a.pyi", "def f(x):\n    return x + 1\n") != original
+    assert word_key("a.py", "def f(x):\n    return x + 2\n") != original
+    assert word_key("a.py", "ab c") != word_key("a.py", "a bc")
 
 
 def test_email_addresses_are_redacted_and_code_is_not() -> None:
@@ -327,8 +328,7 @@ def test_quotas_are_even_and_use_all_text(sizes: dict[str, int], limit: int) -> 
     assert not cut or min(cut) >= max(shares.values()) - len(sizes)
 
 
-def test_sample_is_balanced_and_does_not_depend_on_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codekiln.corpus.documents.PART_BYTES", 10_000)
+def test_sample_is_balanced_and_does_not_depend_on_parts(tmp_path: Path) -> None:
     documents = [
         Document(f"{n:04}" * 25, "tree", f"repository{n % 7}", "", "MIT", f"{language}/file{n}", language)
         for language, count in (("Python", 300), ("C", 40), ("Go", 3))

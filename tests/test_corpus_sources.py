@@ -44,7 +44,8 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 def listed(folder: Path) -> dict[str, str | None]:
     """The path of each listed file or folder, relative to `folder`, with the reason not to read it."""
     source = LocalRepositories(folder=folder, license="MIT")
-    return {file.location.relative_to(folder).as_posix(): file.problem for file in source.files()}
+    names = {file: f"{file.repository}/{file.path}".removeprefix("./").removesuffix("/.") for file in source.files()}
+    return {name: file.problem for file, name in names.items()}
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -145,7 +146,7 @@ def test_folders_that_cannot_be_listed_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_declared_license_of_a_repository(files: dict[str, str], expected: str, tmp_path: Path) -> None:
-    assert read_license(write(tmp_path, files)) == expected
+    assert (read_license(write(tmp_path, files)) or UNKNOWN) == expected
 
 
 def test_license_texts_agree_with_what_packages_declare() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from codekiln.corpus.engine import CorpusOptions
 from codekiln.errors import CodekilnError
 from codekiln.pipeline import build
 from codekiln.report.card import write_card, write_report
@@ -100,7 +101,7 @@ def test_changed_code_is_refused_unless_the_corpus_is_kept(small_run: Path, tmp_
     (code / "repository0" / "new.py").write_text("value = 1\n" * 20, encoding="utf-8")
     with pytest.raises(CodekilnError, match=r"has changed.*20 files then, 21 now.*--keep-corpus"):
         build(recipe, run, EAGER, stop_after="tokenizer")
-    build(recipe, run, EAGER, stop_after="tokenizer", keep_corpus=True)
+    build(recipe, run, EAGER, stop_after="tokenizer", corpus=CorpusOptions(keep=True))
     assert (run / "corpus" / "manifest.json").read_bytes() == manifest
 
 

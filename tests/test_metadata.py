@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.documents import read_documents
+from codekiln.corpus.engine import Engine
 from codekiln.corpus.pipeline import build_corpus
+from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.metadata import FileTags, LanguagePrefix, parse_tags, render_tags
-from codekiln.corpus.steps.step import Draft
 from codekiln.recipe import StagedRecipe
 from codekiln.recipes import get_recipe
 from tests.small import write_tree
@@ -44,13 +45,11 @@ def test_each_attribute_is_in_the_opening_tag_half_of_the_time() -> None:
     assert abs(shares[("ext", "filename")] - 0.125) < 0.03 and abs(shares[("filename", "ext")] - 0.125) < 0.03
 
 
-def test_names_that_would_break_a_tag_are_left_out() -> None:
-    draft = Draft(path="a/my file.py", language="Python", text="x = 1\n")
-    FileTags().edit_document(draft)
-    assert parse_tags(draft.text) == ("x = 1\n", {"ext": ".py"})
-    draft = Draft(path="Makefile", language="Make", text="all:\n")
-    FileTags().edit_document(draft)
-    assert parse_tags(draft.text) == ("all:\n", {"filename": "Makefile"})
+def test_names_that_would_break_a_tag_are_left_out(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path, tmp_path, Engine(), n_units=0, n_workers=1, memory_bytes=1)
+    for path, attributes in (("a/my file.py", {"ext": ".py"}), ("Makefile", {"filename": "Makefile"})):
+        tagged = FileTags().finish_document({"path": path, "kernel": ""}, "x = 1\n", scratch)
+        assert parse_tags(tagged) == ("x = 1\n", attributes)
 
 
 def test_recipes_of_the_papers_have_their_metadata(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.overlap import RUN_WORDS, RunIndex
 from codekiln.corpus.pipeline import build_corpus
-from codekiln.corpus.shingles import N_BANDS, jaccard, shingle_bands, shingle_set, text_runs
+from codekiln.corpus.shingles import N_BANDS, SHINGLE_WORDS, band_hashes, jaccard, shingle_set, text_runs
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.copyright import CopyrightNotices, remove_notices
 from codekiln.corpus.steps.exact import ExactDuplicates
@@ -95,7 +95,7 @@ def test_bands_are_shared_as_often_as_the_similarity_says() -> None:
     shares, expected = [], []
     for text in texts:
         other = edited(text, rng.choice((0.02, 0.05, 0.1)), rng)
-        bands, other_bands = shingle_bands(text), shingle_bands(other)
+        bands, other_bands = (band_hashes(text_runs(each, SHINGLE_WORDS)) for each in (text, other))
         shares.append(np.count_nonzero(bands == other_bands) / N_BANDS)
         expected.append(similarity(text, other) ** 6)
     assert np.mean(shares) == pytest.approx(np.mean(expected), abs=0.03)
@@ -215,11 +215,11 @@ def test_share_of_covered_words_equals_a_slow_count(tmp_path: Path) -> None:
 
 def test_runs_are_found_in_an_index() -> None:
     texts = real_texts(20)
-    index = RunIndex(texts[:10], 8)
+    index = RunIndex.build(texts[:10], 8)
     known = {run for text in texts[:10] for run in runs_of(text, 8)}
     for text in texts:
         assert [place >= 0 for place in index.find(text)] == [run in known for run in runs_of(text, 8)]
-    assert RunIndex([], 8).find(texts[0]).max() == -1
+    assert RunIndex.build([], 8).find(texts[0]).max() == -1
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,18 @@ from pathlib import Path
 import pytest
 
 from codekiln.errors import ConfigError
-from codekiln.files import TEMPORARY, atomic_write, first_difference, read_json, require_free_space, write_json
+from codekiln.files import (
+    TEMPORARY,
+    atomic_write,
+    first_difference,
+    read_json,
+    require_free_space,
+    to_record,
+    write_json,
+)
 from codekiln.folders import MARK, claim_folder
 from codekiln.overrides import apply_overrides
 from codekiln.pipeline import build
-from codekiln.recipe import to_record
 from codekiln.recipes import get_recipe
 from codekiln.recipes.demo import demo
 from codekiln.report.card import summarize_results, write_card, write_report

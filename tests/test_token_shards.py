@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from codekiln.corpus.documents import FORMAT, SCHEMA, read_documents, write_parts
+from codekiln.corpus.documents import FORMAT, SCHEMA, read_documents
 from codekiln.errors import CorruptFileError
 from codekiln.files import write_json
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.prepare import TokenShards, open_token_shards, prepare_shards
-from tests.small import SPELLED, run_program
+from tests.small import SPELLED, run_program, write_parts
 
 
 def test_shards_hold_every_document_in_order(small_run: Path, shards: TokenShards, run_tokenizer: Tokenizer) -> None:
@@ -31,7 +31,6 @@ def test_shards_have_equal_bytes_for_any_number_of_threads_and_after_a_kill(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many parts; one and three threads of the encoder; one and four shards at once; killed after the third shard."""
-    monkeypatch.setattr("codekiln.corpus.documents.PART_BYTES", 1)
     texts = [document.text for document in read_documents(small_run / "corpus", "train")] * 3
     rows = [dict.fromkeys(SCHEMA.names, "x") | {"text": text} for text in texts]
     batches = (pa.RecordBatch.from_pylist(rows[k : k + 5], SCHEMA) for k in range(0, len(rows), 5))
@@ -83,7 +82,6 @@ def test_corrupt_shard_is_named(small_run: Path, tmp_path: Path) -> None:
 
 def test_shards_are_written_concurrently(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More parts than threads, each tiny, so that some are being written whenever another one is finished."""
-    monkeypatch.setattr("codekiln.corpus.documents.PART_BYTES", 1)
     monkeypatch.setattr("codekiln.train.prepare.N_SHARDS_AT_ONCE", 4)
     batches = [
         pa.RecordBatch.from_pylist([dataclasses.asdict(document)], SCHEMA)

@@ -90,6 +90,17 @@ InputFile = Annotated[
 ]
 
 
+EngineName = Annotated[Literal["native", "ray"], typer.Option("--engine", help="Engine that builds the corpus.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a Ray cluster (default: Ray on this machine).", show_default=False, metavar="HOST:PORT"
+    ),
+]
+Memory = Annotated[str, typer.Option(help="Memory for building the corpus, on each machine.", metavar="SIZE")]
+KeepDropped = Annotated[
+    bool, typer.Option("--keep-dropped", help="Also write dropped files, with reasons, to corpus/dropped/.")
+]
 KeepCorpus = Annotated[
     bool,
     typer.Option("--keep-corpus", help="Continue with the corpus of the run although the code in --code has changed."),

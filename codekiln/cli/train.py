@@ -16,13 +16,17 @@ from codekiln.cli.options import (
     Compile,
     DecontaminateFiles,
     Device,
+    EngineName,
     Json,
     KeepCorpus,
+    KeepDropped,
     License,
     Loggers,
+    Memory,
     MicroBatch,
     Out,
     Overrides,
+    RayAddress,
     RecipeArgument,
     TensorParallel,
     is_main_rank,
@@ -36,6 +40,7 @@ from codekiln.cli.report import write_reports
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from codekiln.corpus.engine import CorpusOptions, EngineKind
     from codekiln.recipe import Recipe, StagedRecipe
     from codekiln.train.config import RuntimeConfig
 
@@ -50,6 +55,10 @@ def demo(
     micro_batch_tokens: MicroBatch = 2048,
     compile: Compile = None,
     loggers: Loggers = None,
+    engine: EngineName = "native",
+    ray_address: RayAddress = None,
+    memory: Memory = "2GB",
+    keep_dropped: KeepDropped = False,
     keep_corpus: KeepCorpus = False,
 ) -> None:
     """Train a small model on the installed Python packages and show samples (about 15 minutes)."""
@@ -57,7 +66,8 @@ def demo(
 
     runtime = RuntimeConfig(device=device, micro_batch_tokens=micro_batch_tokens, compile=compile)
     recipe = _recipe("demo", code, license, overrides, decontaminate)
-    _train(recipe, out, runtime, None, loggers, keep_corpus=keep_corpus)
+    corpus = _corpus_options(engine, ray_address, memory, keep_dropped=keep_dropped, keep=keep_corpus)
+    _train(recipe, out, runtime, None, loggers, corpus)
     if is_main_rank():
         _show_demo(out)
 
@@ -81,6 +91,10 @@ def train(
     tensor_parallel: TensorParallel = 1,
     activation_checkpointing: ActivationCheckpointing = False,
     loggers: Loggers = None,
+    engine: EngineName = "native",
+    ray_address: RayAddress = None,
+    memory: Memory = "2GB",
+    keep_dropped: KeepDropped = False,
     keep_corpus: KeepCorpus = False,
 ) -> None:
     """Run all stages of a recipe; resumes if interrupted. For several GPUs: torchrun -m codekiln train …"""
@@ -94,7 +108,8 @@ def train(
         activation_checkpointing=activation_checkpointing,
     )
     built = _recipe(recipe, code, license, overrides, decontaminate)
-    _train(built, out, runtime, stop_after, loggers, keep_corpus=keep_corpus)
+    corpus = _corpus_options(engine, ray_address, memory, keep_dropped=keep_dropped, keep=keep_corpus)
+    _train(built, out, runtime, stop_after, loggers, corpus)
 
 
 def finetune(
@@ -112,6 +127,10 @@ def finetune(
     compile: Compile = None,
     activation_checkpointing: ActivationCheckpointing = False,
     loggers: Loggers = None,
+    engine: EngineName = "native",
+    ray_address: RayAddress = None,
+    memory: Memory = "2GB",
+    keep_dropped: KeepDropped = False,
     keep_corpus: KeepCorpus = False,
 ) -> None:
     """Fine-tune a model on your code."""
@@ -127,7 +146,8 @@ def finetune(
         compile=compile,
         activation_checkpointing=activation_checkpointing,
     )
-    _train(apply_overrides(recipe, overrides or []), out, runtime, None, loggers, keep_corpus=keep_corpus)
+    corpus = _corpus_options(engine, ray_address, memory, keep_dropped=keep_dropped, keep=keep_corpus)
+    _train(apply_overrides(recipe, overrides or []), out, runtime, None, loggers, corpus)
     if is_main_rank():
         typer.echo(f"Saved to {out}. Try: codekiln complete {out} 'def '")
 
@@ -213,14 +233,22 @@ def _with_decontamination(recipe: "Recipe", benchmarks: list[Path] | None) -> "R
     return replace(recipe, corpus=replace(recipe.corpus, steps=steps))
 
 
+def _corpus_options(
+    engine: "EngineKind", ray_address: str | None, memory: str, *, keep_dropped: bool, keep: bool
+) -> "CorpusOptions":
+    from codekiln.corpus.engine import CorpusOptions, Engine, parse_bytes
+
+    chosen = Engine(kind=engine, ray_address=ray_address, memory_bytes=parse_bytes(memory))
+    return CorpusOptions(engine=chosen, keep=keep, keep_dropped=keep_dropped)
+
+
 def _train(
     recipe: "Recipe | StagedRecipe",
     out: Path,
     runtime: "RuntimeConfig",
     stop_after: str | None,
     loggers: list[str] | None,
-    *,
-    keep_corpus: bool,
+    corpus: "CorpusOptions",
 ) -> None:
     """Builds a recipe and writes the card and the report of each run."""
     from codekiln.extras import import_optional
@@ -235,9 +263,9 @@ def _train(
         if isinstance(recipe, StagedRecipe):
             if stop_after is not None:
                 raise typer.BadParameter(f"--stop-after does not apply to {recipe.name}: it has several recipes")
-            runs = pipeline.build_stages(recipe, out, runtime, loggers=loggers or [], keep_corpus=keep_corpus)
+            runs = pipeline.build_stages(recipe, out, runtime, loggers=loggers or [], corpus=corpus)
         else:
-            pipeline.build(recipe, out, runtime, stop_after=stop_after, loggers=loggers or [], keep_corpus=keep_corpus)
+            pipeline.build(recipe, out, runtime, stop_after=stop_after, loggers=loggers or [], corpus=corpus)
             runs = [out]
     except KeyboardInterrupt as stopped:
         was_terminated = isinstance(stopped, Preempted)

@@ -38,3 +38,15 @@ class CorpusConfig:
             raise ConfigError(
                 f"corpus.validation_fraction is {self.validation_fraction}: it must be at least 0 and less than 0.5"
             )
+
+
+def step_names(config: CorpusConfig) -> list[str]:
+    """The names of the steps in reports: those of their classes, with a number from the second of a class on."""
+    kinds = [type(step).__name__ for step in config.steps]
+    counts = [kinds[: k + 1].count(kind) for k, kind in enumerate(kinds)]
+    return [kind if n == 1 else f"{kind} {n}" for kind, n in zip(kinds, counts, strict=True)]
+
+
+def step_columns(config: CorpusConfig) -> dict[str, type]:
+    """Names and types of the columns of all steps."""
+    return {name: kind for step in config.steps for name, kind in step.columns.items()}

@@ -1,7 +1,8 @@
-"""The license that a repository declares in its own files."""
+"""The license that a folder declares in its own files."""
 
 import configparser
 import json
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 from codekiln.corpus.licenses import UNKNOWN, declared_license
 
 MAX_BYTES = 200_000  # of a file that is read for a license
-_LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "COPYING", "UNLICENSE")
+_LICENSE_FILE = re.compile(r"(un)?licen[cs]e([-_.][\w.+-]*)?|copying([-_.][\w.+-]*)?", re.IGNORECASE)
+_CODE_FILE = re.compile(r"\.(py|js|ts|go|rs|c|h|java|rb|json|html|css)$", re.IGNORECASE)  # license.py is a program
 # Phrases of license texts, lower case, with single spaces. All phrases of a license must occur, and the first match counts.
 # Texts that name other licenses, or restrict one, come first: they are unknown.
 _TEXTS = (
@@ -44,13 +46,20 @@ _TEXTS = (
 )
 
 
-def read_license(root: Path) -> str:
-    """The SPDX expression that a repository declares, or `UNKNOWN`.
+def read_license(folder: Path) -> str | None:
+    """The SPDX expression that a folder declares, `UNKNOWN` if it declares one that is not recognized, or None.
 
-    pyproject.toml has priority, then setup.cfg, package.json, Cargo.toml, and a LICENSE file.
+    pyproject.toml has priority, then setup.cfg, package.json, Cargo.toml, and license files. Several of these are joined with
+    AND, because they do not say whether one may choose.
     """
-    readers: tuple[Callable[[Path], str], ...] = (_pyproject, _setup_cfg, _package_json, _cargo, _license_file)
-    return next((found for read in readers if (found := read(root)) != UNKNOWN), UNKNOWN)
+    readers: tuple[Callable[[Path], str | None], ...] = (_pyproject, _setup_cfg, _package_json, _cargo, _license_files)
+    found = None
+    for read in readers:
+        declared = read(folder)
+        if declared is not None and declared != UNKNOWN:
+            return declared
+        found = found or declared
+    return found
 
 
 def recognize_license(text: str) -> str:
@@ -60,57 +69,77 @@ def recognize_license(text: str) -> str:
     return next((name for name, wanted in phrases if all(phrase in plain for phrase in wanted)), UNKNOWN)
 
 
-def _pyproject(root: Path) -> str:
+def _pyproject(root: Path) -> str | None:
     try:
         record = tomllib.loads(_read(root / "pyproject.toml"))
     except (tomllib.TOMLDecodeError, RecursionError):
-        return UNKNOWN
+        return None
     project = _table(record, "project")
     declared, classifiers = project.get("license"), project.get("classifiers")
     if isinstance(declared, dict) and isinstance(name := declared.get("file"), str):
         return recognize_license(_read(root / Path(name).name))
     text = declared.get("text") if isinstance(declared, dict) else declared
     text = text if isinstance(text, str) else None
-    found = declared_license(text, text, [str(c) for c in classifiers] if isinstance(classifiers, list) else [])
-    return found if found != UNKNOWN else _from_text(_table(record, "tool", "poetry").get("license"))
+    named = [str(c) for c in classifiers] if isinstance(classifiers, list) else []
+    found = _declared(text, [name for name in named if name.startswith("License ::")])
+    return found if found is not None else _from_text(_table(record, "tool", "poetry").get("license"))
 
 
-def _setup_cfg(root: Path) -> str:
+def _setup_cfg(root: Path) -> str | None:
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(_read(root / "setup.cfg"))
         text = parser.get("metadata", "license", fallback=None)
         classifiers = parser.get("metadata", "classifiers", fallback="").split("\n")
     except configparser.Error:
-        return UNKNOWN
-    return declared_license(text, text, [line.strip() for line in classifiers if line.strip()])
+        return None
+    return _declared(text, [line.strip() for line in classifiers if line.strip().startswith("License ::")])
 
 
-def _package_json(root: Path) -> str:
+def _package_json(root: Path) -> str | None:
     try:
         record = json.loads(_read(root / "package.json") or "null")
     except (ValueError, RecursionError):
-        return UNKNOWN
+        return None
     declared = record.get("license") if isinstance(record, dict) else None
     return _from_text(declared.get("type") if isinstance(declared, dict) else declared)
 
 
-def _cargo(root: Path) -> str:
+def _cargo(root: Path) -> str | None:
     try:
         package = _table(tomllib.loads(_read(root / "Cargo.toml")), "package")
     except (tomllib.TOMLDecodeError, RecursionError):
-        return UNKNOWN
+        return None
     declared = package.get("license")
     return _from_text(declared.replace("/", " OR ") if isinstance(declared, str) else None)
 
 
-def _license_file(root: Path) -> str:
-    texts = (_read(root / name) for name in _LICENSE_FILES)
-    return next((recognize_license(text) for text in texts if text), UNKNOWN)
+def _license_files(root: Path) -> str | None:
+    try:
+        with os.scandir(root) as scan:
+            names = sorted(entry.name for entry in scan if is_license_file(entry.name))
+    except OSError:
+        return None
+    found = {recognize_license(text) for name in names if (text := _read(root / name))}
+    return join_licenses(found) if found else None
 
 
-def _from_text(text: object) -> str:
-    return declared_license(text, text, []) if isinstance(text, str) else UNKNOWN
+def is_license_file(name: str) -> bool:
+    """Whether a file of this name holds a license: LICENSE, LICENCE.txt, COPYING.LESSER, LICENSE-MIT, and so on."""
+    return _LICENSE_FILE.fullmatch(name) is not None and _CODE_FILE.search(name) is None
+
+
+def join_licenses(found: set[str]) -> str:
+    """The expression for code under all of some licenses; `UNKNOWN` if one is unknown."""
+    return UNKNOWN if UNKNOWN in found else " AND ".join(sorted(found))
+
+
+def _declared(text: str | None, classifiers: list[str]) -> str | None:
+    return declared_license(text, text, classifiers) if text or classifiers else None
+
+
+def _from_text(text: object) -> str | None:
+    return declared_license(text, text, []) if isinstance(text, str) else None
 
 
 def _table(record: dict[str, Any], *names: str) -> dict[str, Any]:

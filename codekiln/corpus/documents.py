@@ -1,5 +1,6 @@
 """Documents on disk: Parquet parts per split, and a manifest with their checksums."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ SCHEMA = pa.schema(
         ("language", pa.string()),
     ]
 )
+# What the last phase of the steps sees of a document.
+DOCUMENT_COLUMNS = (*SCHEMA.names, "stars", "kernel")
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
-FORMAT = 2  # of the manifest
+FORMAT = 3  # of the manifest
 PART_BYTES = 32 * 2**20
 READ_BATCH_ROWS = 512
 
@@ -52,35 +55,16 @@ def document_name(repository: str, revision: str, path: str) -> str:
     return f"{repository}@{revision}/{path}"
 
 
-def write_parts(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[JsonObject]:
-    """Writes batches of `SCHEMA` in order as `part-00000.parquet`, …; a record for each part.
+def hash_order(seed: int, name: str) -> str:
+    """A uniform random order of names: 16 hexadecimal digits that depend on the seed and the name only."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
 
-    A part ends at the first batch that takes its text over `PART_BYTES`, so equal batches give equal bytes.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts: list[JsonObject] = []
-    pending: list[pa.RecordBatch] = []
-    pending_bytes = 0
 
-    def close() -> None:
-        path = folder / f"part-{len(parts):05}.parquet"
-        table = pa.Table.from_batches(pending, SCHEMA)
-        with atomic_write(path) as temp_path:
-            pq.write_table(table, temp_path, compression="zstd", row_group_size=4096)
-        parts.append(
-            {"file": path.name, "documents": table.num_rows, "text_bytes": _text_bytes(table)} | checksum(path)
-        )
-        pending.clear()
-
-    for batch in batches:
-        pending.append(batch)
-        pending_bytes += _text_bytes(batch)
-        if pending_bytes >= PART_BYTES:
-            close()
-            pending_bytes = 0
-    if pending:
-        close()
-    return parts
+def write_part(path: Path, rows: pa.Table) -> JsonObject:
+    """Writes one part with rows of `SCHEMA`. Returns its record."""
+    with atomic_write(path) as temp_path:
+        pq.write_table(rows, temp_path, compression="zstd", row_group_size=4096)
+    return {"file": path.name, "documents": rows.num_rows, "text_bytes": _text_bytes(rows)} | checksum(path)
 
 
 def read_manifest(corpus: Path) -> JsonObject:

@@ -1,7 +1,7 @@
 """Explains why a file is kept or dropped, and shows dropped files of a finished corpus."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.declared import read_license
 from codekiln.corpus.documents import read_manifest
-from codekiln.corpus.languages import LANGUAGES, language_of
-from codekiln.corpus.reading import NAME_NOT_UTF8, is_utf8, read_text
-from codekiln.corpus.sources.files import SourceFile
+from codekiln.corpus.languages import LANGUAGES, may_be
+from codekiln.corpus.licenses import UNKNOWN
+from codekiln.corpus.reading import NAME_NOT_UTF8, is_utf8, read_draft
+from codekiln.corpus.sources.files import SourceFile, local_file
 from codekiln.corpus.sources.tree import why_not_listed
 from codekiln.corpus.steps.decontaminate import CONTAMINATED, HITS, contaminated_by
 from codekiln.corpus.steps.filters import Filters, text_stats
+from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.near import CLUSTERS, NEAR_DUPLICATE
 from codekiln.corpus.steps.step import Draft, Step
 from codekiln.errors import ConfigError, MissingFileError
@@ -46,10 +48,23 @@ def explain_file(path: Path, config: CorpusConfig, license: str | None) -> Itera
     location = path.parent.resolve() / path.name
     root = next((folder for folder in location.parents if (folder / ".git").exists()), location.parent)
     name = location.relative_to(root).as_posix()
-    file = SourceFile("tree", root.name, "-", license or read_license(root), name, location)
+    size, read, _ = local_file(location)
+    folders = [folder for folder in location.parents if folder == root or root in folder.parents]
+    declared = next((found for folder in folders if (found := read_license(folder)) is not None), UNKNOWN)
     languages = {language for source in config.sources for language in getattr(source, "languages", LANGUAGES)}
+    file = SourceFile(
+        source="tree",
+        repository=root.name,
+        revision="-",
+        license=license or declared,
+        path=name,
+        size=size,
+        read=read,
+        languages=tuple(sorted(languages)),
+        is_license_given=license is not None,
+    )
     problem = why_not_listed(root, location)
-    if problem is None and language_of(name) not in languages:
+    if problem is None and not may_be(name, file.languages):
         problem = f"not a file of these languages: {', '.join(sorted(languages))}"
     if problem is None and not is_utf8(name):
         problem = NAME_NOT_UTF8
@@ -58,19 +73,18 @@ def explain_file(path: Path, config: CorpusConfig, license: str | None) -> Itera
         return
     for step in config.steps:
         if type(step).check_file is not Step.check_file:
-            reason = step.check_file(file)
-            yield Explanation(type(step).__name__, reason or "kept", file.license, is_dropped=reason is not None)
-            if reason:
+            drop = step.check_file(file)
+            yield Explanation(type(step).__name__, drop.reason if drop else "kept", is_dropped=drop is not None)
+            if drop:
                 return
-    text, reason = read_text(location, name)
-    yield Explanation("read", reason or "kept", f"{location.stat().st_size:,} bytes", is_dropped=reason is not None)
-    if reason:
+    draft, drop = read_draft(file, config)
+    yield Explanation("read", drop.reason if drop else "kept", f"{file.size:,} bytes", is_dropped=drop is not None)
+    if draft is None:
         return
-    draft = Draft(path=name, language=language_of(name) or "", text=text)
     for step in config.steps:
-        for found in _explain_step(step, draft):
-            yield found
-            if found.is_dropped:
+        for explained in _explain_step(step, draft):
+            yield explained
+            if explained.is_dropped:
                 return
         step.edit_document(draft)
 
@@ -88,10 +102,13 @@ def _explain_step(step: Step, draft: Draft) -> Iterator[Explanation]:
                 f"{name}: {type(filter_).__name__}", reason or "kept", measured, is_dropped=reason is not None
             )
         return
-    if type(step).check_document is not Step.check_document and (reason := step.check_document(draft)):
-        yield Explanation(name, reason, is_dropped=True)
+    drop = step.check_document(draft)
+    if isinstance(step, LicenseGate):
+        yield Explanation(name, drop.reason if drop else "kept", draft.license, is_dropped=drop is not None)
+    elif drop is not None:
+        yield Explanation(name, drop.reason, "" if drop.measured is None else _number(drop.measured), is_dropped=True)
     elif type(step).edit_document is not Step.edit_document:
-        edited = Draft(path=draft.path, language=draft.language, text=draft.text)
+        edited = replace(draft, columns={})
         step.edit_document(edited)
         counts = ", ".join(f"{column}: {value}" for column, value in edited.columns.items() if isinstance(value, int))
         yield Explanation(name, "edited" if edited.text != draft.text else "kept", counts)

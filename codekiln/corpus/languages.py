@@ -1,5 +1,6 @@
-"""The language of a file by its extension: the 28 of the InCoder paper (section 3.1), and prose."""
+"""The language of a file: the 28 of the InCoder paper (section 3.1), and prose. Its name decides, and sometimes the content."""
 
+import re
 from pathlib import PurePosixPath
 
 _EXTENSIONS = {
@@ -41,7 +42,52 @@ _LANGUAGE_OF = {
 }
 LANGUAGES, PROSE = tuple(_EXTENSIONS), tuple(_PROSE_EXTENSIONS)
 
+# Extensions that several languages share: the first expression that is in the beginning of the file decides. The languages on
+# the right that are not among the 28 are read by no source. The signs are those of GitHub's Linguist (heuristics.yml).
+_OBJECTIVE_C = r"^[ \t]*(@(interface|class|protocol|property|end|synchronised|selector|implementation)\b|#import\s)"
+_CPP = (
+    r"^[ \t]*(#[ \t]*include[ \t]*<(cstdint|string|vector|map|list|array|bitset|queue|stack|iostream|memory|algorithm|utility)>"
+    r"|template[ \t]*<|class[ \t]+\w+[^;\n]*(\{|:|$)|namespace\b|using[ \t]+(namespace|\w+[ \t]*=)|(public|protected|private):)"
+    r"|\bstd::\w|\b(constexpr|nullptr)\b|\bconst_cast<|\bstatic_cast<"
+)
+_AMBIGUOUS = {
+    ".h": ((_OBJECTIVE_C, "Objective-C"), (_CPP, "C++")),
+    ".m": (
+        (_OBJECTIVE_C, "Objective-C"),
+        (r"^[ \t]*:-", "Mercury"),
+        (r"^[ \t]*\w+[ \t]*;[ \t]*\w+.*[\"']\^|^\w+\(.*\)[ \t]+;", "M"),
+        (r"\*\)\s*$|^[ \t]*\(\*|\bModule\[|\w\[\w*_", "Mathematica"),
+    ),
+    ".pl": ((r"^[ \t]*:-|^[a-z]\w*(\([^()\n]*\))?[ \t]*:-", "Prolog"),),
+    ".pm": ((r"^[ \t]*(use v6\b|unit (module|class)\b)", "Raku"), (r"^/\*[ \t]*XPM[ \t]*\*/", "X PixMap")),
+    ".ts": ((r"\A\s*<\?xml|<TS\b|<!DOCTYPE TS>", "Qt translation"),),
+    ".cs": ((r"^![\w\s]+methodsFor: ", "Smalltalk"),),
+    ".cl": ((r"\b__kernel\b|\bkernel[ \t]+void\b|\b__global\b|\bget_global_id\(", "OpenCL"),),
+    ".r": ((r"(?i)^[ \t]*rebol\b", "Rebol"),),
+    ".php": ((r"\A\s*<\?hh\b", "Hack"),),
+}
+_RULES = {
+    extension: tuple((re.compile(sign, re.MULTILINE), name) for sign, name in rules)
+    for extension, rules in _AMBIGUOUS.items()
+}
+_SIGN_CHARACTERS = 20_000  # in which signs are looked for
+
 
 def language_of(path: str) -> str | None:
     """The language of a file extension, in upper or lower case; None for unknown ones."""
     return _LANGUAGE_OF.get(PurePosixPath(path).suffix.lower())
+
+
+def may_be(path: str, languages: tuple[str, ...]) -> bool:
+    """Whether a file may be in one of the languages, by its name: the content may decide."""
+    if (language := language_of(path)) is None:
+        return False
+    others = (name for _, name in _RULES.get(PurePosixPath(path).suffix.lower(), ()))
+    return language in languages or any(name in languages for name in others)
+
+
+def detect_language(path: str, text: str) -> str:
+    """The language of a file by its extension, and by its content where several languages share one; "" for unknown ones."""
+    beginning = text[:_SIGN_CHARACTERS]
+    rules = _RULES.get(PurePosixPath(path).suffix.lower(), ())
+    return next((name for sign, name in rules if sign.search(beginning)), language_of(path) or "")

@@ -107,6 +107,16 @@ def declared_license(expression: str | None, free_text: str | None, classifiers:
     return _spdx(free_text) or _FREE_TEXT.get(_plain(free_text)) or UNKNOWN
 
 
+def header_license(text: str) -> str:
+    """The SPDX expression in the line of a header, without the end of its comment, or `UNKNOWN`.
+
+    >>> header_license("MIT OR Apache-2.0 */")
+    'MIT OR Apache-2.0'
+    """
+    plain = re.match(r"[A-Za-z0-9.+() \t:-]*", text)
+    return _spdx(re.sub(r"-->?$|--$", "", plain[0].strip()).strip()) or UNKNOWN if plain else UNKNOWN
+
+
 @lru_cache(maxsize=4096)
 def is_permissive(expression: str, allowed: frozenset[str] = PERMISSIVE) -> bool:
     """Whether the code can be used under allowed licenses only: every part of an AND, one part of an OR.

@@ -1,37 +1,193 @@
-"""Reads a source file as text."""
+"""Reads the documents of a work unit, and passes them through the steps that look at one document."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
-from codekiln.corpus.decoding import UndecodableError, decode_source
-from codekiln.corpus.languages import language_of
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from codekiln.corpus.config import CorpusConfig, step_columns, step_names
+from codekiln.corpus.decoding import NOT_UTF8, UndecodableError, decode_source
+from codekiln.corpus.documents import document_name, hash_order
+from codekiln.corpus.languages import detect_language, language_of
 from codekiln.corpus.notebooks import notebook_to_text
+from codekiln.corpus.scratch import FLUSH_BYTES, ORDER_BITS, Scratch
+from codekiln.corpus.sources.files import UNREADABLE, SourceFile, WorkUnit
+from codekiln.corpus.steps.step import Draft, Drop
+from codekiln.files import atomic_write, write_json
 
 NAME_NOT_UTF8 = "name not UTF-8"
-MAX_FILE_BYTES = 1_000_000  # larger files are data, not code
+
+COLUMNS = {
+    "order": pa.int64(),
+    "draw": pa.string(),
+    "source": pa.string(),
+    "repository": pa.string(),
+    "revision": pa.string(),
+    "license": pa.string(),
+    "path": pa.string(),
+    "language": pa.string(),
+    "stars": pa.int64(),
+    "kernel": pa.string(),
+    "file_bytes": pa.int64(),  # as listed
+    "text_bytes": pa.int64(),
+    "text": pa.large_string(),
+    "step": pa.string(),
+    "reason": pa.string(),
+    "measured": pa.float64(),
+}
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bytes: pa.binary()}
 
 
-def read_text(location: Path, path: str) -> tuple[str, str | None]:
-    """The text of a file, and the reason to drop it or None. Of notebooks, it is the code of their cells.
+@dataclass(frozen=True)
+class UnitReader:
+    """Task k reads work unit k into the scratch folder. Texts of dropped documents are kept if `keep_dropped`."""
 
-    `path` is the path in the repository. Its extension decides the language.
+    units: Sequence[WorkUnit]
+    config: CorpusConfig
+    scratch: Scratch
+    keep_dropped: bool
+
+    def __call__(self, unit: int) -> None:
+        """Parts that an interrupted task has finished are not read again: their documents are skipped."""
+        n_parts = n_rows = n_bytes = 0
+        while (path := self.scratch.read_path(unit, n_parts)).is_file():
+            with pq.ParquetFile(path) as file:
+                n_rows += file.metadata.num_rows
+            n_bytes += _sum(pq.read_table(path, columns=["text_bytes"]).column(0))
+            n_parts += 1
+        schema = pa.schema(
+            [*COLUMNS.items(), *((name, _TYPES[kind]) for name, kind in step_columns(self.config).items())]
+        )
+        rows: list[dict[str, Any]] = []
+        pending = 0
+
+        def flush() -> None:
+            nonlocal n_parts, n_bytes, pending
+            with atomic_write(self.scratch.read_path(unit, n_parts)) as temp_path:
+                pq.write_table(pa.Table.from_pylist(rows, schema), temp_path, compression="zstd", row_group_size=1024)
+            n_parts += 1
+            n_bytes += sum(row["text_bytes"] for row in rows)
+            rows.clear()
+            pending = 0
+
+        for file in islice(self.units[unit].files(), n_rows, None):
+            row = self._read(with_utf8_names(file))
+            row["order"] = (unit << ORDER_BITS) + n_rows
+            n_rows += 1
+            rows.append(row)
+            pending += len(row["text"] or "")
+            if pending >= FLUSH_BYTES:
+                flush()
+        if rows:
+            flush()
+        write_json(self.scratch.unit_record(unit), {"parts": n_parts, "documents": n_rows, "text_bytes": n_bytes})
+
+    def _read(self, file: SourceFile) -> dict[str, Any]:
+        """One row: the document, or the reason to drop it."""
+        draft, step, drop = read_document(file, self.config)
+        is_text_kept = draft is not None and (drop is None or self.keep_dropped)
+        text = draft.text if draft is not None and is_text_kept else None
+        return {
+            "draw": hash_order(self.config.seed, document_name(file.repository, file.revision, file.path)),
+            "source": file.source,
+            "repository": file.repository,
+            "revision": file.revision,
+            "license": draft.license if draft is not None else file.license,
+            "path": file.path,
+            "language": draft.language if draft is not None else (file.language or language_of(file.path) or ""),
+            "stars": file.stars,
+            "kernel": draft.kernel if draft is not None else "",
+            "file_bytes": file.size,
+            "text_bytes": file.size if text is None or drop is not None else len(text.encode()),
+            "text": text,
+            "step": step,
+            "reason": drop.reason if drop is not None else None,
+            "measured": drop.measured if drop is not None else None,
+        } | (draft.columns if draft is not None else {})
+
+
+def read_document(file: SourceFile, config: CorpusConfig) -> tuple[Draft | None, str | None, Drop | None]:
+    """Reads a file and passes it through the steps: the document, and where and why it is dropped, or None and None.
+
+    The document is None if it was dropped before it was read.
     """
+    if file.problem is not None:
+        return None, "Source", Drop(file.problem)
+    named_steps = list(zip(step_names(config), config.steps, strict=True))
+    for name, step in named_steps:
+        if drop := step.check_file(file):
+            return None, name, drop
+    draft, drop = read_draft(file, config)
+    if draft is None or drop is not None:
+        return None, "Read", drop
+    for name, step in named_steps:
+        if drop := step.check_document(draft):
+            return draft, name, drop
+        step.edit_document(draft)
+    return draft, None, None
+
+
+def read_draft(file: SourceFile, config: CorpusConfig) -> tuple[Draft | None, Drop | None]:
+    """The document of a file, or why it is dropped. Notebooks become the text of their cells."""
+    content = _read_content(file)
+    if isinstance(content, Drop):
+        return None, content
+    text = content
+    language = file.language if file.language is not None else detect_language(file.path, text)
+    kernel = ""
+    if language == "Jupyter":
+        notebook = notebook_to_text(text)
+        if notebook is None or not is_utf8(notebook):
+            return None, Drop("damaged notebook")
+        text = notebook
+    if file.languages and language not in file.languages:
+        return None, Drop(f"language {language}")
+    return Draft(file=file, language=language, text=text, license=file.license, kernel=kernel), None
+
+
+def _read_content(file: SourceFile) -> str | Drop:
+    """The decoded text of a file, or why it is dropped."""
+    if file.size > file.max_bytes:
+        return _too_large(file, file.size)
     try:
-        if location.stat().st_size > MAX_FILE_BYTES:
-            return "", f"over {MAX_FILE_BYTES:,} bytes"
-        data = location.read_bytes()
+        content = file.read()
     except OSError:
-        return "", "unreadable"
+        return Drop(UNREADABLE)
+    if len(content) > file.max_bytes:  # it has grown since it was listed
+        return _too_large(file, len(content))
+    if isinstance(content, str):
+        return content if is_utf8(content) else Drop(NOT_UTF8)
     try:
-        text = decode_source(data, path)
+        return decode_source(content, file.path)
     except UndecodableError as error:
-        return "", str(error)
-    if language_of(path) == "Jupyter":
-        code = notebook_to_text(text)
-        is_damaged = code is None or not is_utf8(code)
-        return ("", "damaged notebook") if is_damaged else (code or "", None)
-    return text, None
+        return Drop(str(error))
+
+
+def _too_large(file: SourceFile, n_bytes: int) -> Drop:
+    return Drop(f"over {file.max_bytes:,} bytes", n_bytes)
+
+
+def with_utf8_names(file: SourceFile) -> SourceFile:
+    """The file with a problem instead of a name that is not UTF-8, which no record can hold."""
+    names = (file.repository, file.revision, file.path)
+    if all(map(is_utf8, names)):
+        return file
+    repository, revision, path = (name if is_utf8(name) else ascii(name)[1:-1] for name in names)
+    return replace(file, repository=repository, revision=revision, path=path, problem=NAME_NOT_UTF8)
 
 
 def is_utf8(name: str) -> bool:
     """Whether a text is valid UTF-8. Other bytes are lone surrogates, which no record can hold."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _sum(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(column).as_py() or 0)

@@ -1,35 +1,212 @@
-"""The scratch folder of a corpus that is being built: the documents that were read, before it is decided which are kept."""
+"""The scratch folder of a corpus that is being built: what each task has finished, until the corpus is complete.
 
-from collections.abc import Iterator
+Each work unit of a source leaves its documents in `read/`, in files of about `FLUSH_BYTES` of text. The order of a document is
+its place: the number of its work unit, and the place in it. Texts are never moved between machines: what steps exchange are
+orders and hashes, in partitions by hash. What a step drops is a list of orders in `drops/`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from codekiln.corpus.engine import Engine
+from codekiln.files import JsonObject, atomic_write, read_json
+
 READ_BATCH_ROWS = 256
+FLUSH_BYTES = 64 * 2**20
+ORDER_BITS = 32  # of the place in a work unit
+PARTITION_FRACTION = 0.25  # of the memory of a worker: sorting a partition needs copies
+
+Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Documents that a step drops, by their orders, which are sorted, and what was measured of each."""
+
+    reason: str
+    orders: Indices
+    measured: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """`folder` is removed when the corpus is complete. Steps write files that belong to the corpus to `outputs`."""
+    """`folder` is removed when the corpus is complete. Steps write files that belong to the corpus to `outputs`.
+
+    The corpus was begun with `n_workers` and `memory_bytes`, which decide the sizes of partitions. `drops` are the names of the
+    steps that have compared documents.
+    """
 
     folder: Path
     outputs: Path
+    engine: Engine
+    n_units: int
+    n_workers: int
+    memory_bytes: int
+    drops: tuple[str, ...] = ()
 
-    def texts(self, orders: npt.NDArray[np.int64]) -> Iterator[tuple[int, str]]:
-        """Order and text of some documents, one batch in memory at a time. They are in the order of the files."""
-        if not len(orders):
-            return
-        is_wanted = np.zeros(1 + int(orders.max()), bool)
-        is_wanted[orders] = True
-        for path in sorted(self.folder.glob("*.parquet")):
+    # Work units
+
+    def read_path(self, unit: int, part: int) -> Path:
+        """A file with documents of a work unit."""
+        return self.folder / "read" / f"{unit:06}-{part:05}.parquet"
+
+    def unit_record(self, unit: int) -> Path:
+        """The record of a work unit that was read, written last."""
+        return self.folder / "read" / f"{unit:06}.json"
+
+    def unit_bytes(self) -> list[int]:
+        """Bytes of text of each work unit, and at least 1: for progress."""
+        return [max(1, _unit_record(self.unit_record(unit))["text_bytes"]) for unit in range(self.n_units)]
+
+    def batches(self, unit: int, columns: list[str], *, dropped: bool = False) -> Iterator[pa.RecordBatch]:
+        """The documents of a work unit that are kept so far, in order; one batch in memory at a time.
+
+        With `dropped`, all documents, and `step`, `reason` and `measured` say why they are dropped.
+        """
+        n_parts = _unit_record(self.unit_record(unit))["parts"]
+        needed = list(dict.fromkeys(["order", "step", "reason", "measured", *columns]))
+        for path in (self.read_path(unit, part) for part in range(n_parts)):
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=READ_BATCH_ROWS, columns=["order", "text"]):
-                    found = batch.column("order").to_numpy()
-                    rows = batch.filter(
-                        pa.array((found < len(is_wanted)) & is_wanted[np.minimum(found, len(is_wanted) - 1)])
-                    )
-                    yield from zip(rows.column("order").to_pylist(), rows.column("text").to_pylist(), strict=True)
+                for batch in file.iter_batches(batch_size=READ_BATCH_ROWS, columns=needed):
+                    decided = self._decide(batch)
+                    if not dropped:
+                        decided = decided.filter(pc.is_null(decided.column("reason")))
+                    if decided.num_rows:
+                        yield decided.select(columns)
+
+    def rows(self, unit: int, columns: list[str]) -> dict[str, list[Any]]:
+        """Columns of the documents of a work unit that are kept so far, as lists."""
+        found: dict[str, list[Any]] = {name: [] for name in columns}
+        for batch in self.batches(unit, columns):
+            for name in columns:
+                found[name] += batch.column(name).to_pylist()
+        return found
+
+    def texts(self, unit: int, orders: Indices) -> Iterator[tuple[int, str]]:
+        """Order and text of those documents of a work unit whose orders are in `orders`, which is sorted."""
+        first, last = np.searchsorted(orders, [unit << ORDER_BITS, (unit + 1) << ORDER_BITS])
+        wanted = orders[first:last]
+        if not len(wanted):
+            return
+        for batch in self.batches(unit, ["order", "text"], dropped=True):
+            is_wanted = np.isin(batch.column("order").to_numpy(), wanted, assume_unique=True)
+            if is_wanted.any():
+                rows = batch.filter(pa.array(is_wanted))
+                yield from zip(rows.column("order").to_pylist(), rows.column("text").to_pylist(), strict=True)
+
+    def _decide(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch, with step, reason and measured value of the documents that steps have dropped since."""
+        orders = batch.column("order").to_numpy()
+        columns = {name: batch.column(name) for name in ("step", "reason", "measured")}
+        for k, step in enumerate(self.drops):
+            dropped = _load_drops(self.drops_path(k))
+            at = np.searchsorted(dropped.orders, orders)
+            inside = np.minimum(at, max(0, len(dropped.orders) - 1))
+            is_dropped = dropped.orders[inside] == orders if len(dropped.orders) else np.zeros(len(orders), bool)
+            if not is_dropped.any():
+                continue
+            mask = pa.array(is_dropped)
+            columns["step"] = pc.if_else(mask, step, columns["step"])
+            columns["reason"] = pc.if_else(mask, dropped.reason, columns["reason"])
+            if dropped.measured is not None:
+                columns["measured"] = pc.if_else(mask, pa.array(dropped.measured[inside]), columns["measured"])
+        for name, column in columns.items():
+            batch = batch.set_column(batch.schema.get_field_index(name), name, column)
+        return batch
+
+    # What steps drop
+
+    def drops_path(self, k: int) -> Path:
+        return self.folder / "drops" / f"{k:02}.npz"
+
+    def after(self, step: str, find: Callable[["Scratch"], Drops | None]) -> "Scratch":
+        """The scratch folder after a step, which `find` runs unless it had finished before."""
+        path = self.drops_path(len(self.drops))
+        if not path.is_file():
+            found = find(self) or Drops("", np.empty(0, np.int64))
+            measured = np.empty(0) if found.measured is None else found.measured
+            reason = np.array(found.reason)
+            save_arrays(path, reason=reason, orders=found.orders, measured=measured)
+        return dataclasses.replace(self, drops=(*self.drops, step))
+
+    # Tasks
+
+    def path(self, stage: str, k: int) -> Path:
+        """The result of task k of a stage of the step that comes next."""
+        return self._stage(stage) / f"{k:06}"
+
+    def _stage(self, name: str) -> Path:
+        return self.folder / f"{len(self.drops):02}-{name}"
+
+    def run(self, title: str, stage: str, task: Callable[[int], None], n: int | None = None) -> None:
+        """Runs task(k) for each k below n, by default for each work unit, unless its result `path(stage, k)` exists."""
+        self._stage(stage).mkdir(exist_ok=True)
+        sizes = self.unit_bytes() if n is None else [1] * n
+        self.engine.run(title, task, partial(self.path, stage), sizes)
+
+    def n_partitions(self, n_bytes: int) -> int:
+        """How many partitions rows of `n_bytes` need so that each worker has one in its share of the memory."""
+        share = PARTITION_FRACTION * self.memory_bytes / self.n_workers
+        return max(1, -int(-n_bytes // share))
+
+    def n_documents(self) -> int:
+        """How many documents were read, dropped ones included."""
+        return sum(_unit_record(self.unit_record(unit))["documents"] for unit in range(self.n_units))
+
+
+@lru_cache(maxsize=100_000)
+def _unit_record(path: Path) -> JsonObject:
+    return read_json(path)
+
+
+@lru_cache(maxsize=16)
+def _load_drops(path: Path) -> Drops:
+    arrays = load_arrays(path)
+    measured = arrays["measured"] if len(arrays["measured"]) else None
+    return Drops(str(arrays["reason"]), arrays["orders"], measured)
+
+
+def save_arrays(path: Path, **arrays: Array) -> None:
+    """Writes arrays to one file atomically."""
+    with atomic_write(path) as temp_path, temp_path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub has an option of another type
+
+
+def load_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of `save_arrays`."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def write_partitions(path: Path, hashes: npt.NDArray[np.uint64], columns: dict[str, Array], n: int) -> None:
+    """Writes rows in `n` partitions by their hash: row group k of a Parquet file is partition k."""
+    partition = (hashes % np.uint64(n)).astype(np.int64)
+    by_partition = np.argsort(partition, kind="stable")
+    stops = np.cumsum(np.bincount(partition, minlength=n))
+    table = pa.table({"hash": hashes, **columns}).take(pa.array(by_partition))
+    with atomic_write(path) as temp_path, pq.ParquetWriter(temp_path, table.schema, compression="none") as writer:
+        start = 0
+        for stop in stops.tolist():
+            writer.write_table(table.slice(start, stop - start), row_group_size=max(1, stop - start))
+            start = stop
+
+
+def read_partition(paths: list[Path], k: int) -> dict[str, Array]:
+    """Partition k of several files of `write_partitions`, in the order of the files."""
+    tables = []
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            tables.append(file.read_row_group(k))
+    table = pa.concat_tables(tables)
+    return {name: table.column(name).to_numpy() for name in table.column_names}

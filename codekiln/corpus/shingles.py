@@ -56,6 +56,29 @@ def word_hashes(text: Bytes) -> Hashes:
 
 
 @_compiled
+def join_words(text: Bytes) -> tuple[Bytes, int]:
+    """The words of a text in UTF-8, each followed by a space, and how many there are."""
+    found = np.empty(len(text) + 1, np.uint8)
+    n = n_words = 0
+    inside = False
+    for byte in text:
+        if _IS_WORD[byte]:
+            found[n] = byte
+            n += 1
+            inside = True
+        elif inside:
+            found[n] = 32
+            n += 1
+            n_words += 1
+            inside = False
+    if inside:
+        found[n] = 32
+        n += 1
+        n_words += 1
+    return found[:n], n_words
+
+
+@_compiled
 def shingle_hashes(words: Hashes, n_words: int) -> Hashes:
     """The hash of each run of `n_words` words, in order: none if there are fewer."""
     n = max(0, len(words) - n_words + 1)
@@ -165,6 +188,14 @@ def link_bucket(
 
 
 @_compiled
+def join_pairs(pairs: npt.NDArray[np.int64], parent: npt.NDArray[np.int64]) -> None:
+    """Joins the components of both members of each pair, (2, pairs)."""
+    for n in range(pairs.shape[1]):
+        root, other_root = _find(parent, pairs[0, n]), _find(parent, pairs[1, n])
+        parent[max(root, other_root)] = min(root, other_root)
+
+
+@_compiled
 def find_roots(parent: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The root of each document, (n,): the first of its component."""
     found = np.empty_like(parent)
@@ -203,12 +234,6 @@ def make_filter(index: Hashes) -> Bytes:
 def shingle_set(text: str) -> Hashes:
     """The sorted, unique shingles of a text."""
     return np.unique(text_runs(text, SHINGLE_WORDS))
-
-
-def shingle_bands(text: str) -> Hashes:
-    """`band_hashes` of a text."""
-    bands: Hashes = band_hashes(text_runs(text, SHINGLE_WORDS))
-    return bands
 
 
 def text_runs(text: str, n_words: int) -> Hashes:

@@ -1,17 +1,24 @@
 """What is held out for validation: whole repositories, or else single files, or else the end of the largest file."""
 
-import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-import daft
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from daft import col, lit
+import pyarrow.compute as pc
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.documents import SCHEMA, document_name
+from codekiln.corpus.documents import document_name, hash_order
+from codekiln.corpus.scratch import Scratch
+
+# Losses are precise enough with 30 million tokens, and all held-out texts are compared with all others.
+MAX_HELD_OUT_BYTES = 100_000_000
+_DRAWS = 1 << 64
+_SAMPLE = 8  # times the wanted fraction of a large corpus, of which files are taken
 
 HeldOutUnit = Literal["repository", "file", "end of a file"]
 Key = TypeVar("Key", str, int)
@@ -34,28 +41,41 @@ class HeldOut:
     def is_cut(self) -> bool:
         return self.unit == "end of a file"
 
-    @property
-    def selector(self) -> tuple[str, tuple[str, ...] | tuple[int, ...]]:
-        """The column that decides whether a document is held out, and its values that do."""
-        return ("repository", self.names) if self.unit == "repository" else ("order", self.orders)
+    def mask(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        """Which rows are held out, by their columns `repository` and `order`. A file that is cut is."""
+        column, values = ("repository", self.names) if self.unit == "repository" else ("order", self.orders)
+        kind = batch.schema.field(column).type
+        found: npt.NDArray[np.bool_] = pc.is_in(batch.column(column), pa.array(values, kind)).to_numpy(
+            zero_copy_only=False
+        )
+        return found
 
 
-def choose_held_out(kept: daft.DataFrame, config: CorpusConfig) -> HeldOut:
+def choose_held_out(scratch: Scratch, config: CorpusConfig) -> HeldOut:
     """The first of repositories, files, and the end of a file that comes near the wanted fraction: half to twice of it.
 
-    Small corpora have few or large repositories. At least one document, or a part of it, is always left for training.
+    Small corpora have few or large repositories. At least one document, or a part of it, is always left for training. At most
+    about `MAX_HELD_OUT_BYTES` are held out.
     """
-    by_repository = kept.groupby("repository").agg(col("text_bytes").sum()).to_pydict()
-    sizes = dict(zip(by_repository["repository"], by_repository["text_bytes"], strict=True))
-    wanted = config.validation_fraction * sum(sizes.values())
+    sizes: Counter[str] = Counter()
+    for batch in _rows(scratch, ["repository", "text_bytes"]):
+        sums = pa.Table.from_batches([batch]).group_by("repository").aggregate([("text_bytes", "sum")])
+        for name, n_bytes in zip(
+            sums.column("repository").to_pylist(), sums.column("text_bytes_sum").to_pylist(), strict=True
+        ):
+            sizes[name] += n_bytes
+    total = sum(sizes.values())
+    wanted = min(config.validation_fraction * total, MAX_HELD_OUT_BYTES)
     if wanted == 0:
         return HeldOut("repository", ())
     order = sorted(sizes, key=lambda name: hash_order(config.seed, name))
     repositories = _take([(name, sizes[name]) for name in order], wanted)
     if repositories is not None:
         return HeldOut("repository", tuple(sorted(repositories)))
-    columns = kept.select("order", "draw", "repository", "revision", "path", "text_bytes").sort(["draw", "order"])
-    rows = columns.to_pylist()
+    # Of a large corpus, only the files that come first in the random order are listed.
+    last_draw = int(_DRAWS * min(1.0, _SAMPLE * wanted / total)) if total > 10 * MAX_HELD_OUT_BYTES else _DRAWS
+    rows = [row for row in _documents(scratch) if int(row["draw"], 16) < last_draw]
+    rows.sort(key=lambda row: (row["draw"], row["order"]))
     files = _take([(row["order"], row["text_bytes"]) for row in rows], wanted)
     if files is not None:
         names = sorted({row["repository"] for row in rows if row["order"] in files})
@@ -63,23 +83,6 @@ def choose_held_out(kept: daft.DataFrame, config: CorpusConfig) -> HeldOut:
     largest = max(rows, key=lambda row: (row["text_bytes"], -row["order"]))
     name = document_name(largest["repository"], largest["revision"], largest["path"])
     return HeldOut("end of a file", (name,), (largest["order"],), round(wanted))
-
-
-def split_rows(rows: daft.DataFrame, held_out: HeldOut, split: str) -> Iterator[pa.RecordBatch]:
-    """The rows of a split in their order, as batches of `SCHEMA`."""
-    column, values = held_out.selector
-    is_held_out = col(column).is_in(list(values)) if values else lit(False)
-    if not held_out.is_cut:
-        rows = rows.where(is_held_out if split == "validation" else ~is_held_out)
-    elif split == "validation":
-        rows = rows.where(is_held_out)
-    for batch in _small_batches(rows.sort("order").select("order", *SCHEMA.names)):
-        yield _cut(batch, held_out, split) if held_out.is_cut else batch.select(SCHEMA.names).cast(SCHEMA)
-
-
-def hash_order(seed: int, name: str) -> str:
-    """A uniform random order of names: 16 hexadecimal digits that depend on the seed and the name only."""
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
 
 
 def cut_text(text: str, n_bytes: int) -> tuple[str, str]:
@@ -113,19 +116,11 @@ def _take(sizes: list[tuple[Key, int]], wanted: float) -> set[Key] | None:
     return taken if is_near and len(taken) < len(sizes) else None
 
 
-def _small_batches(rows: daft.DataFrame) -> Iterator[pa.RecordBatch]:
-    """The rows in small batches, so that parts have nearly equal sizes whatever batches the engine returns."""
-    for batch in rows.to_arrow_iter():
-        for start in range(0, batch.num_rows, 256):
-            yield batch.slice(start, 256)
+def _rows(scratch: Scratch, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for unit in range(scratch.n_units):
+        yield from scratch.batches(unit, columns)
 
 
-def _cut(batch: pa.RecordBatch, held_out: HeldOut, split: str) -> pa.RecordBatch:
-    """The batch with the part of the cut document that belongs to the split. A part without text is left out."""
-    found = []
-    for row in batch.to_pylist():
-        if row["order"] in held_out.orders:
-            row["text"] = cut_text(row["text"], held_out.cut_bytes)[split == "validation"]
-        if row["text"]:
-            found.append({name: row[name] for name in SCHEMA.names})
-    return pa.RecordBatch.from_pylist(found, SCHEMA)
+def _documents(scratch: Scratch) -> Iterator[dict[str, Any]]:
+    columns = ["order", "draw", "repository", "revision", "path", "text_bytes"]
+    return (row for batch in _rows(scratch, columns) for row in batch.to_pylist())

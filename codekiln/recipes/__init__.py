@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from codekiln.errors import ConfigError
-from codekiln.files import flatten
-from codekiln.recipe import Recipe, StagedRecipe, to_record
+from codekiln.files import flatten, to_record
+from codekiln.recipe import Recipe, StagedRecipe
 from codekiln.recipes import codegen, incoder
 from codekiln.recipes.demo import demo
 

@@ -184,7 +184,11 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
             "Held out": f"by {manifest['validation']['by']}: "
             + (", ".join(manifest["validation"]["names"]) or NOT_RECORDED)
             + _overlap_text(manifest["validation"]["overlap"]),
-            "Licenses": "; ".join(f"{row['license']} ({row['n']:,})" for row in manifest["licenses"]),
+            "Languages": "; ".join(
+                f"{row['language'] or 'unknown'}: {row['documents']:,} of {row['files_read']:,} files"
+                for row in manifest["languages"]
+            ),
+            "Licenses": "; ".join(f"{row['license']} ({row['documents']:,})" for row in manifest["licenses"]),
         },
         "Tokenizer": {
             "Technology": "byte-level BPE",
@@ -222,12 +226,15 @@ def _bytes_per_token(tokens: JsonObject) -> float:
 
 
 def _drop_funnel(manifest: JsonObject) -> list[JsonObject]:
-    """What is left after each reason to drop files, largest first."""
+    """What is left after each reason to drop files, in the order of the steps."""
     left = manifest["read"]["files"]
-    rows = [{"reason": "read", "documents": left, "left": left, "bytes": manifest["read"]["bytes"], "examples": []}]
-    for reason, entry in manifest["dropped"].items():
-        left -= entry["documents"]
-        rows.append({"reason": reason, "left": left} | entry)
+    listed = {"step": "", "reason": "listed", "documents": left, "bytes": manifest["read"]["bytes"], "examples": []}
+    rows = [listed | {"left": left}]
+    for step in manifest["steps"]:
+        for reason, entry in manifest["dropped"].items():
+            if entry["step"] == step["step"]:
+                left -= entry["documents"]
+                rows.append(entry | {"reason": reason, "left": left})
     return rows
 
 

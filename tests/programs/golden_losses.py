@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from codekiln.corpus.documents import FORMAT, SCHEMA, write_parts
+from codekiln.corpus.documents import FORMAT, SCHEMA
 from codekiln.files import write_json
 from codekiln.metrics_log import read_metrics
 from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig
@@ -26,7 +26,7 @@ from codekiln.train.objectives import CausalMasking, FillInTheMiddle, NextToken,
 from codekiln.train.parallel import init_distributed
 from codekiln.train.prepare import prepare_shards
 from codekiln.train.schedules import WSD, WarmupCosine, WarmupPolynomial
-from tests.small import write_tree
+from tests.small import write_parts, write_tree
 
 N_STEPS, ROWS, CONTEXT = 20, 8, 128
 VOCAB = 640

@@ -1,31 +1,128 @@
-"""A file that a source lists, before it is read."""
+"""What a source is: work units, each of which reads files with what their repository declares."""
 
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 UNREADABLE_FOLDER = "unreadable folder"  # the problem of a folder that cannot be listed
+UNREADABLE = "unreadable"
+MAX_FILE_BYTES = 1_000_000  # larger files are data, not code
+# A work unit of files on the disk. Small ones keep all processors busy and little in memory.
+UNIT_BYTES = 16 * 2**20
+UNIT_FILES = 10_000
+
+
+class Reader(Protocol):
+    """Reads the content of a file: bytes to decode, or text that needs no decoding. Raises OSError."""
+
+    def __call__(self) -> bytes | str: ...
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The location of a file and what its repository declares. `path` is relative to the repository, with slashes."""
+    """A file before it is read, and what its repository declares. `path` is relative to the repository, with slashes.
+
+    `license` is an SPDX expression or "unknown". If `is_license_given`, the user decided it, and headers do not change it.
+    `languages` are those that its source wants; all if it is empty. `language` is None where the name and the content decide.
+    `problem` is why it cannot be read. It is counted as the reason of a drop.
+    """
 
     source: str
     repository: str
     revision: str
     license: str
     path: str
-    location: Path
-    problem: str | None = None  # why it cannot be read, for example the reason of a folder without permission
+    size: int  # bytes
+    read: Reader
+    problem: str | None = None
+    stars: int | None = None  # of its repository
+    language: str | None = None
+    languages: tuple[str, ...] = ()
+    max_bytes: int = MAX_FILE_BYTES
+    is_license_given: bool = False
 
 
-class Source(Protocol):
-    """Lists files in a fixed order: the same disk gives the same list."""
+class WorkUnit(Protocol):
+    """A part of a source that one worker reads, on any machine. It lists the same files in the same order each time."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of input, for progress."""
+        ...
 
     def files(self) -> Iterator[SourceFile]: ...
 
-    def fingerprint(self) -> dict[str, Any]:
-        """JSON that differs if the files have changed since the corpus was built."""
+
+class Source(Protocol):
+    """Where documents come from. The same input gives the same work units in the same order."""
+
+    def units(self) -> Iterator[WorkUnit]:
+        """Raises CodekilnError if there is no such source, or nothing in it."""
         ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON that differs if the input has changed since the corpus was built."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """Reads a regular file. Nothing else is opened, and no link is followed: the file may have changed since it was listed."""
+
+    location: Path
+    modified_ns: int
+
+    def __call__(self) -> bytes:
+        descriptor = os.open(self.location, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{self.location} is not a regular file")
+            return file.read()
+
+
+@dataclass(frozen=True)
+class CannotRead:
+    """The reader of a file that has a problem."""
+
+    def __call__(self) -> bytes:
+        raise OSError("this file was listed with a problem")
+
+
+@dataclass(frozen=True)
+class FileList:
+    """A work unit of files on a disk that all workers see."""
+
+    listed: tuple[SourceFile, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.size for file in self.listed)
+
+    def files(self) -> Iterator[SourceFile]:
+        yield from self.listed
+
+
+def local_file(location: Path) -> tuple[int, Reader, str | None]:
+    """Size, reader, and problem or None, of a listed file."""
+    try:
+        status = location.lstat()
+    except OSError:
+        return 0, CannotRead(), UNREADABLE
+    return status.st_size, ReadFile(location, status.st_mtime_ns), None
+
+
+def file_lists(files: Iterable[SourceFile]) -> Iterator[FileList]:
+    """Files in work units of about `UNIT_BYTES`."""
+    listed: list[SourceFile] = []
+    n_bytes = 0
+    for file in files:
+        listed.append(file)
+        n_bytes += file.size
+        if n_bytes >= UNIT_BYTES or len(listed) >= UNIT_FILES:
+            yield FileList(tuple(listed))
+            listed, n_bytes = [], 0
+    if listed:
+        yield FileList(tuple(listed))

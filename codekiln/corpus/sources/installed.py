@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codekiln.corpus.languages import language_of
+from codekiln.corpus.languages import may_be
 from codekiln.corpus.licenses import declared_license
-from codekiln.corpus.sources.files import UNREADABLE_FOLDER, SourceFile
+from codekiln.corpus.sources.files import UNREADABLE_FOLDER, CannotRead, FileList, SourceFile, file_lists, local_file
 
 PYTHON_LICENSE = "PSF-2.0"
 
@@ -26,6 +26,9 @@ class InstalledPackages:
     """Packages that this interpreter can import, and the one that its virtual environment was made from."""
 
     languages: tuple[str, ...] = ("Python",)
+
+    def units(self) -> Iterator[FileList]:
+        return file_lists(self.files())
 
     def files(self) -> Iterator[SourceFile]:
         """By package name, then path. A package that is installed twice counts once: the one that is imported."""
@@ -47,8 +50,8 @@ class InstalledPackages:
         root = Path(str(distribution.locate_file("")))
         for path in sorted(entry.as_posix() for entry in distribution.files or []):
             # A RECORD also lists the package's commands, which are outside of its folder.
-            if language_of(path) in self.languages and not path.startswith(("/", "../")):
-                yield SourceFile("installed", name, metadata["Version"], declared, path, root / path)
+            if may_be(path, self.languages) and not path.startswith(("/", "../")):
+                yield self._file(name, metadata["Version"], declared, path, root / path)
 
     def _standard_library(self) -> Iterator[SourceFile]:
         root = sysconfig.get_path("stdlib")
@@ -58,20 +61,35 @@ class InstalledPackages:
             for name in sorted(names):
                 location = Path(folder, name)
                 path = location.relative_to(root).as_posix()
-                if language_of(path) in self.languages and not location.is_symlink():
-                    yield SourceFile("installed", "cpython", platform.python_version(), PYTHON_LICENSE, path, location)
+                if may_be(path, self.languages) and not location.is_symlink():
+                    yield self._file("cpython", platform.python_version(), PYTHON_LICENSE, path, location)
         for problem in problems:
-            location = Path(str(problem.filename))
-            path = location.relative_to(root).as_posix()
+            path = Path(str(problem.filename)).relative_to(root).as_posix()
             yield SourceFile(
-                "installed",
-                "cpython",
-                platform.python_version(),
-                PYTHON_LICENSE,
-                path,
-                location,
+                source="installed",
+                repository="cpython",
+                revision=platform.python_version(),
+                license=PYTHON_LICENSE,
+                path=path,
+                size=0,
+                read=CannotRead(),
                 problem=UNREADABLE_FOLDER,
             )
+
+    def _file(self, repository: str, revision: str, license: str, path: str, location: Path) -> SourceFile:
+        # Some installers link files to a cache.
+        size, read, problem = local_file(location.resolve() if location.is_symlink() else location)
+        return SourceFile(
+            source="installed",
+            repository=repository,
+            revision=revision,
+            license=license,
+            path=path,
+            size=size,
+            read=read,
+            problem=problem,
+            languages=self.languages,
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Empty: packages come and go on a machine, and a run keeps the corpus that it has built."""

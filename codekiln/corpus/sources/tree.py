@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from codekiln.corpus.declared import read_license
-from codekiln.corpus.languages import LANGUAGES, language_of
+from codekiln.corpus.languages import LANGUAGES, may_be
 from codekiln.corpus.licenses import UNKNOWN
-from codekiln.corpus.sources.files import UNREADABLE_FOLDER, SourceFile
+from codekiln.corpus.sources.files import (
+    UNREADABLE_FOLDER,
+    CannotRead,
+    FileList,
+    SourceFile,
+    file_lists,
+    local_file,
+)
 from codekiln.errors import ConfigError, MissingFileError
 from codekiln.extras import import_optional
 
@@ -27,22 +34,35 @@ VENDORED_REASON = "vendored or generated folder"
 class LocalRepositories:
     """Files in `folder`. `license` is the SPDX expression for all of it; None reads what each repository declares.
 
-    A folder with a `.git` is one repository. Hidden files and folders, symbolic links, and what .gitignore names are
-    ignored. Folders with code of others and folders that cannot be read are counted as drops.
+    A folder with a `.git` is one repository. A folder in it may declare another license for all below it, for
+    example by a LICENSE file. Hidden files and folders, symbolic links, and what .gitignore names are ignored. Folders with
+    code of others and folders that cannot be read are counted as drops.
     """
 
     folder: Path
     license: str | None = None
     languages: tuple[str, ...] = LANGUAGES
 
+    def units(self) -> Iterator[FileList]:
+        return file_lists(self.files())
+
     def files(self) -> Iterator[SourceFile]:
         """In the order of paths. Raises MissingFileError for a missing folder and ConfigError if it has no source file."""
-        licenses: dict[str, str] = {}
+        licenses: dict[Path, str | None] = {}
         for entry, repository, path in self._list():
-            if repository not in licenses:
-                licenses[repository] = self._license_of(self.folder / repository)
-            license = licenses[repository]
-            yield SourceFile("tree", repository, "-", license, path, entry.location, problem=entry.problem)
+            size, read, problem = (0, CannotRead(), None) if entry.problem is not None else local_file(entry.location)
+            yield SourceFile(
+                source="tree",
+                repository=repository,
+                revision="-",
+                license=self.license or self._license_of(entry.location.parent, licenses) or UNKNOWN,
+                path=path,
+                size=size,
+                read=read,
+                problem=entry.problem or problem,
+                languages=self.languages,
+                is_license_given=self.license is not None,
+            )
 
     def _list(self) -> Iterator[tuple["_Entry", str, str]]:
         """Entry, repository and path in the repository of each file, without reading licenses."""
@@ -51,7 +71,7 @@ class LocalRepositories:
         n_files = 0
         for entry in _walk(self.folder):
             path = entry.location.relative_to(self.folder)
-            if entry.problem is None and language_of(path.name) not in self.languages:
+            if entry.problem is None and not may_be(path.name, self.languages):
                 continue
             is_inside = len(path.parts) > 1 or (entry.problem is not None and entry.location != self.folder)
             repository = path.parts[0] if is_inside and not self._is_repository else "."
@@ -78,12 +98,19 @@ class LocalRepositories:
     def _is_repository(self) -> bool:
         return (self.folder / ".git").exists()
 
-    def _license_of(self, root: Path) -> str:
-        """The license that a repository declares, or else the folder that it is in."""
-        if self.license is not None:
-            return self.license
-        declared = read_license(root)
-        return declared if declared != UNKNOWN or root == self.folder else read_license(self.folder)
+    def _license_of(self, folder: Path, known: dict[Path, str | None]) -> str | None:
+        """What the nearest folder declares that declares anything, up to the folder of the source."""
+        passed = []
+        while folder not in known:
+            passed.append(folder)
+            declared = read_license(folder)
+            if declared is not None or folder == self.folder:
+                known[folder] = declared
+            else:
+                folder = folder.parent
+        found = known[folder]
+        known.update(dict.fromkeys(passed, found))
+        return found
 
 
 @dataclass(frozen=True)

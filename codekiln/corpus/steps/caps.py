@@ -1,13 +1,13 @@
 """Caps: a repository has at most a number of bytes, so that large ones are not most of the corpus."""
 
+import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
-from codekiln.corpus.scratch import Scratch
+import numpy as np
+
+from codekiln.corpus.scratch import Drops, Scratch, load_arrays, read_partition, save_arrays, write_partitions
 from codekiln.corpus.steps.step import Step
-
-if TYPE_CHECKING:
-    import daft
 
 CAPPED = "over its repository's cap"
 
@@ -20,17 +20,34 @@ class RepositoryCap(Step):
 
     max_bytes: int
 
-    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
-        # The engine is imported when a corpus is built, so that recipes load without it.
-        from daft import DataType, Window, col, lit  # noqa: PLC0415
-        from daft.functions import when  # noqa: PLC0415
+    def check_corpus(self, scratch: Scratch) -> Drops:
+        n = scratch.n_partitions(100 * scratch.n_documents())
+        scratch.run("Corpus: repositories", "cap-rows", partial(_partition, scratch, n))
+        scratch.run("Corpus: caps", "cap-drops", partial(_find_capped, scratch, self.max_bytes), n)
+        dropped = [load_arrays(scratch.path("cap-drops", k))["order"] for k in range(n)]
+        return Drops(CAPPED, np.sort(np.concatenate(dropped)))
 
-        dropped, kept = rows.where(col("reason").not_null()), rows.where(col("reason").is_null())
-        window = Window().partition_by("repository").order_by("draw", "order")
-        window = window.rows_between(Window.unbounded_preceding, Window.current_row)
-        running = kept.with_column("running", col("text_bytes").sum().over(window))
-        is_over = col("running") > lit(self.max_bytes)
-        reason = when(is_over, lit(CAPPED)).otherwise(lit(None).cast(DataType.string()))
-        decided = running.with_column("reason", reason).exclude("running")
-        columns = rows.column_names
-        return dropped.select(*columns).concat(decided.select(*columns))
+
+def _partition(scratch: Scratch, n: int, unit: int) -> None:
+    """Task: the sizes of the documents of a work unit, in partitions by repository."""
+    rows = scratch.rows(unit, ["repository", "draw", "order", "text_bytes"])
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in rows["repository"])
+    columns = {
+        "draw": np.array([int(draw, 16) for draw in rows["draw"]], np.uint64),
+        "order": np.array(rows["order"], np.int64),
+        "size": np.array(rows["text_bytes"], np.int64),
+    }
+    write_partitions(scratch.path("cap-rows", unit), np.frombuffer(digests, np.uint64), columns, n)
+
+
+def _find_capped(scratch: Scratch, max_bytes: int, partition: int) -> None:
+    """Task: the documents of a partition with which their repository exceeds the cap."""
+    rows = read_partition([scratch.path("cap-rows", unit) for unit in range(scratch.n_units)], partition)
+    by = np.lexsort([rows["order"], rows["draw"], rows["hash"]])
+    repository, size = rows["hash"][by], rows["size"][by]
+    before = np.cumsum(size) - size
+    is_first = np.ones(len(by), bool)
+    is_first[1:] = repository[1:] != repository[:-1]
+    start = np.maximum.accumulate(np.where(is_first, before, 0))  # bytes of the repositories before
+    is_over = before + size - start > max_bytes
+    save_arrays(scratch.path("cap-drops", partition), order=np.sort(rows["order"][by[is_over]]))

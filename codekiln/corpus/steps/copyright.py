@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-from codekiln.corpus.steps.step import Draft, Step
+from codekiln.corpus.steps.step import Draft, Drop, Step
 
 # The signs of line comments, and the ends of block comments, by language.
 _HASH, _SLASH, _BLOCK = ("#",), ("//",), ("/*", "*/")
@@ -48,9 +48,9 @@ class CopyrightNotices(Step):
 
     columns: ClassVar = {"notices": int}
 
-    def check_document(self, draft: Draft) -> str | None:
+    def check_document(self, draft: Draft) -> Drop | None:
         rest, n = remove_notices(draft.text, draft.language)
-        return ONLY_NOTICE if n and not rest.strip() else None
+        return Drop(ONLY_NOTICE) if n and not rest.strip() else None
 
     def edit_document(self, draft: Draft) -> None:
         draft.text, draft.columns["notices"] = remove_notices(draft.text, draft.language)

@@ -12,21 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.corpus.documents import document_name
 from codekiln.corpus.scratch import Scratch
-from codekiln.corpus.steps.step import Draft, Step
+from codekiln.corpus.steps.step import Draft, Drop, Step
 from codekiln.errors import InvalidFileError, MissingFileError
-from codekiln.files import atomic_write, sha256_of
-
-if TYPE_CHECKING:
-    import daft
-
+from codekiln.files import JsonObject, atomic_write, sha256_of
 
 CONTAMINATED = "contaminated"
 HITS = "contaminated.parquet"
@@ -59,30 +56,31 @@ class Decontaminate(Step):
     columns: ClassVar = {"benchmark": str, "benchmark_text": str, "benchmark_fraction": float}
     outputs: ClassVar = (HITS,)
 
-    def check_document(self, draft: Draft) -> str | None:
+    def check_document(self, draft: Draft) -> Drop | None:
         hit = _texts(self.benchmarks).find(draft.text, self.min_fraction)
         if hit is None:
             return None
         names = ("benchmark", "benchmark_text", "benchmark_fraction")
         draft.columns |= dict(zip(names, hit, strict=True))
-        return contaminated_by(hit[0])
+        return Drop(contaminated_by(hit[0]), hit[2])
 
-    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
-        from daft import col  # noqa: PLC0415 - the engine is imported when a corpus is built
-
-        hits = rows.where(col("benchmark").not_null()).sort("order").to_arrow().to_pylist()
-        found = [
-            {
-                "name": document_name(row["repository"], row["revision"], row["path"]),
-                "benchmark": row["benchmark"],
-                "text": row["benchmark_text"],
-                "fraction": row["benchmark_fraction"],
-            }
-            for row in hits
-        ]
+    def check_corpus(self, scratch: Scratch) -> None:
+        found: list[JsonObject] = []
+        columns = ["repository", "revision", "path", "benchmark", "benchmark_text", "benchmark_fraction"]
+        for unit in range(scratch.n_units):
+            for batch in scratch.batches(unit, columns, dropped=True):
+                hits = batch.filter(pc.is_valid(batch.column("benchmark")))
+                found += [
+                    {
+                        "name": document_name(row["repository"], row["revision"], row["path"]),
+                        "benchmark": row["benchmark"],
+                        "text": row["benchmark_text"],
+                        "fraction": row["benchmark_fraction"],
+                    }
+                    for row in hits.to_pylist()
+                ]
         with atomic_write(scratch.outputs / HITS) as temp_path:
             pq.write_table(pa.Table.from_pylist(found, HITS_SCHEMA), temp_path)
-        return rows
 
 
 def contaminated_by(file: str) -> str:
@@ -111,7 +109,7 @@ class _BenchmarkTexts:
 
         named = [(each.path.name, name, text) for each in benchmarks for name, text in _read_texts(each.path)]
         self._names = [(file, name) for file, name, _ in named]
-        self._index: RunIndex = RunIndex((text for _, _, text in named), RUN_WORDS)
+        self._index = RunIndex.build((text for _, _, text in named), RUN_WORDS)
         places = [np.unique(self._index.find(text)) for _, _, text in named]
         self._n_runs = [len(each) for each in places]
         self._texts_of: dict[int, list[int]] = {}

@@ -1,50 +1,74 @@
-"""Exact duplicates by InCoder's key: the alphanumeric tokens of a file."""
+"""Exact duplicates: by InCoder's key, the alphanumeric tokens of a file, or by CodeGen's, the SHA-256 of its content."""
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Literal
 
-from codekiln.corpus.scratch import Scratch
-from codekiln.corpus.steps.step import Draft, Step
+import numpy as np
 
-if TYPE_CHECKING:
-    import daft
+from codekiln.corpus.scratch import Drops, Scratch, load_arrays, read_partition, save_arrays, write_partitions
+from codekiln.corpus.steps.step import Draft, Drop, Step
+from codekiln.corpus.steps.survivors import COLUMNS, ranks
 
 DUPLICATE = "duplicate"
-_IS_WORD = bytes(byte if byte >= 0x80 or chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(256))
 
 
-def duplicate_key(path: str, text: str) -> str:
-    """(file extension, number of alphanumeric tokens, MD5 of their sequence) as one string: InCoder, section 3.1.
+def word_key(path: str, text: str) -> bytes:
+    """(file extension, number of alphanumeric tokens, MD5 of their sequence) as bytes: InCoder, section 3.1.
 
     Characters beyond ASCII count as letters. The paper keeps the keys in a Bloom filter. Codekiln compares them exactly, so
     nothing is dropped by accident.
     """
-    words = text.encode().translate(_IS_WORD).split()
-    digest = hashlib.md5(b" ".join(words), usedforsecurity=False).hexdigest()
-    return f"{PurePosixPath(path).suffix.lower()}:{len(words)}:{digest}"
+    from codekiln.corpus.shingles import join_words  # noqa: PLC0415 - compiled functions take half a second to load
+
+    words, n_words = join_words(np.frombuffer(text.encode(), np.uint8))
+    digest = hashlib.md5(words.data, usedforsecurity=False).digest()
+    return digest + f"{n_words}:{PurePosixPath(path).suffix.lower()}".encode(errors="replace")
+
+
+def content_key(text: str) -> bytes:
+    """The SHA-256 of a text: CodeGen (jaxformer's preprocessing)."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicates(Step):
-    """Keeps the first of all documents with the same key."""
+    """Keeps one of all documents with the same key, by the rule of `survivors.py`."""
 
-    columns: ClassVar = {"key": str}
+    key: Literal["words", "content"] = "words"
+
+    columns: ClassVar = {"key": bytes}
     compares_documents = True
 
-    def check_document(self, draft: Draft) -> str | None:
-        draft.columns["key"] = duplicate_key(draft.path, draft.text)
+    def check_document(self, draft: Draft) -> Drop | None:
+        key = word_key(draft.path, draft.text) if self.key == "words" else content_key(draft.text)
+        draft.columns["key"] = hashlib.blake2b(key, digest_size=16).digest()
         return None
 
-    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
-        # The engine is imported when a corpus is built, so that recipes load without it.
-        from daft import col, lit  # noqa: PLC0415
+    def check_corpus(self, scratch: Scratch) -> Drops:
+        n = scratch.n_partitions(200 * scratch.n_documents())
+        scratch.run("Corpus: keys", "exact-keys", partial(_partition, scratch, n))
+        scratch.run("Corpus: duplicates", "exact-drops", partial(_find_repeated, scratch), n)
+        dropped = [load_arrays(scratch.path("exact-drops", k))["order"] for k in range(n)]
+        return Drops(DUPLICATE, np.sort(np.concatenate(dropped)))
 
-        dropped, kept = rows.where(col("reason").not_null()), rows.where(col("reason").is_null())
-        first = kept.groupby("key").agg(col("order").min().alias("first"))
-        kept = kept.join(first, on="key", how="inner")
-        unique = kept.where(col("order") == col("first")).exclude("first")
-        repeated = kept.where(col("order") != col("first")).exclude("first").with_column("reason", lit(DUPLICATE))
-        columns = rows.column_names
-        return dropped.select(*columns).concat(repeated.select(*columns)).concat(unique.select(*columns))
+
+def _partition(scratch: Scratch, n: int, unit: int) -> None:
+    """Task: the keys and ranks of the documents of a work unit, in partitions by key."""
+    rows = scratch.rows(unit, ["key", *COLUMNS])
+    keys = np.frombuffer(b"".join(rows["key"]), np.uint64).reshape(-1, 2)
+    is_unknown, stars, sizes, orders = ranks(rows)
+    columns = {"rest": keys[:, 1], "is_unknown": is_unknown, "stars": stars, "size": sizes, "order": orders}
+    write_partitions(scratch.path("exact-keys", unit), keys[:, 0], columns, n)
+
+
+def _find_repeated(scratch: Scratch, partition: int) -> None:
+    """Task: the documents of a partition that are not the first of those with the same key."""
+    rows = read_partition([scratch.path("exact-keys", unit) for unit in range(scratch.n_units)], partition)
+    by = np.lexsort([rows[name] for name in ("order", "size", "stars", "is_unknown", "rest", "hash")])
+    is_repeated = np.zeros(len(by), bool)
+    first, second = rows["hash"][by], rows["rest"][by]
+    is_repeated[1:] = (first[1:] == first[:-1]) & (second[1:] == second[:-1])
+    save_arrays(scratch.path("exact-drops", partition), order=np.sort(rows["order"][by[is_repeated]]))

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from codekiln.corpus.steps.step import Draft, Step
+from codekiln.corpus.steps.step import Draft, Drop, Step
 
 
 @dataclass(frozen=True)
@@ -180,16 +180,20 @@ class Filters(Step):
 
     filters: tuple[Filter, ...] = ()
 
-    def check_document(self, draft: Draft) -> str | None:
-        return drop_reason(draft.text, self.filters)
+    def check_document(self, draft: Draft) -> Drop | None:
+        return first_drop(draft.text, self.filters)
 
 
-def drop_reason(text: str, filters: tuple[Filter, ...]) -> str | None:
-    """The reason of the first filter that drops the text, "empty" if it is only white space, or None."""
+def first_drop(text: str, filters: tuple[Filter, ...]) -> Drop | None:
+    """What the first filter says that drops the text, "empty" if it is only white space, or None."""
     if not text.strip():
-        return "empty"
+        return Drop("empty")
     stats = text_stats(text)
-    return next((reason for filter_ in filters if (reason := filter_(text, stats))), None)
+    for filter_ in filters:
+        if reason := filter_(text, stats):
+            measure = getattr(filter_, "measure", None)
+            return Drop(reason, measure(stats) if measure is not None else None)
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -1,19 +1,26 @@
-"""The license gate: drops files whose repository does not declare a permissive license."""
+"""The license gate: drops files that are not under a permissive license."""
 
+import re
 from dataclasses import dataclass
 
-from codekiln.corpus.licenses import PERMISSIVE, is_permissive
-from codekiln.corpus.sources.files import SourceFile
-from codekiln.corpus.steps.step import Step
+from codekiln.corpus.licenses import PERMISSIVE, header_license, is_permissive
+from codekiln.corpus.steps.step import Draft, Drop, Step
 
 REASON = "license "  # what the reasons of this step begin with
+_HEADER_CHARACTERS = 5_000
+_HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]{1,300})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LicenseGate(Step):
-    """Keeps files under one of `licenses`."""
+    """Keeps files under one of `licenses`. An SPDX header of a file has priority over what its repository declares.
+
+    It has not if the user gave the license.
+    """
 
     licenses: frozenset[str] = PERMISSIVE
 
-    def check_file(self, file: SourceFile) -> str | None:
-        return None if is_permissive(file.license, self.licenses) else REASON + file.license
+    def check_document(self, draft: Draft) -> Drop | None:
+        if not draft.file.is_license_given and (found := _HEADER.search(draft.text[:_HEADER_CHARACTERS])):
+            draft.license = header_license(found[1])
+        return None if is_permissive(draft.license, self.licenses) else Drop(REASON + draft.license)

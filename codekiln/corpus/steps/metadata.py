@@ -14,10 +14,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from codekiln.corpus.steps.step import Draft, Step
+from codekiln.corpus.scratch import Scratch
+from codekiln.corpus.steps.step import Step
 
 _TAGGED = re.compile(
     r"\A<\| file(?P<begin>(?: \S+)*) \|>\n(?P<body>.*)\n<\|/ file(?P<end>(?: \S+)*) \|>\n?\Z", re.DOTALL
@@ -29,18 +31,17 @@ class FileTags(Step):
     """Puts each document between InCoder's file tags, with the attributes `ext` and `filename`.
 
     Where each attribute is, and their order, depend on `seed` and the document only. In the paper, files of GitHub and GitLab
-    also have `source`, and those of GitHub `dstars`; local folders know neither. It is the last step: others see the text
-    without tags.
+    also have `source`, and those of GitHub `dstars`; local folders know neither. Steps see the text without tags.
     """
 
     seed: int = 0
 
-    def edit_document(self, draft: Draft) -> None:
-        path = PurePosixPath(draft.path)
+    def finish_document(self, document: Mapping[str, Any], text: str, scratch: Scratch) -> str:
+        path = PurePosixPath(document["path"])
         attributes = {"ext": path.suffix, "filename": path.name}
         known = {name: value for name, value in attributes.items() if re.fullmatch(r"[^\s|=]+", value)}
-        digest = hashlib.sha256(f"{self.seed}:{draft.path}:{draft.text}".encode(errors="surrogatepass")).digest()
-        draft.text = render_tags(draft.text, known, np.random.default_rng(int.from_bytes(digest[:8])))
+        digest = hashlib.sha256(f"{self.seed}:{path}:{text}".encode(errors="surrogatepass")).digest()
+        return render_tags(text, known, np.random.default_rng(int.from_bytes(digest[:8])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class LanguagePrefix(Step):
     CodeGen did so when it trained on several languages (section 2.3). Its format is not published; this one is Codekiln's.
     """
 
-    def edit_document(self, draft: Draft) -> None:
-        draft.text = f"{draft.language}\n{draft.text}"
+    def finish_document(self, document: Mapping[str, Any], text: str, scratch: Scratch) -> str:
+        return f"{document['language']}\n{text}"
 
 
 def render_tags(text: str, attributes: Mapping[str, str], rng: np.random.Generator) -> str:

@@ -5,27 +5,35 @@ MinHash with banding finds candidates (Broder 1997; Leskovec et al., Mining of M
 pair is verified by its true similarity before it is linked, so no document is dropped because of a collision. Linked documents
 form clusters, and one document of each is kept.
 
-Memory: the bands of a document are 336 bytes, and two or three copies exist for a moment. The shingles of candidates are in a
-scratch file, which is mapped.
+The bands are partitioned by their hash. Each partition is sorted on its own, so its size bounds the memory. The shingles of
+candidates are in one file, which is mapped. Which pairs are in one partition does not change the clusters.
 """
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.corpus.documents import document_name
-from codekiln.corpus.scratch import Scratch
-from codekiln.corpus.steps.step import Draft, Step
-from codekiln.files import atomic_write
-from codekiln.progress import progress_bar
-
-if TYPE_CHECKING:
-    import daft
+from codekiln.corpus.scratch import (
+    ORDER_BITS,
+    Drops,
+    Indices,
+    Scratch,
+    load_arrays,
+    read_partition,
+    save_arrays,
+    write_partitions,
+)
+from codekiln.corpus.steps.step import Draft, Drop, Step
+from codekiln.corpus.steps.survivors import COLUMNS, ranks
+from codekiln.files import JsonObject, atomic_write
 
 NEAR_DUPLICATE = "near-duplicate"
 CLUSTERS = "near-duplicates.parquet"
@@ -33,14 +41,15 @@ CLUSTERS_SCHEMA = pa.schema([("name", pa.string()), ("kept", pa.string()), ("sim
 # In a bucket of documents that share a band, each is compared with this many before it at most. Larger buckets are license
 # headers or generated files, whose members are linked through their neighbors.
 BUCKET_WINDOW = 256
+BYTES_PER_DOCUMENT = 42 * 16  # a hash and an order for each band
+PAGE_BYTES = 4096  # work units write to separate pages of the file of shingles
 
-Indices = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicates(Step):
-    """Keeps the largest document of each cluster; of equally large ones, the one whose name comes first.
+    """Keeps one document of each cluster, by the rule of `survivors.py`.
 
     Documents of fewer than five words have no shingles, and are kept. `near-duplicates.parquet` lists the documents of every
     cluster: `name`, `kept` (the name of the document that was kept), and `similarity` to it, which may be below the threshold
@@ -49,126 +58,207 @@ class NearDuplicates(Step):
 
     threshold: float = 0.7
 
-    columns: ClassVar = {"bands": bytes}
+    columns: ClassVar = {"bands": bytes, "shingles": int}
     compares_documents = True
     outputs: ClassVar = (CLUSTERS,)
 
-    def check_document(self, draft: Draft) -> str | None:
+    def check_document(self, draft: Draft) -> Drop | None:
         # Compiled functions take half a second to load: only building a corpus needs them.
-        from codekiln.corpus.shingles import shingle_bands  # noqa: PLC0415
+        from codekiln.corpus.shingles import SHINGLE_WORDS, band_hashes, text_runs  # noqa: PLC0415
 
-        draft.columns["bands"] = shingle_bands(draft.text).tobytes()  # zeros if there are no shingles
+        runs = text_runs(draft.text, SHINGLE_WORDS)
+        draft.columns["shingles"] = len(runs)
+        draft.columns["bands"] = band_hashes(runs).tobytes() if len(runs) else b""
         return None
 
-    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
-        from daft import col  # noqa: PLC0415
-
-        kept = rows.where(col("reason").is_null())
-        table = kept.select("order", "bands").sort("order").to_arrow()
-        orders = table.column("order").to_numpy()
-        sets, roots = find_clusters(band_matrix(table.column("bands")), orders, scratch, self.threshold)
-        clusters = _groups(roots)
-        clustered = orders[[at for members in clusters for at in members]].tolist()
-        columns = kept.select("order", "repository", "revision", "path", "text_bytes").sort("order").to_arrow()
-        columns = columns.filter(pc.is_in(columns.column("order"), pa.array(clustered, pa.int64())))
-        names, sizes = {}, {}
-        for row in columns.to_pylist():
-            at = int(np.searchsorted(orders, row["order"]))
-            names[at] = document_name(row["repository"], row["revision"], row["path"])
-            sizes[at] = row["text_bytes"]
-        found: list[dict[str, object]] = []
-        dropped: list[int] = []
-        for members in clusters:
-            best = min(members, key=lambda at: (-sizes[at], names[at]))
-            found += [
-                {"name": names[at], "kept": names[best], "similarity": sets.similarity(at, best)} for at in members
-            ]
-            dropped += [int(orders[at]) for at in members if at != best]
+    def check_corpus(self, scratch: Scratch) -> Drops:
+        clusters = find_clusters(scratch, self.threshold)
+        orders = np.concatenate([np.empty(0, np.int64), *clusters])
+        documents = _describe(scratch, np.sort(orders))
+        places = {order: place for place, order in enumerate(documents["order"])}
+        order_of = np.lexsort(tuple(reversed(ranks(documents))))
+        rank = np.empty(len(order_of), np.int64)
+        rank[order_of] = np.arange(len(order_of))
+        sets = ShingleSets.open(scratch)
+        found: list[JsonObject] = []
+        dropped: dict[int, float] = {}
+        for cluster in clusters:
+            members = [places[order] for order in cluster.tolist()]
+            best = min(members, key=lambda place: rank[place])
+            for order, place in zip(cluster.tolist(), members, strict=True):
+                similarity = sets.similarity(order, documents["order"][best])
+                name, kept = documents["name"][place], documents["name"][best]
+                found.append({"name": name, "kept": kept, "similarity": similarity})
+                if place != best:
+                    dropped[order] = similarity
         with atomic_write(scratch.outputs / CLUSTERS) as temp_path:
             pq.write_table(pa.Table.from_pylist(found, CLUSTERS_SCHEMA), temp_path)
-        return self.drop_rows(rows.exclude("bands"), dropped, NEAR_DUPLICATE)
+        numbers = sorted(dropped)
+        measured = np.array([dropped[order] for order in numbers], np.float64)
+        return Drops(NEAR_DUPLICATE, np.array(numbers, np.int64), measured)
 
 
-def band_matrix(bands: pa.ChunkedArray) -> Hashes:
-    """Bands (N_BANDS, documents), from a column with those of each document as bytes."""
-    from codekiln.corpus.shingles import N_BANDS  # noqa: PLC0415
+def find_clusters(scratch: Scratch, threshold: float) -> list[Indices]:
+    """The orders of the documents of each cluster of at least two, sorted; clusters in the order of their first document."""
+    n_documents = scratch.n_documents()
+    n = max(scratch.n_workers, scratch.n_partitions(3 * BYTES_PER_DOCUMENT * n_documents))
+    scratch.run("Corpus: bands", "bands", partial(_partition, scratch, n))
+    scratch.run("Corpus: candidates", "buckets", partial(_find_buckets, scratch), n)
+    _place_shingles(scratch, n)
+    scratch.run("Corpus: shingles of candidates", "shingles", partial(_write_shingles, scratch))
+    scratch.run("Corpus: compare candidates", "links", partial(_verify, scratch, threshold), n)
+    return _join_links([load_arrays(scratch.path("links", k))["links"] for k in range(n)])
 
-    rows = [
-        np.frombuffer(data, np.uint64).reshape(-1, N_BANDS)
-        for chunk in bands.cast(pa.large_binary()).chunks
-        for data in (b"".join(chunk.to_pylist()),)
-    ]
-    return np.ascontiguousarray(np.concatenate([np.empty((0, N_BANDS), np.uint64), *rows]).T)
+
+def _partition(scratch: Scratch, n: int, unit: int) -> None:
+    """Task: the bands of the documents of a work unit, in partitions by their hash."""
+    orders: list[int] = []
+    bands: list[bytes] = []
+    for batch in scratch.batches(unit, ["order", "bands"]):
+        pairs = zip(batch.column("order").to_pylist(), batch.column("bands").to_pylist(), strict=True)
+        kept = [(order, data) for order, data in pairs if data]
+        orders += [order for order, _ in kept]
+        bands += [data for _, data in kept]
+    hashes = np.frombuffer(b"".join(bands), np.uint64)
+    per_document = len(hashes) // max(1, len(orders))
+    columns = {"order": np.repeat(np.array(orders, np.int64), per_document)}
+    write_partitions(scratch.path("bands", unit), hashes, columns, n)
+
+
+def _find_buckets(scratch: Scratch, partition: int) -> None:
+    """Task: the documents of a partition that share a band: those of each bucket in order, and where each bucket begins."""
+    rows = read_partition([scratch.path("bands", unit) for unit in range(scratch.n_units)], partition)
+    by = np.argsort(rows["hash"], kind="stable")
+    values, orders = rows["hash"][by], rows["order"][by]
+    begins = np.concatenate(([True], values[1:] != values[:-1]))[: len(values)]
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(np.append(starts, len(values)))
+    is_shared = np.repeat(lengths > 1, lengths)
+    shared_lengths = lengths[lengths > 1]
+    members = orders[is_shared]
+    stops = np.cumsum(shared_lengths)
+    save_arrays(scratch.path("buckets", partition), members=members, stops=stops, candidates=np.unique(members))
+
+
+def _place_shingles(scratch: Scratch, n_partitions: int) -> None:
+    """Decides where the shingles of each candidate are in the file, and creates it. It is sparse."""
+    path = _places_path(scratch)
+    if path.is_file():
+        return
+    found = [load_arrays(scratch.path("buckets", k))["candidates"] for k in range(n_partitions)]
+    candidates = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+    lengths = np.zeros(len(candidates), np.int64)
+    for unit in np.unique(candidates >> ORDER_BITS).tolist():
+        for batch in scratch.batches(unit, ["order", "shingles"]):
+            orders = batch.column("order").to_numpy()
+            at = np.minimum(np.searchsorted(candidates, orders), len(candidates) - 1)
+            is_candidate = candidates[at] == orders
+            lengths[at[is_candidate]] = batch.column("shingles").to_numpy()[is_candidate]
+    per_page = PAGE_BYTES // 8
+    begins_unit = np.diff(candidates >> ORDER_BITS, prepend=-1) != 0
+    starts = np.zeros(len(candidates), np.int64)
+    end = 0
+    for at in np.split(np.arange(len(candidates)), np.flatnonzero(begins_unit)[1:]):
+        if len(at):
+            start = -(-end // per_page) * per_page
+            starts[at] = start + np.cumsum(lengths[at]) - lengths[at]
+            end = start + int(lengths[at].sum())
+    with atomic_write(_shingles_path(scratch)) as temp_path, temp_path.open("wb") as file:
+        file.truncate(8 * max(1, end))
+    save_arrays(path, orders=candidates, starts=starts)
+
+
+def _write_shingles(scratch: Scratch, unit: int) -> None:
+    """Task: the shingles of the candidates of a work unit, sorted, to their place in the file."""
+    from codekiln.corpus.shingles import shingle_set  # noqa: PLC0415
+
+    places = load_arrays(_places_path(scratch))
+    orders = places["orders"]
+    first, last = np.searchsorted(orders, [unit << ORDER_BITS, (unit + 1) << ORDER_BITS])
+    lengths = np.zeros(last - first, np.int64)
+    with _shingles_path(scratch).open("r+b") as file:
+        for order, text in scratch.texts(unit, orders[first:last]):
+            at = int(np.searchsorted(orders, order))
+            shingles = shingle_set(text)
+            lengths[at - first] = len(shingles)
+            os.pwrite(file.fileno(), shingles.tobytes(), 8 * int(places["starts"][at]))
+        os.fsync(file.fileno())
+    save_arrays(scratch.path("shingles", unit), lengths=lengths)
 
 
 class ShingleSets:
-    """The sorted shingles of some documents: document k has `values[offsets[0, k]:offsets[1, k]]`, others none."""
+    """The sorted shingles of candidates: those of the document with `orders[k]` are `values[offsets[0, k]:offsets[1, k]]`."""
 
-    def __init__(self, values: Hashes, offsets: Indices) -> None:
-        self.values, self.offsets = values, offsets
+    def __init__(self, orders: Indices, values: Hashes, offsets: Indices) -> None:
+        self.orders, self.values, self.offsets = orders, values, offsets
 
     @classmethod
-    def write(cls, scratch: Scratch, orders: Indices, is_candidate: npt.NDArray[np.bool_]) -> "ShingleSets":
-        """Reads the texts of the candidates once, and writes their shingles to a scratch file, which is mapped."""
-        from codekiln.corpus.shingles import shingle_set  # noqa: PLC0415
-
-        path = scratch.folder / "shingles.bin"
-        starts = np.zeros(len(orders), np.int64)
-        lengths = np.zeros(len(orders), np.int64)
-        end = 0
-        wanted = orders[is_candidate]
-        with path.open("wb") as file, progress_bar("Corpus: near-duplicates", len(wanted)) as progress:
-            for order, text in scratch.texts(wanted):
-                at = int(np.searchsorted(orders, order))
-                shingles = shingle_set(text)
-                starts[at], lengths[at] = end, len(shingles)
-                end += len(shingles)
-                file.write(shingles.tobytes())
-                progress.advance()
-        values = np.memmap(path, np.uint64, "r") if end else np.empty(0, np.uint64)
-        return cls(np.asarray(values), np.stack((starts, starts + lengths)))
+    def open(cls, scratch: Scratch) -> "ShingleSets":
+        places = load_arrays(_places_path(scratch))
+        lengths = [load_arrays(scratch.path("shingles", unit))["lengths"] for unit in range(scratch.n_units)]
+        values = np.asarray(np.memmap(_shingles_path(scratch), np.uint64, "r"))
+        starts = places["starts"]
+        return cls(places["orders"], values, np.stack((starts, starts + np.concatenate(lengths))))
 
     def similarity(self, one: int, other: int) -> float:
-        """The Jaccard similarity of two documents."""
+        """The Jaccard similarity of two documents, by their orders."""
         from codekiln.corpus.shingles import jaccard  # noqa: PLC0415
 
-        first, second = (self.values[self.offsets[0, at] : self.offsets[1, at]] for at in (one, other))
+        at = np.searchsorted(self.orders, [one, other])
+        first, second = (self.values[self.offsets[0, k] : self.offsets[1, k]] for k in at)
         return float(jaccard(first, second))
 
 
-def find_clusters(bands: Hashes, orders: Indices, scratch: Scratch, threshold: float) -> tuple[ShingleSets, Indices]:
-    """The shingles of all candidates, and for each document the first of its cluster, (documents,).
-
-    The result does not depend on the number of workers: buckets and documents are taken in order.
-    """
+def _verify(scratch: Scratch, threshold: float, partition: int) -> None:
+    """Task: links of the documents of a partition that are similar: pairs of a document and the first of its component."""
     from codekiln.corpus.shingles import find_roots, link_bucket  # noqa: PLC0415
 
-    is_candidate = np.zeros(bands.shape[1], bool)
-    for band in bands:
-        for bucket in _buckets(band):
-            is_candidate[bucket] = True
-    sets = ShingleSets.write(scratch, orders, is_candidate)
-    parent = np.arange(bands.shape[1])
-    for band in bands:
-        for bucket in _buckets(band):
-            link_bucket(bucket, parent, sets.values, sets.offsets, threshold, BUCKET_WINDOW)
-    return sets, find_roots(parent)
+    sets = ShingleSets.open(scratch)
+    buckets = load_arrays(scratch.path("buckets", partition))
+    members, inside = (
+        np.searchsorted(sets.orders, buckets["members"]),
+        np.searchsorted(sets.orders, buckets["candidates"]),
+    )
+    parent = np.arange(len(sets.orders))
+    for bucket in np.split(members, buckets["stops"][:-1]):
+        link_bucket(bucket, parent, sets.values, sets.offsets, threshold, BUCKET_WINDOW)
+    roots = find_roots(parent)[inside]
+    is_linked = roots != inside
+    links = np.stack((sets.orders[roots[is_linked]], sets.orders[inside[is_linked]]))
+    save_arrays(scratch.path("links", partition), links=links)
 
 
-def _buckets(band: Hashes) -> list[Indices]:
-    """The documents that share a value, in order: those of at least two. Zero is the value of documents without shingles."""
-    if not len(band):
-        return []
-    order = np.argsort(band, kind="stable")
-    values = band[order]
-    starts = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
-    stops = np.append(starts[1:], len(values))
-    is_shared = (stops - starts > 1) & (values[starts] != 0)
-    return [order[start:stop] for start, stop in zip(starts[is_shared], stops[is_shared], strict=True)]
+def _join_links(found: list[Indices]) -> list[Indices]:
+    """The connected components of links (2, n), each sorted."""
+    from codekiln.corpus.shingles import find_roots, join_pairs  # noqa: PLC0415
+
+    links = np.concatenate([np.empty((2, 0), np.int64), *found], axis=1)
+    orders, places = np.unique(links, return_inverse=True)
+    parent = np.arange(len(orders))
+    join_pairs(places.reshape(2, -1), parent)
+    roots = find_roots(parent)
+    by = np.argsort(roots, kind="stable")
+    starts = np.flatnonzero(np.diff(roots[by], prepend=-1))
+    return [orders[members] for members in np.split(by, starts[1:])] if len(orders) else []
 
 
-def _groups(roots: Indices) -> list[list[int]]:
-    """The members of each cluster of at least two documents, in order."""
-    order = np.argsort(roots, kind="stable")
-    cuts = np.flatnonzero(np.diff(roots[order])) + 1
-    return [group.tolist() for group in np.split(order, cuts) if len(group) > 1]
+def _describe(scratch: Scratch, orders: Indices) -> dict[str, list[Any]]:
+    """Names, and what the rule of survivors looks at, of the documents with these orders."""
+    columns = ["repository", "revision", "path", *COLUMNS]
+    found: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "name")}
+    for unit in np.unique(orders >> ORDER_BITS).tolist():
+        for batch in scratch.batches(unit, columns):
+            is_wanted = np.isin(batch.column("order").to_numpy(), orders, assume_unique=True)
+            for row in batch.filter(pa.array(is_wanted)).to_pylist():
+                for name in COLUMNS:
+                    found[name].append(row[name])
+                found["name"].append(document_name(row["repository"], row["revision"], row["path"]))
+    return found
+
+
+def _places_path(scratch: Scratch) -> Path:
+    return scratch.path("places", 0)
+
+
+def _shingles_path(scratch: Scratch) -> Path:
+    return scratch.path("values", 0)

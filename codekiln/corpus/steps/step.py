@@ -1,31 +1,45 @@
-"""What a step of the corpus is: it drops or edits documents, in up to three phases."""
+"""What a step of the corpus is: it drops or edits documents, in up to four phases."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
-from codekiln.corpus.scratch import Scratch
+from codekiln.corpus.scratch import Drops, Scratch
 from codekiln.corpus.sources.files import SourceFile
 
-if TYPE_CHECKING:
-    import daft
+
+@dataclass(frozen=True)
+class Drop:
+    """Why a document is dropped, and the value that was measured, if the reason is one."""
+
+    reason: str
+    measured: float | None = None
 
 
 @dataclass
 class Draft:
-    """A document on its way through the steps. `columns` has values for the last phase, by the names that steps declare."""
+    """A document on its way through the steps. `columns` has values for the later phases, by the names that steps declare.
 
-    path: str
+    `kernel` is the programming language of a notebook.
+    """
+
+    file: SourceFile
     language: str
     text: str
+    license: str
+    kernel: str = ""
     columns: dict[str, str | int | float | bytes | None] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return self.file.path
 
 
 class Step:
     """Base class of steps. A step overrides the methods of the phases that it takes part in; the others do nothing.
 
     All steps check files first, then read documents, in the order of the recipe, in one pass over the texts; then they check
-    the corpus. A method that checks returns the reason to drop, or None.
+    the corpus; then the documents that are kept are written. A method that checks returns a `Drop`, or None.
     """
 
     # Names and types of the columns that `check_document` or `edit_document` sets.
@@ -35,33 +49,21 @@ class Step:
     # Whether `check_corpus` compares documents, so that nothing is known of a single one.
     compares_documents: ClassVar[bool] = False
 
-    def check_file(self, file: SourceFile) -> str | None:
+    def check_file(self, file: SourceFile) -> Drop | None:
         """Phase 1: decides about a listed file before it is read."""
         return None
 
-    def check_document(self, draft: Draft) -> str | None:
+    def check_document(self, draft: Draft) -> Drop | None:
         """Phase 2: decides about one document. It never edits the text."""
         return None
 
     def edit_document(self, draft: Draft) -> None:
         """Phase 2: edits the text of one document that is kept so far."""
 
-    def check_corpus(self, rows: "daft.DataFrame", scratch: Scratch) -> "daft.DataFrame":
-        """Phase 3: sets `reason` of rows to drop. The rows have all columns but the text, and `order`, `draw` and `reason`.
+    def check_corpus(self, scratch: Scratch) -> Drops | None:
+        """Phase 3: which of the documents that are kept so far are dropped. `scratch` has their columns and texts."""
+        return None
 
-        `order` numbers the documents, and `draw` is a hash of seed and name: a random order. Rows with a reason were dropped.
-        Texts are read from `scratch`.
-        """
-        return rows
-
-    @staticmethod
-    def drop_rows(rows: "daft.DataFrame", orders: Sequence[int], reason: str) -> "daft.DataFrame":
-        """The rows with the reason set for those with the given orders. They had none."""
-        # The engine is imported when a corpus is built, so that recipes load without it.
-        import daft  # noqa: PLC0415
-        import pyarrow as pa  # noqa: PLC0415
-
-        reasons = pa.array([reason] * len(orders), pa.string())
-        dropped = daft.from_arrow(pa.table({"order": pa.array(orders, pa.int64()), "new": reasons}))
-        joined = rows.join(dropped, on="order", how="left")
-        return joined.with_column("reason", daft.col("reason").fill_null(daft.col("new"))).select(*rows.column_names)
+    def finish_document(self, document: Mapping[str, Any], text: str, scratch: Scratch) -> str:
+        """Phase 4: the text as it is written, of a document that is kept. `document` has its other columns."""
+        return text

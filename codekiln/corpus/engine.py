@@ -1,0 +1,163 @@
+"""Runs tasks on Daft: on the threads of this machine, or on the workers of a Ray cluster. Each finished task leaves a file.
+
+A task is a number below n. It writes its result atomically, and is not run again once that exists, so that interrupted work
+resumes, and a worker that is lost costs one task. On a cluster, all workers must see the folder of the run.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from codekiln.errors import CodekilnError, ConfigError
+from codekiln.extras import import_optional
+from codekiln.progress import print_line, progress_bar
+
+EngineKind = Literal["native", "ray"]
+MIN_MEMORY_BYTES = 200_000_000
+MAX_FAILURES = 3  # of workers, without a task that was finished in between
+
+
+class EngineError(CodekilnError):
+    """The engine failed, and trying again did not help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Where tasks run, and how much memory they may use on each machine."""
+
+    kind: EngineKind = "native"
+    ray_address: str | None = None  # None starts Ray on this machine
+    memory_bytes: int = 2_000_000_000
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes < MIN_MEMORY_BYTES:
+            raise ConfigError(f"--memory is {self.memory_bytes:,} bytes: at least {MIN_MEMORY_BYTES:,} are needed")
+        if self.ray_address is not None and self.kind != "ray":
+            raise ConfigError("--ray-address is the address of a Ray cluster: add --engine ray")
+
+    def start(self) -> None:
+        """Selects the runner of Daft. Raises EngineError if the Ray cluster cannot be reached."""
+        # No engine reports to its makers, and Codekiln draws the progress.
+        os.environ.update({"DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"})
+        os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+        daft = import_optional("daft", "corpus")
+        runner = daft.get_or_infer_runner_type()
+        if self.kind == "native":
+            if runner == "ray":
+                raise EngineError("Daft already runs on Ray in this process: use --engine ray, or another process")
+            return
+        ray = import_optional("ray", "ray")
+        if not ray.is_initialized():
+            try:
+                ray.init(
+                    address=self.ray_address, include_dashboard=False, log_to_driver=False, logging_level="warning"
+                )
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                where = self.ray_address or "on this machine"
+                raise EngineError(f"Ray does not start ({where}): {error}") from None
+        daft.set_runner_ray(noop_if_initialized=True)
+
+    @property
+    def n_workers(self) -> int:
+        """Processors that run tasks."""
+        if self.kind == "ray":
+            return max(1, int(import_optional("ray", "ray").cluster_resources().get("CPU", 1)))
+        return len(os.sched_getaffinity(0))
+
+    def run(
+        self, title: str, task: Callable[[int], None], finished: Callable[[int], Path], sizes: Sequence[int]
+    ) -> None:
+        """Runs task(k) for each k below len(sizes) unless the file finished(k) exists. Progress is in units of `sizes`.
+
+        An exception of a task is raised. If a worker of Ray dies, its tasks are run again.
+        """
+        left = [k for k in range(len(sizes)) if not finished(k).is_file()]
+        done = sum(sizes) - sum(sizes[k] for k in left)
+        failures = 0
+        with count_interrupts() as interrupts, progress_bar(title, sum(sizes), done=done) as progress:
+            while left:
+                try:
+                    for k in self._map(task, left):
+                        progress.advance(sizes[k])
+                    error = None
+                except Exception as found:
+                    if self.kind == "native" or isinstance(found, CodekilnError):
+                        raise
+                    error = found
+                if interrupts:  # the engine may return after Ctrl-C as if it had finished
+                    raise KeyboardInterrupt
+                still_left = [k for k in left if not finished(k).is_file()]
+                failures = failures + 1 if len(still_left) == len(left) else 0
+                if still_left and (error is None or failures == MAX_FAILURES):
+                    raise EngineError(f"{title}: {len(still_left)} of {len(sizes)} tasks did not finish") from error
+                if still_left:
+                    print_line(f"{title}: a worker was lost ({_first_line(error)}); {len(still_left)} tasks run again")
+                left = still_left
+
+    def _map(self, task: Callable[[int], None], numbers: Sequence[int]) -> Iterator[int]:
+        """Runs the task for each number, in parallel; yields each number when its task is finished."""
+        import daft  # noqa: PLC0415
+
+        @daft.func.batch(return_dtype=daft.DataType.int64(), batch_size=1)
+        def run(batch: daft.Series) -> list[int]:
+            for k in batch.to_pylist():
+                task(k)
+            return list(batch.to_pylist())
+
+        frame = daft.from_pydict({"task": list(numbers)})
+        if self.kind == "ray":
+            frame = frame.into_partitions(len(numbers))
+        for row in frame.into_batches(1).select(run(daft.col("task")).alias("task")).iter_rows(results_buffer_size=1):
+            yield int(row["task"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """How the corpus is built, which does not change it. `keep` continues with a corpus although its code has changed."""
+
+    engine: Engine = field(default_factory=Engine)
+    keep: bool = False
+    keep_dropped: bool = False
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes: "2GB", "500MB" or "1000000". Raises ConfigError."""
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    plain = text.strip().upper()
+    number = plain.rstrip("KMGTB")
+    with contextlib.suppress(ValueError):
+        if (unit := plain[len(number) :]) in units and float(number) > 0:
+            return int(float(number) * units[unit])
+    raise ConfigError(f"{text!r} is not a size: write for example 2GB or 500MB")
+
+
+@contextlib.contextmanager
+def count_interrupts() -> Iterator[list[int]]:
+    """Within the block, Ctrl-C is recorded in the list before it interrupts: the engine may swallow the exception.
+
+    Has no effect outside of the main thread.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _first_line(error: Exception | None) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
