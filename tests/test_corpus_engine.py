@@ -1,0 +1,227 @@
+"""A corpus is the same bytes however it was built: with any number of workers, interrupted, and on Ray with a lost worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from codekiln.corpus.config import CorpusConfig
+from codekiln.corpus.engine import CorpusOptions, Engine, parse_bytes
+from codekiln.corpus.pipeline import build_corpus
+from codekiln.corpus.reading import UnitReader
+from codekiln.corpus.sources.files import FileList
+from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.errors import ConfigError
+from tests.command import assert_refused, codekiln
+from tests.small import PROGRAMS, ROOT, write_tree
+
+pytestmark = pytest.mark.process
+TIMEOUT = 300
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 files of the standard library in six repositories: about 3 MB, 15 work units."""
+    folder = tmp_path_factory.mktemp("engine") / "code"
+    library = Path(sysconfig.get_paths()["stdlib"])
+    paths = [path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts]
+    chosen = [path for path in paths if 100 < path.stat().st_size < 60_000][:400]
+    for n, path in enumerate(chosen):
+        copy = folder / f"repository{n % 6}" / f"{n:03}_{path.name}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return folder
+
+
+def start(code: Path, out: Path, where: str, n_processors: int) -> subprocess.Popen[str]:
+    command = [sys.executable, PROGRAMS / "build_corpus.py", code, out, where, str(n_processors)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def checksums(process: subprocess.Popen[str]) -> dict[str, str]:
+    out, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, errors[-3000:]
+    found: dict[str, str] = json.loads(next(line for line in out.splitlines() if line.startswith("{")))
+    return found
+
+
+def wait_for(process: subprocess.Popen[str], out: Path, pattern: str, n: int) -> None:
+    """Waits until n files of the scratch folder match, and checks that the process has not finished before."""
+    deadline = time.monotonic() + TIMEOUT
+    while len(list((out / ".scratch").glob(pattern))) < n:
+        assert process.poll() is None and time.monotonic() < deadline, f"no {pattern}"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def expected(code: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The checksums of a corpus that was built without an interruption, by two workers."""
+    found = checksums(start(code, tmp_path_factory.mktemp("expected") / "corpus", "native", 2))
+    assert {
+        "manifest.json",
+        "train/part-00000.parquet",
+        "near-duplicates.parquet",
+        "dropped/part-00000.parquet",
+    } <= set(found)
+    return found
+
+
+def test_one_worker_writes_the_same_bytes(code: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    assert checksums(start(code, tmp_path / "corpus", "native", 1)) == expected
+
+
+def test_a_corpus_that_was_killed_continues(code: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    """Killed while it reads, while it compares, and while it writes. What was finished is not done again."""
+    out = tmp_path / "corpus"
+    kept_times: dict[Path, int] = {}
+    for pattern, n in (("read/*.json", 3), ("*-bands/*", 2), ("*-parts/*", 1)):
+        process = start(code, out, "native", 2)
+        wait_for(process, out, pattern, n)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        for path, modified in kept_times.items():
+            assert path.stat().st_mtime_ns == modified, path
+        kept_times = {path: path.stat().st_mtime_ns for path in (out / ".scratch").glob("read/*.json")}
+    assert checksums(start(code, out, "native", 1)) == expected
+
+
+def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(
+    code: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """Two nodes of a real Ray cluster; the process of one is killed while it reads."""
+    with ray_cluster() as address:
+        process = start(code, tmp_path / "corpus", address, 2)
+        wait_for(process, tmp_path / "corpus", "read/*.json", 2)
+        names = ("ray::RaySwordfishActor", "UDFProject")  # of a worker that is idle, and of one that runs a task
+        workers = [pid for pid in _processes() if any(name in _command_line(pid) for name in names)]
+        assert workers
+        os.kill(workers[0], signal.SIGKILL)
+        assert checksums(process) == expected
+
+
+class ray_cluster:  # noqa: N801 - used as a function
+    """A Ray cluster with two nodes of one processor each, as a context manager. Its value is the address."""
+
+    def __enter__(self) -> str:
+        program = (
+            "import sys\nfrom ray.cluster_utils import Cluster\n"
+            "limits = {'include_dashboard': False, 'object_store_memory': 100_000_000}\n"
+            "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, **limits})\n"
+            "for _ in range(2): cluster.add_node(num_cpus=1, object_store_memory=100_000_000)\n"
+            "print(cluster.address, flush=True)\nsys.stdin.read()\ncluster.shutdown()\n"
+        )
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        address = self._process.stdout.readline().strip()
+        assert address, "Ray did not start"
+        return address
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate("", timeout=TIMEOUT)
+
+
+def _processes() -> Iterator[int]:
+    return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_dropped_documents_are_written_with_reason_and_value(tmp_path: Path) -> None:
+    code = write_tree(tmp_path / "code")
+    text = (code / "repository0" / "open_door.py").read_text(encoding="utf-8")
+    (code / "repository1" / "copy.py").write_text(text + "# the end\n", encoding="utf-8")
+    (code / "repository1" / "wide.py").write_text("x = '" + "y" * 1200 + "'\n" + "y = 1\n" * 40, encoding="utf-8")
+    (code / "repository1" / "large.py").write_text("x = 1\n" * 200_000, encoding="utf-8")
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
+    manifest = build_corpus(config, tmp_path / "corpus", keep_dropped=True)
+    rows = {row["path"]: row for row in pq.read_table(tmp_path / "corpus" / "dropped").to_pylist()}
+    assert set(rows) == {"open_door.py", "wide.py", "large.py"}
+    wide, large, near = rows["wide.py"], rows["large.py"], rows["open_door.py"]
+    assert (wide["step"], wide["reason"], wide["measured"]) == ("Filters", "line too long (characters)", 1206)
+    assert wide["text"].startswith("x = 'yyy")
+    assert (large["step"], large["text"], large["measured"]) == ("Read", None, 1_200_000)
+    assert (near["step"], near["reason"], near["text"]) == ("NearDuplicates", "near-duplicate", text)
+    assert 0.7 <= near["measured"] < 1
+    n_dropped = [step["documents_in"] - step["documents_out"] for step in manifest["steps"]]
+    assert [(step["step"], n) for step, n in zip(manifest["steps"], n_dropped, strict=True) if n] == [
+        ("Read", 1), ("Filters", 1), ("NearDuplicates", 1),
+    ]  # fmt: skip
+    assert manifest["steps"][-1]["documents_out"] == manifest["kept"]["documents"] == 20
+
+
+def test_other_inputs_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unfinished corpus of other inputs is not continued."""
+    code = write_tree(tmp_path / "code")
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr("codekiln.corpus.pipeline.choose_held_out", _fail)
+        build_corpus(config, tmp_path / "corpus")
+    (code / "repository0" / "new.py").write_text("def added():\n    return 'new text'\n", encoding="utf-8")
+    manifest = build_corpus(config, tmp_path / "corpus")
+    assert manifest["read"]["files"] == 21
+    assert not (tmp_path / "corpus" / ".scratch").exists()
+
+
+def _fail(*arguments: object) -> None:
+    raise RuntimeError("stopped here")
+
+
+def test_a_unit_continues_after_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long stream is one work unit: the documents of parts that are finished are not read again."""
+    code = write_tree(tmp_path / "code")
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
+    monkeypatch.setattr("codekiln.corpus.reading.FLUSH_BYTES", 500)
+    build_corpus(config, tmp_path / "whole")
+    read: list[str] = []
+    original = UnitReader._read
+
+    def fail_once(self: UnitReader, file: object) -> object:
+        read.append(file.path)  # type: ignore[attr-defined]
+        if len(read) == 12:
+            raise RuntimeError("stopped here")
+        return original(self, file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UnitReader, "_read", fail_once)
+    with pytest.raises(Exception, match="stopped here"):
+        build_corpus(config, tmp_path / "corpus")
+    n_before = len(read)
+    build_corpus(config, tmp_path / "corpus")
+    assert n_before == 12 and len(read) < 12 + 20
+    for name in ("train/part-00000.parquet", "validation/part-00000.parquet"):
+        assert (tmp_path / "corpus" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_sizes_and_engines_are_checked(tmp_path: Path) -> None:
+    assert [parse_bytes(text) for text in ("2GB", "500 MB", "1.5gb", "300000000")] == [
+        2 * 10**9, 5 * 10**8, 15 * 10**8, 3 * 10**8,
+    ]  # fmt: skip
+    for text in ("", "two", "2XB", "-1GB", "GB"):
+        with pytest.raises(ConfigError, match="2GB"):
+            parse_bytes(text)
+    with pytest.raises(ConfigError, match="at least 200,000,000"):
+        Engine(memory_bytes=1000)
+    assert CorpusOptions().engine == Engine()
+    assert FileList(()).n_bytes == 0
+    write_tree(tmp_path / "code")
+    train = ("train", "demo", "--out", tmp_path / "run", "--code", tmp_path / "code", "--license", "MIT")
+    assert_refused(codekiln(*train, "--memory", "much"), "2GB")
+    assert_refused(codekiln(*train, "--ray-address", "127.0.0.1:1"), "--engine ray")
