@@ -42,7 +42,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(code: Path, out: Path, where: str, n_processors: int) -> subprocess.Popen[str]:
-    command = [sys.executable, PROGRAMS / "build_corpus.py", code, out, where, str(n_processors)]
+    command = [sys.executable, *map(str, (PROGRAMS / "build_corpus.py", code, out, where, n_processors))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
