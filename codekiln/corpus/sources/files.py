@@ -1,6 +1,6 @@
 """A file that a source lists, before it is read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,10 @@ class SourceFile:
     revision: str
     license: str
     path: str
-    location: Path
+    location: Path = Path()
     problem: str | None = None  # why it cannot be read, for example the reason of a folder without permission
+    size: int = 0
+    read: Callable[[], bytes | str] = bytes
 
 
 class Source(Protocol):
