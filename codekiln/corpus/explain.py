@@ -1,7 +1,7 @@
 """Explains why a file is kept or dropped, and shows dropped files of a finished corpus."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,12 @@ def explain_file(path: Path, config: CorpusConfig, license: str | None) -> Itera
             yield Explanation(type(step).__name__, reason or "kept", file.license, is_dropped=reason is not None)
             if reason:
                 return
-    text, reason = read_text(location, name)
-    yield Explanation("read", reason or "kept", f"{location.stat().st_size:,} bytes", is_dropped=reason is not None)
-    if reason:
+    read = read_text(location, name, config.notebooks)
+    size = f"{location.stat().st_size:,} bytes"
+    yield Explanation("read", read.problem or "kept", size, is_dropped=read.problem is not None)
+    if read.problem:
         return
-    draft = Draft(path=name, language=language_of(name) or "", text=text)
+    draft = Draft(path=name, language=language_of(name) or "", text=read.text, kernel=read.kernel)
     for step in config.steps:
         for found in _explain_step(step, draft):
             yield found
@@ -91,7 +92,7 @@ def _explain_step(step: Step, draft: Draft) -> Iterator[Explanation]:
     if type(step).check_document is not Step.check_document and (reason := step.check_document(draft)):
         yield Explanation(name, reason, is_dropped=True)
     elif type(step).edit_document is not Step.edit_document:
-        edited = Draft(path=draft.path, language=draft.language, text=draft.text)
+        edited = replace(draft, columns={})
         step.edit_document(edited)
         counts = ", ".join(f"{column}: {value}" for column, value in edited.columns.items() if isinstance(value, int))
         yield Explanation(name, "edited" if edited.text != draft.text else "kept", counts)

@@ -177,7 +177,7 @@ def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask)
     @daft.func.batch(return_dtype=DataType.struct(fields))
     def read(location: daft.Series, path: daft.Series) -> list[JsonObject]:
         pairs = zip(location.to_pylist(), path.to_pylist(), strict=True)
-        rows = [dict.fromkeys(step_columns) | _read_one(Path(each), name, config.steps) for each, name in pairs]
+        rows = [dict.fromkeys(step_columns) | _read_one(Path(each), name, config) for each, name in pairs]
         progress.advance(len(rows))
         return rows
 
@@ -199,14 +199,14 @@ def _read(files: list[SourceFile], config: CorpusConfig, progress: ProgressTask)
     return frame.select(*[name for name in columns.column_names if name != "location"], *unpacked)
 
 
-def _read_one(location: Path, path: str, steps: Sequence[Step]) -> JsonObject:
+def _read_one(location: Path, path: str, config: CorpusConfig) -> JsonObject:
     """Reads one file and passes it through the steps. The text is returned only if the file is kept."""
     size = _size(location)
-    text, problem = read_text(location, path)
-    if problem is not None:
-        return {"text_bytes": size, "reason": problem}
-    draft = Draft(path=path, language=language_of(path) or "", text=text)
-    for step in steps:
+    read = read_text(location, path, config.notebooks)
+    if read.problem is not None:
+        return {"text_bytes": size, "reason": read.problem}
+    draft = Draft(path=path, language=language_of(path) or "", text=read.text, kernel=read.kernel)
+    for step in config.steps:
         if reason := step.check_document(draft):
             return {"text_bytes": size, "reason": reason} | draft.columns
         step.edit_document(draft)

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Draft:
-    """A document on its way through the steps. `columns` has values for the last phase, by the names that steps declare."""
+    """A document on its way through the steps. `columns` has values for the last phase, by the names that steps declare.
+
+    `kernel` is the language of a notebook in lower case; empty for other files.
+    """
 
     path: str
     language: str
     text: str
+    kernel: str = ""
     columns: dict[str, str | int | float | bytes | None] = field(default_factory=dict)
 
 
