@@ -40,6 +40,9 @@ class _Lines:
 
     def __init__(self, is_code_marked: bool) -> None:
         self._is_code_marked = is_code_marked
+        self._reset()
+
+    def _reset(self) -> None:
         self._lines: list[str] = []
         self._open: list[str] = []  # text of lines that have not ended
         self._code: list[str] = []
@@ -87,7 +90,7 @@ class _Lines:
         """The text; the next one begins."""
         self._end_line()
         text = "\n".join(self._lines)
-        self.__init__(self._is_code_marked)  # type: ignore[misc]
+        self._reset()
         return text
 
     def _end_line(self) -> None:
