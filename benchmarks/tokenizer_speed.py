@@ -27,7 +27,7 @@ import tiktoken
 import tokenizers
 from processes import memory_kilobytes
 
-from codekiln.corpus.documents import SCHEMA, write_parts
+from codekiln.corpus.documents import SCHEMA, write_part
 from codekiln.files import write_json
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
@@ -120,8 +120,8 @@ def encoding(name: str, tokenizer: Tokenizer, texts: list[str], n_bytes: int, fo
 def shards(tokenizer: Tokenizer, texts: list[str], folder: Path) -> None:
     """Parquet to token shards, reading, checking and writing included."""
     rows = [dict.fromkeys(SCHEMA.names, "x") | {"text": text} for text in texts]
-    batches = (pa.RecordBatch.from_pylist(rows[k : k + 256], SCHEMA) for k in range(0, len(rows), 256))
-    parts = write_parts(folder / "corpus" / "train", batches)
+    (folder / "corpus" / "train").mkdir(parents=True)
+    parts = [write_part(folder / "corpus" / "train" / "part-00000.parquet", pa.Table.from_pylist(rows, SCHEMA))]
     size = sum(len(text.encode()) for text in texts)
     entry = {"documents": len(rows), "text_bytes": size, "parts": parts}
     write_json(folder / "corpus" / "manifest.json", {"splits": {"train": entry}})

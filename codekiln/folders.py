@@ -16,7 +16,7 @@ from codekiln.files import TEMPORARY, JsonObject, atomic_write, write_json
 
 MARK = ".codekiln.json"
 FORMAT = 1
-FolderKind = Literal["run", "staged run", "corpus", "checkpoint", "model", "tokenizer"]
+FolderKind = Literal["run", "staged run", "corpus", "checkpoint", "model", "tokenizer", "partitions"]
 _N_NAMED = 3  # files that an error names
 
 

@@ -219,9 +219,9 @@ def test_code_of_notebooks_is_read(tmp_path: Path) -> None:
         {"cell_type": "code", "source": "x = 1"},
     ]
     notebook = json.dumps({"nbformat": 4, "cells": cells})
-    assert notebook_to_text(notebook) == "# # Title\n# text\n\nimport os\nprint(os.name)\n\nx = 1\n"
-    assert notebook_to_text("{}") is None
-    assert notebook_to_text('{"cells": [1]}') is None
+    found = notebook_to_text(notebook, "script")
+    assert found is not None
+    assert found.text == "# # Title\n# text\n\nimport os\nprint(os.name)\n\nx = 1\n"
     code = write(tmp_path / "code", {"a/n.ipynb": notebook, "b/m.py": "y = 2\n" * 30, "c/broken.ipynb": "{"})
     manifest = build_corpus(
         CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),), validation_fraction=0),

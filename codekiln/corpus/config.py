@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from codekiln.corpus.notebooks import NotebookLayout
 from codekiln.corpus.sources.files import Source
 from codekiln.corpus.steps.copyright import CopyrightNotices
 from codekiln.corpus.steps.exact import ExactDuplicates
@@ -28,6 +29,7 @@ class CorpusConfig:
 
     sources: tuple[Source, ...]
     steps: tuple[Step, ...] = DEFAULT_STEPS
+    notebooks: NotebookLayout = "script"
     validation_fraction: float = 0.02
     # Training documents are dropped if this fraction of their 50-word runs is in held-out documents (`corpus/overlap.py`).
     max_overlap: float | None = 0.1

@@ -44,10 +44,7 @@ def build_corpus(
     engine = engine or Engine()
     claim_folder(folder, "corpus")
     engine.start()
-    units = [unit for source in config.sources for unit in source.units()]
-    if not units:
-        raise ConfigError("nothing to train on: no source has a file: use other sources")
-    scratch = _open_scratch(config, folder, engine, units, keep_dropped=keep_dropped)
+    units, scratch = _open_scratch(config, folder, engine, keep_dropped=keep_dropped)
     reader = UnitReader(units, config, scratch, keep_dropped)
     engine.run("Corpus: read and filter", reader, scratch.unit_record, [max(1, unit.n_bytes) for unit in units])
 
@@ -78,26 +75,48 @@ def build_corpus(
 
 
 def _open_scratch(
-    config: CorpusConfig, folder: Path, engine: Engine, units: Sequence[WorkUnit], *, keep_dropped: bool
-) -> Scratch:
-    """The scratch folder of an interrupted corpus from the same inputs, or a new one."""
-    digest = hashlib.sha256(repr((FORMAT, to_record(config), keep_dropped)).encode())
-    for unit in units:
-        digest.update(repr(unit).encode(errors="surrogatepass"))
-    inputs = digest.hexdigest()
+    config: CorpusConfig, folder: Path, engine: Engine, *, keep_dropped: bool
+) -> tuple[list[WorkUnit], Scratch]:
+    """The work units, and the scratch folder of an interrupted corpus from the same inputs, or a new one."""
     plan = read_json(folder / PLAN) if (folder / PLAN).is_file() else None
-    if plan is None or plan["inputs"] != inputs:
-        if plan is not None:
-            print_line("Corpus: the input has changed since it was interrupted: it starts again")
-        outputs = (name for kind in Step.__subclasses__() for name in kind.outputs)
-        clear_folder(folder, "corpus", (*_FILES, *outputs))
+    if plan is None:
+        _clear(folder)
+    units = _list_units(config, folder)
+    inputs = _digest(config, units, keep_dropped=keep_dropped)
+    if plan is not None and plan["inputs"] != inputs:
+        print_line("Corpus: the input has changed since it was interrupted: it starts again")
+        _clear(folder)
+        units, plan = _list_units(config, folder), None
+    if plan is None:
         plan = {"inputs": inputs, "n_workers": engine.n_workers, "memory_bytes": engine.memory_bytes}
         write_json(folder / PLAN, plan)
     # Partitions of finished tasks have the sizes that they had.
     sizes = {"n_workers": plan["n_workers"], "memory_bytes": plan["memory_bytes"]}
     for name in ("read", "drops"):
         (folder / SCRATCH / name).mkdir(exist_ok=True)
-    return Scratch(folder=folder / SCRATCH, outputs=folder, engine=engine, n_units=len(units), **sizes)
+    return units, Scratch(folder=folder / SCRATCH, outputs=folder, engine=engine, n_units=len(units), **sizes)
+
+
+def _list_units(config: CorpusConfig, folder: Path) -> list[WorkUnit]:
+    scratch = folder.absolute() / SCRATCH / "sources"
+    units = [unit for n, source in enumerate(config.sources) for unit in source.units(scratch / f"{n}")]
+    if not units:
+        raise ConfigError("nothing to train on: no source has a file: use other sources")
+    return units
+
+
+def _digest(config: CorpusConfig, units: Sequence[WorkUnit], *, keep_dropped: bool) -> str:
+    """A hash of everything that the results of tasks depend on."""
+    digest = hashlib.sha256(repr((FORMAT, to_record(config), keep_dropped)).encode())
+    for unit in units:
+        digest.update(repr(unit).encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an interrupted corpus has written."""
+    outputs = (name for kind in Step.__subclasses__() for name in kind.outputs)
+    clear_folder(folder, "corpus", (*_FILES, *outputs))
 
 
 def _empty_corpus_error(why: str, tally: Tally) -> ConfigError:

@@ -140,10 +140,10 @@ def read_draft(file: SourceFile, config: CorpusConfig) -> tuple[Draft | None, Dr
     language = file.language if file.language is not None else detect_language(file.path, text)
     kernel = ""
     if language == "Jupyter":
-        notebook = notebook_to_text(text)
-        if notebook is None or not is_utf8(notebook):
+        notebook = notebook_to_text(text, config.notebooks)
+        if notebook is None:
             return None, Drop("damaged notebook")
-        text = notebook
+        text, kernel = notebook.text, notebook.kernel
     if file.languages and language not in file.languages:
         return None, Drop(f"language {language}")
     return Draft(file=file, language=language, text=text, license=file.license, kernel=kernel), None

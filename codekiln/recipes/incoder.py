@@ -29,6 +29,7 @@ _LR = {"1B": 2.0e-4, "6B": 1.2e-4}
 
 SOURCES = {
     "corpus.steps": "section 3.1",
+    "corpus.notebooks": "section 3.1",
     "tokenizer.vocab_size": "the released vocabulary, without two ids of fairseq that have no use",
     "tokenizer.pattern": "section 3.1: tokens may cross spaces, but not newlines",
     "tokenizer.special_tokens": "section 2.1 and the released vocabulary",
@@ -57,6 +58,7 @@ def incoder(size: str, code: Path | None = None, license: str | None = None) -> 
                 RedactEmails(),
                 FileTags(),
             ),
+            notebooks="cells",
             max_overlap=None,
         ),
         tokenizer=replace(INCODER_TOKENIZER, vocab_size=50_516),

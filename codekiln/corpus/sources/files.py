@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 UNREADABLE_FOLDER = "unreadable folder"  # the problem of a folder that cannot be listed
 UNREADABLE = "unreadable"
+STACK_EXCHANGE = "stackexchange"  # the source of threads
 MAX_FILE_BYTES = 1_000_000  # larger files are data, not code
 # A work unit of files on the disk. Small ones keep all processors busy and little in memory.
 UNIT_BYTES = 16 * 2**20
@@ -26,6 +27,7 @@ class SourceFile:
     """A file before it is read, and what its repository declares. `path` is relative to the repository, with slashes.
 
     `license` is an SPDX expression or "unknown". If `is_license_given`, the user decided it, and headers do not change it.
+    Filters of code do not apply to prose.
     `languages` are those that its source wants; all if it is empty. `language` is None where the name and the content decide.
     `problem` is why it cannot be read. It is counted as the reason of a drop.
     """
@@ -43,6 +45,7 @@ class SourceFile:
     languages: tuple[str, ...] = ()
     max_bytes: int = MAX_FILE_BYTES
     is_license_given: bool = False
+    is_prose: bool = False
 
 
 class WorkUnit(Protocol):
@@ -59,8 +62,11 @@ class WorkUnit(Protocol):
 class Source(Protocol):
     """Where documents come from. The same input gives the same work units in the same order."""
 
-    def units(self) -> Iterator[WorkUnit]:
-        """Raises CodekilnError if there is no such source, or nothing in it."""
+    def units(self, scratch: Path) -> Iterator[WorkUnit]:
+        """Raises CodekilnError if there is no such source, or nothing in it.
+
+        `scratch` is a path for what the source itself writes. It stays until the corpus is complete.
+        """
         ...
 
     def fingerprint(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class InstalledPackages:
 
     languages: tuple[str, ...] = ("Python",)
 
-    def units(self) -> Iterator[FileList]:
+    def units(self, scratch: Path) -> Iterator[FileList]:
         return file_lists(self.files())
 
     def files(self) -> Iterator[SourceFile]:

@@ -43,7 +43,7 @@ class LocalRepositories:
     license: str | None = None
     languages: tuple[str, ...] = LANGUAGES
 
-    def units(self) -> Iterator[FileList]:
+    def units(self, scratch: Path) -> Iterator[FileList]:
         return file_lists(self.files())
 
     def files(self) -> Iterator[SourceFile]:

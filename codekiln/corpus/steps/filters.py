@@ -176,12 +176,12 @@ INCODER_FILTERS: tuple[Filter, ...] = (MaxLineTokens(), MeanLineTokens(), Alphan
 
 @dataclass(frozen=True, kw_only=True)
 class Filters(Step):
-    """Drops documents by the first of `filters` that applies, and documents without text."""
+    """Drops documents by the first of `filters` that applies, and documents without text. They do not apply to prose."""
 
     filters: tuple[Filter, ...] = ()
 
     def check_document(self, draft: Draft) -> Drop | None:
-        return first_drop(draft.text, self.filters)
+        return first_drop(draft.text, () if draft.file.is_prose else self.filters)
 
 
 def first_drop(text: str, filters: tuple[Filter, ...]) -> Drop | None:
