@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codekiln.corpus.steps.redact import REPLACEMENT, redact_emails
+from codekiln.corpus.steps.redact import redact_emails
+
+REPLACEMENT = "removed@example.com"
 
 
 @pytest.mark.parametrize(
