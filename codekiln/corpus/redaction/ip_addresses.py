@@ -59,7 +59,7 @@ _WINDOW_BYTES = 48  # of the line before a candidate
 
 # What is before a version, a section or an object identifier, in lower case; or an operator, or a product and a slash.
 _NUMBERED = re.compile(
-    rb"version|release|revision|firmware|section|chapter|clause|\xc2\xa7|rfc| ver[ .]| rev[ .]| sec[ .]|[ \"]oid|objectidentifier"
+    rb"version|release|revision|firmware|section|chapter|clause|\xc2\xa7|rfc| (?:ver|rev|sec)[ .]|[ \"]oid|objectidentifier"
 )
 _OPERATOR = re.compile(rb"(?:[=~!<>]=|~>|\^)[ \t]*\Z|[a-z][/-]\Z")
 # What is after a number that goes on, or has a suffix such as `-beta`.

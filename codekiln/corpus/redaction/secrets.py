@@ -171,9 +171,9 @@ _NAME = (
 )
 _ASSIGNMENT = rf"{_NAME}[\"']?\]?(?::[ \t]?[A-Za-z]+)?[ \t]*(?:=>|:=|=|:)[ \t]*[\"'`]"
 # Tokens of pages, of single requests, and parts of names for something public.
-_HARMLESS_NAME = re.compile(
+_HARMLESS = re.compile(
     rb"(?:next|previous|start|page|pagination|continuation|resume|client|request|idempotency|change|lock|action|update"
-    rb"|verification|sync|identity|public)[_.-]?\Z",
+    rb"|verification|sync|identity|publickey)[_.-]?token\Z",
     re.I,
 )
 _VALUE = r"[A-Za-z0-9+/_.=~!@#^&*-]"
@@ -194,8 +194,8 @@ class AssignedSecrets:
         )
         for match in pattern.finditer(data):
             start, end = max(match.span(group) for group in (1, 2, 3))
-            is_harmless = _HARMLESS_NAME.search(data[max(0, match.start() - 32) : match.start()])
-            if not is_harmless and looks_random(data[start:end]):
+            name = data[max(0, match.start() - 32) : match.start() + len("token")]
+            if not _HARMLESS.search(name) and looks_random(data[start:end]):
                 yield Match(self.name, start, end, b"removed-secret")
 
 
