@@ -129,6 +129,9 @@ def compare(files: dict[Path, bytes]) -> None:
         "re, candidates only": measure_re(few),
         "detect-secrets": sum(map(len, few.values())) / seconds / 1e6,
     }
+    rule_set = RuleSet(ALL_RULES)
+    counts = Counter(match.rule for data in files.values() for match in rule_set.find(data))
+    print(f"{sum(map(len, files.values())) / 1e6:.0f} MB of files: {dict(counts.most_common())}")
     for title, speed in speeds.items():
         print(f"{title}: {speed:,.1f} MB per processor second")
     for title, hits, wrong in (
