@@ -24,6 +24,7 @@ from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.redaction.emails import EMAILS
 from codekiln.corpus.redaction.ip_addresses import IP_ADDRESSES
 from codekiln.corpus.redaction.rules import RuleSet
+from codekiln.corpus.sources.files import CannotRead, SourceFile
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.copyright import CopyrightNotices
 from codekiln.corpus.steps.filters import Filters
@@ -38,7 +39,8 @@ REDACT = Redact()
 
 def redact(text: str, step: Redact = REDACT) -> tuple[str, dict[str, int]]:
     """The text after a step, and the number of replacements per rule."""
-    draft = Draft(path="a.py", language="Python", text=text)
+    file = SourceFile("tree", "kiln", "-", "MIT", "a.py", len(text), CannotRead())
+    draft = Draft(file=file, language="Python", text=text, license="MIT")
     step.edit_document(draft)
     rows = json.loads(str(draft.columns.get("redactions", "[]")))
     return draft.text, dict(Counter(row[0] for row in rows))
