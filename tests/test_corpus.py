@@ -210,7 +210,7 @@ def test_manifest_counts_every_file_once(code: Path, tmp_path: Path) -> None:
     }
     assert manifest["dropped"][DUPLICATE]["examples"] == ["repository1@-/copy.py"]
     assert manifest["read"]["files"] == sum(dropped.values()) + manifest["kept"]["documents"] == 26
-    assert manifest["emails_redacted"] == 1
+    assert manifest["redacted"] == {"email": 1}
     kept = {split: list(read_documents(tmp_path / "corpus", split)) for split in ("train", "validation")}
     assert {d.repository for d in kept["train"]}.isdisjoint({d.repository for d in kept["validation"]})
     assert kept["validation"]
@@ -229,7 +229,7 @@ def test_corpus_is_deterministic(code: Path, tmp_path: Path) -> None:
         files = sorted((tmp_path / name).rglob("*.parquet"))
         digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
     assert digests[0] == digests[1]
-    assert len(digests[0]) == 3  # a part of each split, and the near-duplicates
+    assert len(digests[0]) == 4  # a part of each split, the near-duplicates, and the redactions
 
 
 def test_repository_cap_is_kept_and_counted(code: Path, tmp_path: Path) -> None:

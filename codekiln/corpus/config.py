@@ -9,7 +9,7 @@ from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filters
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.near import NearDuplicates
-from codekiln.corpus.steps.redact import RedactEmails
+from codekiln.corpus.steps.redact import Redact
 from codekiln.corpus.steps.step import Step
 from codekiln.errors import ConfigError
 
@@ -19,7 +19,7 @@ DEFAULT_STEPS: tuple[Step, ...] = (
     CopyrightNotices(),
     ExactDuplicates(),
     NearDuplicates(),
-    RedactEmails(),
+    Redact(),
 )
 
 

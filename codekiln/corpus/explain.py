@@ -19,6 +19,8 @@ from codekiln.corpus.steps.decontaminate import CONTAMINATED, HITS, contaminated
 from codekiln.corpus.steps.filters import Filters, text_stats
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.near import CLUSTERS, NEAR_DUPLICATE
+from codekiln.corpus.steps.redact import COLUMN as REDACTIONS_COLUMN
+from codekiln.corpus.steps.redact import count_rules
 from codekiln.corpus.steps.step import Draft, Step
 from codekiln.errors import ConfigError, MissingFileError
 
@@ -110,8 +112,10 @@ def _explain_step(step: Step, draft: Draft) -> Iterator[Explanation]:
     elif type(step).edit_document is not Step.edit_document:
         edited = replace(draft, columns={})
         step.edit_document(edited)
-        counts = ", ".join(f"{column}: {value}" for column, value in edited.columns.items() if isinstance(value, int))
-        yield Explanation(name, "edited" if edited.text != draft.text else "kept", counts)
+        counts = {column: value for column, value in edited.columns.items() if isinstance(value, int)}
+        counts |= count_rules(edited.columns.get(REDACTIONS_COLUMN))
+        measured = ", ".join(f"{column}: {value}" for column, value in counts.items())
+        yield Explanation(name, "edited" if edited.text != draft.text else "kept", measured)
     elif step.compares_documents:
         yield Explanation(name, "compared with all files")
     elif type(step).check_document is not Step.check_document:

@@ -11,6 +11,8 @@ from codekiln.corpus.config import CorpusConfig, step_columns
 from codekiln.corpus.documents import document_name
 from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.split import HeldOut
+from codekiln.corpus.steps.redact import COLUMN as REDACTIONS_COLUMN
+from codekiln.corpus.steps.redact import count_rules
 from codekiln.files import JsonObject, read_json, write_json
 
 N_EXAMPLES = 10  # of each reason
@@ -21,7 +23,7 @@ GROUPS = {
     "repositories": ("repository", "revision", "license"),
 }
 # Packages that decide about documents, besides Codekiln.
-_PACKAGES = ("codekiln", "daft", "license-expression", "numba", "pathspec", "publicsuffixlist", "pyarrow")
+_PACKAGES = ("codekiln", "daft", "google-re2", "license-expression", "numba", "pathspec", "publicsuffixlist", "pyarrow")
 _READ, _READ_BYTES, _KEPT, _KEPT_BYTES = range(4)
 
 
@@ -31,6 +33,7 @@ class Tally:
 
     n_training: int = 0
     sums: dict[str, int] = field(default_factory=dict)  # of the columns of steps, over documents that are kept
+    redacted: dict[str, int] = field(default_factory=dict)  # replacements of each rule, in documents that are kept
     # For each group and value: documents and bytes of files that were read, documents and bytes of text that are kept.
     groups: dict[str, dict[tuple[str, ...], list[int]]] = field(default_factory=lambda: {name: {} for name in GROUPS})
     # For each step and reason: documents and bytes of files, and the first names in a random order.
@@ -63,6 +66,7 @@ class Tally:
             self.n_training += not is_held_out
             for column in columns:
                 self.sums[column] = self.sums.get(column, 0) + (row[column] or 0)
+            _add_counts(self.redacted, count_rules(row.get(REDACTIONS_COLUMN)))
             return
         key = (row["step"], row["reason"])
         _add(self.dropped, key, [1, row["file_bytes"]])
@@ -72,8 +76,8 @@ class Tally:
     def merge(self, other: "Tally") -> None:
         """Adds the counts of another one."""
         self.n_training += other.n_training
-        for name, total in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0) + total
+        _add_counts(self.sums, other.sums)
+        _add_counts(self.redacted, other.redacted)
         for group, counted in other.groups.items():
             for key, counts in counted.items():
                 _add(self.groups[group], key, counts)
@@ -103,7 +107,7 @@ class Tally:
             "kept": {"documents": self.n_kept, "text_bytes": self._total(_KEPT_BYTES)},
             "steps": funnel,
             "dropped": dict(sorted(dropped.items(), key=lambda item: (-item[1]["documents"], item[0]))),
-            "emails_redacted": self.sums.get("emails", 0),
+            "redacted": dict(sorted(self.redacted.items(), key=lambda item: (-item[1], item[0]))),
             "notices_removed": self.sums.get("notices", 0),
             "sources": self._group("sources", with_read=True),
             "languages": self._group("languages", with_read=True),
@@ -129,19 +133,23 @@ class Tally:
 
 def tally_corpus(config: CorpusConfig, scratch: Scratch, held_out: HeldOut | None) -> Tally:
     """Counts all documents. Training documents are those that are kept and not held out."""
-    columns = [name for name, kind in step_columns(config).items() if kind is int]
-    scratch.run("Corpus: count", "tally", partial(_tally_unit, scratch, held_out, columns))
+    kinds = step_columns(config)
+    columns = [name for name, kind in kinds.items() if kind is int]
+    needed = [name for name in kinds if name in columns or name == REDACTIONS_COLUMN]
+    scratch.run("Corpus: count", "tally", partial(_tally_unit, scratch, held_out, columns, needed))
     total = Tally()
     for unit in range(scratch.n_units):
         total.merge(_from_json(read_json(scratch.path("tally", unit))))
     return total
 
 
-def _tally_unit(scratch: Scratch, held_out: HeldOut | None, columns: Sequence[str], unit: int) -> None:
-    """Task: counts the documents of a work unit."""
-    needed = ["order", "draw", *GROUPS["repositories"], "path", "source", "language", "file_bytes", "text_bytes"]
+def _tally_unit(
+    scratch: Scratch, held_out: HeldOut | None, columns: Sequence[str], needed: Sequence[str], unit: int
+) -> None:
+    """Task: counts the documents of a work unit, and the sums of `columns`, which are some of those that are `needed`."""
+    names = ["order", "draw", *GROUPS["repositories"], "path", "source", "language", "file_bytes", "text_bytes"]
     tally = Tally()
-    for batch in scratch.batches(unit, [*needed, "step", "reason", *columns], dropped=True):
+    for batch in scratch.batches(unit, [*names, "step", "reason", *needed], dropped=True):
         is_held_out = held_out.mask(batch) if held_out is not None and not held_out.is_cut else [False] * len(batch)
         for row, is_out in zip(batch.to_pylist(), is_held_out, strict=True):
             tally.add(row, columns, is_held_out=bool(is_out))
@@ -152,6 +160,7 @@ def _to_json(tally: Tally) -> JsonObject:
     return {
         "n_training": tally.n_training,
         "sums": tally.sums,
+        "redacted": tally.redacted,
         "groups": {
             group: [[list(key), counts] for key, counts in found.items()] for group, found in tally.groups.items()
         },
@@ -164,12 +173,18 @@ def _from_json(record: JsonObject) -> Tally:
     return Tally(
         n_training=record["n_training"],
         sums=record["sums"],
+        redacted=record["redacted"],
         groups={group: {tuple(key): counts for key, counts in found} for group, found in record["groups"].items()},
         dropped={(step, reason): counts for (step, reason), counts in record["dropped"]},
         examples={
             (step, reason): [(draw, name) for draw, name in names] for (step, reason), names in record["examples"]
         },
     )
+
+
+def _add_counts(counts: dict[str, int], others: dict[str, int]) -> None:
+    for name, n in others.items():
+        counts[name] = counts.get(name, 0) + n
 
 
 def _add(counted: dict[Any, list[int]], key: Any, counts: list[int]) -> None:

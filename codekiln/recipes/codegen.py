@@ -12,13 +12,14 @@ from pathlib import Path
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.languages import PROSE
+from codekiln.corpus.redaction.emails import EMAILS
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import CODEGEN_FILTERS, Filters
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.metadata import LanguagePrefix
-from codekiln.corpus.steps.redact import RedactEmails
+from codekiln.corpus.steps.redact import Redact
 from codekiln.model.configs import codegen as codegen_model
 from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
 from codekiln.train.config import AdamWConfig, TrainConfig
@@ -106,7 +107,7 @@ def _stage(
                 LicenseGate(),
                 Filters(filters=() if name == "nl" else CODEGEN_FILTERS),  # the paper's filters are for code
                 ExactDuplicates(),
-                RedactEmails(),
+                Redact(rules=(EMAILS,)),
                 *((LanguagePrefix(),) if name == "multi" else ()),
             ),
             validation_fraction=0.01,

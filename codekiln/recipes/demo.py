@@ -11,7 +11,7 @@ from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filters
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.near import NearDuplicates
-from codekiln.corpus.steps.redact import RedactEmails
+from codekiln.corpus.steps.redact import Redact
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
@@ -38,7 +38,7 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
                 ExactDuplicates(),
                 RepositoryCap(max_bytes=2_000_000),  # without it, a few large packages would be most of the corpus
                 NearDuplicates(),
-                RedactEmails(),
+                Redact(),
             ),
             validation_fraction=0.03,
         ),

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.licenses import INCODER_LICENSES
+from codekiln.corpus.redaction.emails import EMAILS
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import INCODER_FILTERS, Filters
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.metadata import FileTags
-from codekiln.corpus.steps.redact import RedactEmails
+from codekiln.corpus.steps.redact import Redact
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import incoder as incoder_model
 from codekiln.recipe import Recipe
@@ -55,7 +56,7 @@ def incoder(size: str, code: Path | None = None, license: str | None = None) -> 
                 LicenseGate(licenses=INCODER_LICENSES),
                 Filters(filters=INCODER_FILTERS),
                 ExactDuplicates(),
-                RedactEmails(),
+                Redact(rules=(EMAILS,)),
                 FileTags(),
             ),
             notebooks="cells",

@@ -179,7 +179,7 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
             "Steps": ", ".join(step["kind"] for step in recipe["corpus"]["steps"]),
             "Filters": "; ".join(filter_texts) or "none",
             "Dropped": "; ".join(f"{reason}: {entry['documents']:,}" for reason, entry in dropped.items()) or "none",
-            "E-mail addresses redacted": f"{manifest['emails_redacted']:,}",
+            "Redacted": "; ".join(f"{rule}: {n:,}" for rule, n in manifest["redacted"].items()) or "nothing",
             "Copyright notices removed": f"{manifest['notices_removed']:,}",
             "Held out": f"by {manifest['validation']['by']}: "
             + (", ".join(manifest["validation"]["names"]) or NOT_RECORDED)

@@ -20,7 +20,7 @@ class Drop:
 class Draft:
     """A document on its way through the steps. `columns` has values for the later phases, by the names that steps declare.
 
-    `kernel` is the programming language of a notebook.
+    `kernel` is the programming language of a notebook. `original` is the text before any step edited it.
     """
 
     file: SourceFile
@@ -29,6 +29,10 @@ class Draft:
     license: str
     kernel: str = ""
     columns: dict[str, str | int | float | bytes | None] = field(default_factory=dict)
+    original: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.original = self.text
 
     @property
     def path(self) -> str:

@@ -1,0 +1,1 @@
+"""What redaction finds in a text, and what it puts there."""
