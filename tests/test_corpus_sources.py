@@ -22,7 +22,8 @@ from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.notebooks import notebook_to_text
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sources.files import UNREADABLE_FOLDER
-from codekiln.corpus.sources.tree import VENDORED_REASON, LocalRepositories
+from codekiln.corpus.sources.ignored import VENDORED_REASON
+from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.split import cut_text
 from codekiln.errors import ConfigError
 

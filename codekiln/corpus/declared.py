@@ -5,12 +5,16 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from codekiln.corpus.licenses import UNKNOWN, declared_license
 
+ReadText = Callable[[str], str]
+
+MANIFESTS = ("pyproject.toml", "setup.cfg", "package.json", "Cargo.toml")
 MAX_BYTES = 200_000  # of a file that is read for a license
 _LICENSE_FILE = re.compile(r"(un)?licen[cs]e([-_.][\w.+-]*)?|copying([-_.][\w.+-]*)?", re.IGNORECASE)
 _CODE_FILE = re.compile(r"\.(py|js|ts|go|rs|c|h|java|rb|json|html|css)$", re.IGNORECASE)  # license.py is a program
@@ -47,19 +51,49 @@ _TEXTS = (
 
 
 def read_license(folder: Path) -> str | None:
-    """The SPDX expression that a folder declares, `UNKNOWN` if it declares one that is not recognized, or None.
+    """The SPDX expression that a folder declares, `UNKNOWN` if it declares one that is not recognized, or None."""
+    try:
+        with os.scandir(folder) as scan:
+            names = [entry.name for entry in scan]
+    except OSError:
+        return None
+    return license_of_files(names, lambda name: _read(folder / name))
+
+
+def license_of_files(names: Iterable[str], read: ReadText) -> str | None:
+    """As `read_license`, of a folder that has files of these names. `read` returns the text of one; "" if there is none.
 
     pyproject.toml has priority, then setup.cfg, package.json, Cargo.toml, and license files. Several of these are joined with
     AND, because they do not say whether one may choose.
     """
-    readers: tuple[Callable[[Path], str | None], ...] = (_pyproject, _setup_cfg, _package_json, _cargo, _license_files)
+    readers: tuple[Callable[[ReadText], str | None], ...] = (
+        _pyproject,
+        _setup_cfg,
+        _package_json,
+        _cargo,
+        partial(_license_files, names),
+    )
     found = None
-    for read in readers:
-        declared = read(folder)
+    for declare in readers:
+        declared = declare(read)
         if declared is not None and declared != UNKNOWN:
             return declared
         found = found or declared
     return found
+
+
+def declares_license(name: str) -> bool:
+    """Whether a file of this name may declare the license of its folder."""
+    return name in MANIFESTS or is_license_file(name)
+
+
+def named_license_file(pyproject: str) -> str | None:
+    """The name of the license file that a pyproject.toml names, without folders; None if it names none."""
+    try:
+        declared = _table(tomllib.loads(pyproject), "project", "license").get("file")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return None
+    return Path(declared).name if isinstance(declared, str) else None
 
 
 def recognize_license(text: str) -> str:
@@ -69,15 +103,15 @@ def recognize_license(text: str) -> str:
     return next((name for name, wanted in phrases if all(phrase in plain for phrase in wanted)), UNKNOWN)
 
 
-def _pyproject(root: Path) -> str | None:
+def _pyproject(read: ReadText) -> str | None:
     try:
-        record = tomllib.loads(_read(root / "pyproject.toml"))
+        record = tomllib.loads(read("pyproject.toml"))
     except (tomllib.TOMLDecodeError, RecursionError):
         return None
     project = _table(record, "project")
     declared, classifiers = project.get("license"), project.get("classifiers")
     if isinstance(declared, dict) and isinstance(name := declared.get("file"), str):
-        return recognize_license(_read(root / Path(name).name))
+        return recognize_license(read(Path(name).name))
     text = declared.get("text") if isinstance(declared, dict) else declared
     text = text if isinstance(text, str) else None
     named = [str(c) for c in classifiers] if isinstance(classifiers, list) else []
@@ -85,10 +119,10 @@ def _pyproject(root: Path) -> str | None:
     return found if found is not None else _from_text(_table(record, "tool", "poetry").get("license"))
 
 
-def _setup_cfg(root: Path) -> str | None:
+def _setup_cfg(read: ReadText) -> str | None:
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(_read(root / "setup.cfg"))
+        parser.read_string(read("setup.cfg"))
         text = parser.get("metadata", "license", fallback=None)
         classifiers = parser.get("metadata", "classifiers", fallback="").split("\n")
     except configparser.Error:
@@ -96,31 +130,27 @@ def _setup_cfg(root: Path) -> str | None:
     return _declared(text, [line.strip() for line in classifiers if line.strip().startswith("License ::")])
 
 
-def _package_json(root: Path) -> str | None:
+def _package_json(read: ReadText) -> str | None:
     try:
-        record = json.loads(_read(root / "package.json") or "null")
+        record = json.loads(read("package.json") or "null")
     except (ValueError, RecursionError):
         return None
     declared = record.get("license") if isinstance(record, dict) else None
     return _from_text(declared.get("type") if isinstance(declared, dict) else declared)
 
 
-def _cargo(root: Path) -> str | None:
+def _cargo(read: ReadText) -> str | None:
     try:
-        package = _table(tomllib.loads(_read(root / "Cargo.toml")), "package")
+        package = _table(tomllib.loads(read("Cargo.toml")), "package")
     except (tomllib.TOMLDecodeError, RecursionError):
         return None
     declared = package.get("license")
     return _from_text(declared.replace("/", " OR ") if isinstance(declared, str) else None)
 
 
-def _license_files(root: Path) -> str | None:
-    try:
-        with os.scandir(root) as scan:
-            names = sorted(entry.name for entry in scan if is_license_file(entry.name))
-    except OSError:
-        return None
-    found = {recognize_license(text) for name in names if (text := _read(root / name))}
+def _license_files(names: Iterable[str], read: ReadText) -> str | None:
+    texts = (read(name) for name in sorted(names) if is_license_file(name))
+    found = {recognize_license(text) for text in texts if text}
     return join_licenses(found) if found else None
 
 
@@ -156,5 +186,5 @@ def _read(path: Path) -> str:
         if path.is_symlink() or path.stat().st_size > MAX_BYTES:
             return ""
         return path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError:
+    except (OSError, ValueError):  # a name with a NUL is a ValueError
         return ""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from codekiln.corpus.declared import read_license
@@ -19,15 +19,8 @@ from codekiln.corpus.sources.files import (
     file_lists,
     local_file,
 )
+from codekiln.corpus.sources.ignored import VENDORED_REASON, is_hidden, is_ignored, is_vendored, parse_gitignore
 from codekiln.errors import ConfigError, MissingFileError
-from codekiln.extras import import_optional
-
-# Folders with code of others, or generated code, which is not under the license of the repository.
-VENDORED = frozenset(
-    {"venv", "env", "virtualenv", "node_modules", "bower_components", "site-packages", "__pycache__", "build", "dist"}
-    | {"third_party", "third-party", "thirdparty", "vendor", "vendored"}
-)
-VENDORED_REASON = "vendored or generated folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +114,7 @@ class _Entry:
 
 def _walk(folder: Path) -> Iterator[_Entry]:
     """Files in the order of their paths, and folders that are not read with the reason. Works for folders of any depth."""
-    ignored: list[tuple[Path, Any]] = []  # the .gitignore files that apply, with their folders
+    ignored: list[tuple[PurePath, Any]] = []  # the .gitignore files that apply, with their folders
     stack = [_list(folder, ignored)]
     while stack:
         entries, n_ignored = stack[-1]
@@ -135,7 +128,7 @@ def _walk(folder: Path) -> Iterator[_Entry]:
             stack.append(_list(entry, ignored))
 
 
-def _list(folder: Path, ignored: list[tuple[Path, Any]]) -> tuple[Iterator[_Entry | Path], int]:
+def _list(folder: Path, ignored: list[tuple[PurePath, Any]]) -> tuple[Iterator[_Entry | Path], int]:
     """The entries of one folder: files, folders to descend into as paths, and how many .gitignore files applied before."""
     n_ignored = len(ignored)
     try:
@@ -147,13 +140,13 @@ def _list(folder: Path, ignored: list[tuple[Path, Any]]) -> tuple[Iterator[_Entr
         ignored.append((folder, spec))
     found: list[_Entry | Path] = []
     for entry in entries:
-        if entry.name.startswith(".") or entry.is_symlink():
+        if is_hidden(entry.name) or entry.is_symlink():
             continue
         path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
-        if _is_ignored(path, is_folder, ignored):
+        if is_ignored(path, is_folder, ignored):
             continue
         if is_folder:
-            found.append(_Entry(path, VENDORED_REASON) if _is_vendored(entry.name) else path)
+            found.append(_Entry(path, VENDORED_REASON) if is_vendored(entry.name) else path)
         elif entry.is_file(follow_symlinks=False):
             found.append(_Entry(path))
     return iter(found), n_ignored
@@ -161,43 +154,24 @@ def _list(folder: Path, ignored: list[tuple[Path, Any]]) -> tuple[Iterator[_Entr
 
 def why_not_listed(root: Path, location: Path) -> str | None:
     """Why `LocalRepositories` does not read a file below a folder; None if it does, if the language is among its own."""
-    ignored: list[tuple[Path, Any]] = []
+    ignored: list[tuple[PurePath, Any]] = []
     folder = root
     for name in location.relative_to(root).parts:
         if spec := _read_gitignore(folder / ".gitignore"):
             ignored.append((folder, spec))
         folder = folder / name
-        if name.startswith(".") or folder.is_symlink():
+        if is_hidden(name) or folder.is_symlink():
             return "hidden, or a symbolic link"
-        if _is_ignored(folder, folder.is_dir(), ignored):
+        if is_ignored(folder, folder.is_dir(), ignored):
             return "named in .gitignore"
-        if folder.is_dir() and _is_vendored(name):
+        if folder.is_dir() and is_vendored(name):
             return VENDORED_REASON
     return None
-
-
-def _is_vendored(name: str) -> bool:
-    """Whether a folder of this name holds code of others, or generated code."""
-    return name in VENDORED or name.endswith(".egg-info")
 
 
 def _read_gitignore(path: Path) -> Any:
     """The patterns of a .gitignore; None if there is none or it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return parse_gitignore(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
-    pathspec = import_optional("pathspec", "corpus")
-    try:
-        return pathspec.GitIgnoreSpec.from_lines(lines)
-    except ValueError:  # a pattern that git does not know either
-        return None
-
-
-def _is_ignored(path: Path, is_folder: bool, ignored: list[tuple[Path, Any]]) -> bool:
-    """Whether the .gitignore files of the folders above leave the path out: the one that is nearest to it decides."""
-    for folder, spec in reversed(ignored):
-        name = path.relative_to(folder).as_posix() + "/" * is_folder
-        if (is_included := spec.check_file(name).include) is not None:
-            return bool(is_included)
-    return False
