@@ -52,6 +52,15 @@ DecontaminateFiles = Annotated[
         parser=parse_path,
     ),
 ]
+ExcludedLists = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--exclude",
+        help="File with a repository in each line (owner/name); their files are dropped (repeatable).",
+        show_default=False,
+        parser=parse_path,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -17,6 +17,7 @@ from codekiln.cli.options import (
     DecontaminateFiles,
     Device,
     EngineName,
+    ExcludedLists,
     Json,
     KeepCorpus,
     KeepDropped,
@@ -50,6 +51,7 @@ def demo(
     code: Code = None,
     license: License = None,
     decontaminate: DecontaminateFiles = None,
+    exclude: ExcludedLists = None,
     overrides: Overrides = None,
     device: Device = "cpu",
     micro_batch_tokens: MicroBatch = 2048,
@@ -65,7 +67,7 @@ def demo(
     from codekiln.train.config import RuntimeConfig
 
     runtime = RuntimeConfig(device=device, micro_batch_tokens=micro_batch_tokens, compile=compile)
-    recipe = _recipe("demo", code, license, overrides, decontaminate)
+    recipe = _recipe("demo", code, license, overrides, decontaminate, exclude)
     corpus = _corpus_options(engine, ray_address, memory, keep_dropped=keep_dropped, keep=keep_corpus)
     _train(recipe, out, runtime, None, loggers, corpus)
     if is_main_rank():
@@ -84,6 +86,7 @@ def train(
     code: Code = None,
     license: License = None,
     decontaminate: DecontaminateFiles = None,
+    exclude: ExcludedLists = None,
     overrides: Overrides = None,
     device: Device = "cpu",
     micro_batch_tokens: MicroBatch = 2048,
@@ -107,7 +110,7 @@ def train(
         tensor_parallel=tensor_parallel,
         activation_checkpointing=activation_checkpointing,
     )
-    built = _recipe(recipe, code, license, overrides, decontaminate)
+    built = _recipe(recipe, code, license, overrides, decontaminate, exclude)
     corpus = _corpus_options(engine, ray_address, memory, keep_dropped=keep_dropped, keep=keep_corpus)
     _train(built, out, runtime, stop_after, loggers, corpus)
 
@@ -121,6 +124,7 @@ def finetune(
     lora: Annotated[bool, typer.Option(help="Train LoRA adapters instead of all weights.")] = False,
     license: License = None,
     decontaminate: DecontaminateFiles = None,
+    exclude: ExcludedLists = None,
     overrides: Overrides = None,
     device: Device = "cpu",
     micro_batch_tokens: MicroBatch = 2048,
@@ -139,7 +143,8 @@ def finetune(
     from codekiln.recipes.finetune import finetune as finetune_recipe
     from codekiln.train.config import RuntimeConfig
 
-    recipe = _with_decontamination(finetune_recipe(resolve_model(model), code, license, lora=lora), decontaminate)
+    built = finetune_recipe(resolve_model(model), code, license, lora=lora)
+    recipe = _with_steps(built, decontaminate, exclude)
     runtime = RuntimeConfig(
         device=device,
         micro_batch_tokens=micro_batch_tokens,
@@ -209,6 +214,7 @@ def _recipe(
     license: str | None,
     overrides: list[str] | None,
     benchmarks: list[Path] | None = None,
+    exclude: list[Path] | None = None,
 ) -> "Recipe | StagedRecipe":
     from codekiln.overrides import apply_overrides
     from codekiln.recipe import StagedRecipe
@@ -218,18 +224,22 @@ def _recipe(
         raise typer.BadParameter("--license is the license of the code in --code: give both")
     recipe = get_recipe(name, code=code, license=license)
     if isinstance(recipe, StagedRecipe):
-        stages = tuple(_with_decontamination(stage, benchmarks) for stage in recipe.recipes)
+        stages = tuple(_with_steps(stage, benchmarks, exclude) for stage in recipe.recipes)
         return apply_overrides(replace(recipe, recipes=stages), overrides or [])
-    return apply_overrides(_with_decontamination(recipe, benchmarks), overrides or [])
+    return apply_overrides(_with_steps(recipe, benchmarks, exclude), overrides or [])
 
 
-def _with_decontamination(recipe: "Recipe", benchmarks: list[Path] | None) -> "Recipe":
-    """The recipe with a step that drops files with problems of benchmarks, if there are any."""
-    if not benchmarks:
-        return recipe
-    from codekiln.corpus.steps.decontaminate import decontaminate
+def _with_steps(recipe: "Recipe", benchmarks: list[Path] | None, exclude: list[Path] | None) -> "Recipe":
+    """The recipe with steps that drop files with problems of benchmarks, and repositories in lists, if there are any."""
+    steps = recipe.corpus.steps
+    if exclude:
+        from codekiln.corpus.steps.exclude import exclude as exclude_repositories
 
-    steps = (*recipe.corpus.steps, decontaminate(benchmarks))
+        steps = (exclude_repositories(exclude), *steps)
+    if benchmarks:
+        from codekiln.corpus.steps.decontaminate import decontaminate
+
+        steps = (*steps, decontaminate(benchmarks))
     return replace(recipe, corpus=replace(recipe.corpus, steps=steps))
 
 

@@ -7,6 +7,7 @@ from codekiln.corpus.sources.files import Source
 from codekiln.corpus.steps.copyright import CopyrightNotices
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filters
+from codekiln.corpus.steps.generated import GeneratedFiles
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.near import NearDuplicates
 from codekiln.corpus.steps.redact import Redact
@@ -16,6 +17,7 @@ from codekiln.errors import ConfigError
 DEFAULT_STEPS: tuple[Step, ...] = (
     LicenseGate(),
     Filters(filters=CODEGEN_FILTERS + INCODER_FILTERS),
+    GeneratedFiles(),
     CopyrightNotices(),
     ExactDuplicates(),
     NearDuplicates(),

@@ -106,7 +106,7 @@ def _stage(
             steps=(
                 LicenseGate(),
                 Filters(filters=() if name == "nl" else CODEGEN_FILTERS),  # the paper's filters are for code
-                ExactDuplicates(),
+                ExactDuplicates(key="content"),
                 Redact(rules=(EMAILS,)),
                 *((LanguagePrefix(),) if name == "multi" else ()),
             ),

@@ -9,6 +9,7 @@ from codekiln.corpus.steps.caps import RepositoryCap
 from codekiln.corpus.steps.copyright import CopyrightNotices
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, Filters
+from codekiln.corpus.steps.generated import GeneratedFiles
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.near import NearDuplicates
 from codekiln.corpus.steps.redact import Redact
@@ -34,6 +35,7 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             steps=(
                 LicenseGate(),
                 Filters(filters=CODEGEN_FILTERS + INCODER_FILTERS),
+                GeneratedFiles(),
                 CopyrightNotices(),
                 ExactDuplicates(),
                 RepositoryCap(max_bytes=2_000_000),  # without it, a few large packages would be most of the corpus
