@@ -194,11 +194,11 @@ def test_a_unit_continues_after_its_last_part(tmp_path: Path, monkeypatch: pytes
     read: list[str] = []
     original = UnitReader._read
 
-    def fail_once(self: UnitReader, file: object) -> object:
+    def fail_once(self: UnitReader, file: object, steps: object) -> object:
         read.append(file.path)  # type: ignore[attr-defined]
         if len(read) == 12:
             raise RuntimeError("stopped here")
-        return original(self, file)  # type: ignore[arg-type]
+        return original(self, file, steps)  # type: ignore[arg-type]
 
     monkeypatch.setattr(UnitReader, "_read", fail_once)
     with pytest.raises(Exception, match="stopped here"):

@@ -44,11 +44,12 @@ class CorpusConfig:
             )
 
 
-def step_names(config: CorpusConfig) -> list[str]:
-    """The names of the steps in reports: those of their classes, with a number from the second of a class on."""
+def named_steps(config: CorpusConfig) -> tuple[tuple[str, Step], ...]:
+    """The steps with their names in reports: those of their classes, with a number from the second of a class on."""
     kinds = [type(step).__name__ for step in config.steps]
     counts = [kinds[: k + 1].count(kind) for k, kind in enumerate(kinds)]
-    return [kind if n == 1 else f"{kind} {n}" for kind, n in zip(kinds, counts, strict=True)]
+    names = [kind if n == 1 else f"{kind} {n}" for kind, n in zip(kinds, counts, strict=True)]
+    return tuple(zip(names, config.steps, strict=True))
 
 
 def step_columns(config: CorpusConfig) -> dict[str, type]:

@@ -1,7 +1,7 @@
 """The language of a file: the 28 of the InCoder paper (section 3.1), and prose. Its name decides, and sometimes the content."""
 
 import re
-from pathlib import PurePosixPath
+from posixpath import splitext
 
 _EXTENSIONS = {
     "C": ".c .h",
@@ -75,19 +75,19 @@ _SIGN_CHARACTERS = 20_000  # in which signs are looked for
 
 def language_of(path: str) -> str | None:
     """The language of a file extension, in upper or lower case; None for unknown ones."""
-    return _LANGUAGE_OF.get(PurePosixPath(path).suffix.lower())
+    return _LANGUAGE_OF.get(splitext(path)[1].lower())
 
 
 def may_be(path: str, languages: tuple[str, ...]) -> bool:
     """Whether a file may be in one of the languages, by its name: the content may decide."""
     if (language := language_of(path)) is None:
         return False
-    others = (name for _, name in _RULES.get(PurePosixPath(path).suffix.lower(), ()))
+    others = (name for _, name in _RULES.get(splitext(path)[1].lower(), ()))
     return language in languages or any(name in languages for name in others)
 
 
 def detect_language(path: str, text: str) -> str:
     """The language of a file by its extension, and by its content where several languages share one; "" for unknown ones."""
     beginning = text[:_SIGN_CHARACTERS]
-    rules = _RULES.get(PurePosixPath(path).suffix.lower(), ())
+    rules = _RULES.get(splitext(path)[1].lower(), ())
     return next((name for sign, name in rules if sign.search(beginning)), language_of(path) or "")

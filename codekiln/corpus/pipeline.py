@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from codekiln.corpus.config import CorpusConfig, step_names
+from codekiln.corpus.config import CorpusConfig, named_steps
 from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS
 from codekiln.corpus.engine import Engine
 from codekiln.corpus.overlap import drop_overlap, overlap_record
@@ -48,7 +48,7 @@ def build_corpus(
     reader = UnitReader(units, config, scratch, keep_dropped)
     engine.run("Corpus: read and filter", reader, scratch.unit_record, [max(1, unit.n_bytes) for unit in units])
 
-    for name, step in zip(step_names(config), config.steps, strict=True):
+    for name, step in named_steps(config):
         scratch = scratch.after(name, step.check_corpus)
     if not any(True for unit in range(scratch.n_units) for _ in scratch.batches(unit, ["order"])):
         raise _empty_corpus_error("every file was dropped", tally_corpus(config, scratch, None))
@@ -67,7 +67,9 @@ def build_corpus(
     if keep_dropped:
         write_dropped(scratch, folder)
     overlap = overlap_record(scratch) if has_overlap else None
-    manifest = {"format": FORMAT, "splits": splits} | tally.record([*step_names(config), OVERLAP_STEP])
+    manifest = {"format": FORMAT, "splits": splits} | tally.record(
+        [*(name for name, _ in named_steps(config)), OVERLAP_STEP]
+    )
     manifest["validation"] = {"by": held_out.unit, "names": list(held_out.names), "overlap": overlap}
     _remove_scratch(scratch.folder)
     write_json(folder / MANIFEST, manifest)

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from codekiln.corpus.config import CorpusConfig, step_columns, step_names
+from codekiln.corpus.config import CorpusConfig, named_steps, step_columns
 from codekiln.corpus.decoding import NOT_UTF8, UndecodableError, decode_source
 from codekiln.corpus.documents import document_name, hash_order
 from codekiln.corpus.languages import detect_language, language_of
 from codekiln.corpus.notebooks import notebook_to_text
 from codekiln.corpus.scratch import FLUSH_BYTES, ORDER_BITS, Scratch
 from codekiln.corpus.sources.files import UNREADABLE, SourceFile, WorkUnit
-from codekiln.corpus.steps.step import Draft, Drop
+from codekiln.corpus.steps.step import Draft, Drop, Step
 from codekiln.files import atomic_write, write_json
 
 NAME_NOT_UTF8 = "name not UTF-8"
@@ -62,6 +62,7 @@ class UnitReader:
         schema = pa.schema(
             [*COLUMNS.items(), *((name, _TYPES[kind]) for name, kind in step_columns(self.config).items())]
         )
+        steps = named_steps(self.config)
         rows: list[dict[str, Any]] = []
         pending = 0
 
@@ -75,7 +76,7 @@ class UnitReader:
             pending = 0
 
         for file in islice(self.units[unit].files(), n_rows, None):
-            row = self._read(with_utf8_names(file))
+            row = self._read(with_utf8_names(file), steps)
             row["order"] = (unit << ORDER_BITS) + n_rows
             n_rows += 1
             rows.append(row)
@@ -86,9 +87,9 @@ class UnitReader:
             flush()
         write_json(self.scratch.unit_record(unit), {"parts": n_parts, "documents": n_rows, "text_bytes": n_bytes})
 
-    def _read(self, file: SourceFile) -> dict[str, Any]:
+    def _read(self, file: SourceFile, steps: Sequence[tuple[str, Step]]) -> dict[str, Any]:
         """One row: the document, or the reason to drop it."""
-        draft, step, drop = read_document(file, self.config)
+        draft, step, drop = read_document(file, self.config, steps)
         is_text_kept = draft is not None and (drop is None or self.keep_dropped)
         text = draft.text if draft is not None and is_text_kept else None
         return {
@@ -110,21 +111,22 @@ class UnitReader:
         } | (draft.columns if draft is not None else {})
 
 
-def read_document(file: SourceFile, config: CorpusConfig) -> tuple[Draft | None, str | None, Drop | None]:
-    """Reads a file and passes it through the steps: the document, and where and why it is dropped, or None and None.
+def read_document(
+    file: SourceFile, config: CorpusConfig, steps: Sequence[tuple[str, Step]]
+) -> tuple[Draft | None, str | None, Drop | None]:
+    """Passes a file through steps, which have names: the document, and where and why it is dropped, or None and None.
 
     The document is None if it was dropped before it was read.
     """
     if file.problem is not None:
         return None, "Source", Drop(file.problem)
-    named_steps = list(zip(step_names(config), config.steps, strict=True))
-    for name, step in named_steps:
+    for name, step in steps:
         if drop := step.check_file(file):
             return None, name, drop
     draft, drop = read_draft(file, config)
     if draft is None or drop is not None:
         return None, "Read", drop
-    for name, step in named_steps:
+    for name, step in steps:
         if drop := step.check_document(draft):
             return draft, name, drop
         step.edit_document(draft)

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from posixpath import splitext
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ def word_key(path: str, text: str) -> bytes:
 
     words, n_words = join_words(np.frombuffer(text.encode(), np.uint8))
     digest = hashlib.md5(words.data, usedforsecurity=False).digest()
-    return digest + f"{n_words}:{PurePosixPath(path).suffix.lower()}".encode(errors="replace")
+    return digest + f"{n_words}:{splitext(path)[1].lower()}".encode(errors="replace")
 
 
 def content_key(text: str) -> bytes:

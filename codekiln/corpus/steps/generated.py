@@ -6,7 +6,7 @@ The rules are those of GitHub's Linguist (generated.rb, vendor.yml), for the lan
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePosixPath
+from posixpath import basename
 from typing import Any
 
 from codekiln.corpus.steps.step import Draft, Drop, Step
@@ -47,7 +47,7 @@ class GeneratedFiles(Step):
     """
 
     def check_document(self, draft: Draft) -> Drop | None:
-        name = PurePosixPath(draft.path).name
+        name = basename(draft.path)
         if _GENERATED_NAME.fullmatch(name):
             return Drop(GENERATED_NAME)
         if _LIBRARY.fullmatch(name):
