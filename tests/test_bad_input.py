@@ -155,5 +155,3 @@ def test_clock_and_locale_change_nothing(tmp_path: Path) -> None:
     assert json.loads(found[0]["manifest"])["kept"]["documents"] == 21
     steps = {step["step"] for step in json.loads(found[0]["manifest"])["steps"]}
     assert {type(step).__name__ for step in DEFAULT_STEPS} <= steps
-        step["step"] for step in json.loads(found[0]["manifest"])["steps"]
-    }
