@@ -1,11 +1,13 @@
-"""Near-duplicates on the Python files of this machine: speed, memory, and quality against brute force; datasketch as the peer.
+"""Near-duplicates on the Python files of this machine: speed, memory, and quality against brute force, next to other tools.
 
-    near_duplicates.py [--documents N] [--sample N] [--rounds N]
+    near_duplicates.py [--megabytes N] [--peer-megabytes N] [--sample N] [--rounds N] [--peers NAME ...]
 
-Speed: signatures of the same files by Codekiln and by datasketch, the library of text-dedup and BigCode, alternating, in
-processor seconds (median of the rounds). datasketch gets 250 permutations, and a fiftieth of the files, because it is slow.
-It is installed into a temporary folder. "Verified clusters" is the whole step: signatures, buckets, shingles of candidates,
-verification.
+Speed: each tool reads the same files (Parquet, or a folder for Codekiln) and says which it keeps, in a process of its own. The
+processor seconds of the process and its children count, imports and compilation too. Codekiln gets all files, the peers
+`--peer-megabytes`, because they are slow; Codekiln's row for as many bytes is there too. The tools alternate; the table has the
+median of the rounds, and the largest peak memory of one process. All use runs of five words and a similarity of 0.7.
+Peers are installed into a temporary folder: text-dedup 0.4 (the author's tool of BigCode's scripts), datasketch 2 (MinHashLSH),
+and Daft's own MinHash with 25 bands of 10.
 Quality: on a sample in which each second file is an edited copy of another one, all pairs are compared by their shingles.
 """
 
@@ -15,7 +17,6 @@ import json
 import os
 import random
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,38 +26,97 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from codekiln.corpus.scratch import Scratch
-from codekiln.corpus.shingles import shingle_bands
-from codekiln.corpus.steps.near import band_matrix, find_clusters
+from codekiln.corpus.shingles import SHINGLE_WORDS, band_hashes, text_runs
 
+ROOT = Path(__file__).parent.parent
 WORD = re.compile(rb"[A-Za-z0-9_\x80-\xff]+")
-PEER = """
-import sys, re, time, json
-from datasketch import MinHash
-texts = json.load(open(sys.argv[1]))
-word = re.compile(rb"[A-Za-z0-9_\\x80-\\xff]+")
-start = time.process_time()
-for text in texts:
-    words = word.findall(text.encode())
-    shingles = {b" ".join(words[at : at + 5]) for at in range(len(words) - 4)}
-    MinHash(num_perm=250).update_batch(list(shingles))
-print(time.process_time() - start)
+CODEKILN = """
+import json, sys
+from pathlib import Path
+from codekiln.corpus.config import CorpusConfig
+from codekiln.corpus.documents import read_documents
+from codekiln.corpus.pipeline import build_corpus
+from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.corpus.steps.near import NearDuplicates
+source = LocalRepositories(folder=Path(sys.argv[1], "code"), license="MIT")
+out = Path(sys.argv[2], "corpus")
+build_corpus(CorpusConfig(sources=(source,), steps=(NearDuplicates(),), validation_fraction=0.0), out)
 """
+DATASKETCH = """
+import re, sys
+import pyarrow.parquet as pq
+from datasketch import MinHash, MinHashLSH
+word = re.compile(rb"[A-Za-z0-9_\\x80-\\xff]+")
+index, kept = MinHashLSH(threshold=0.7, num_perm=250), []
+for batch in pq.ParquetFile(sys.argv[1] + "/texts.parquet").iter_batches(batch_size=256):
+    for name, text in zip(batch.column("name").to_pylist(), batch.column("text").to_pylist()):
+        words = word.findall(text.encode())
+        signature = MinHash(num_perm=250)
+        signature.update_batch(list({b" ".join(words[at : at + 5]) for at in range(len(words) - 4)}) or [text.encode()])
+        if not index.query(signature):
+            index.insert(name, signature)
+            kept.append(name)
+"""
+DAFT = """
+import os, sys
+os.environ.update(DO_NOT_TRACK="true", DAFT_PROGRESS_BAR="0")
+import daft, numpy as np
+from daft import col
+from daft.functions import minhash, regexp_replace
+words = regexp_replace(daft.functions.lower(col("text")), r"[^a-z0-9_]+", " ")
+rows = daft.read_parquet(sys.argv[1] + "/texts.parquet").select(col("name"), words.alias("words"))
+rows = rows.with_column("hashes", minhash(col("words"), num_hashes=250, ngram_size=5)).exclude("words").collect()
+hashes = np.stack(rows.to_pydict()["hashes"]).reshape(-1, 25, 10)
+names = rows.to_pydict()["name"]
+parent = list(range(len(names)))
+def find(at):
+    while parent[at] != at:
+        parent[at] = parent[parent[at]]
+        at = parent[at]
+    return at
+for band in range(25):
+    first = {}
+    for at, key in enumerate(map(bytes, hashes[:, band])):
+        root, other = find(first.setdefault(key, at)), find(at)
+        parent[max(root, other)] = min(root, other)
+kept = [name for at, name in enumerate(names) if find(at) == at]
+"""
+PEERS = {
+    "text-dedup 0.4": ("text-dedup==0.4.0", None),
+    "datasketch 2, MinHashLSH": ("datasketch>=2", DATASKETCH),
+    "Daft, its own MinHash": (None, DAFT),
+}
 
 
-def read_texts(n: int) -> list[str]:
-    """The texts of files of the standard library and installed packages, in a fixed random order."""
+def read_texts(n_bytes: float) -> list[str]:
+    """Files of the standard library and installed packages, in a fixed random order."""
     folders = {sysconfig.get_paths()[name] for name in ("stdlib", "purelib")}
     paths = sorted({path for folder in folders for path in Path(folder).rglob("*.py")})
     random.Random(0).shuffle(paths)
-    texts = (path.read_text(encoding="utf-8", errors="replace") for path in paths)
-    return list(itertools.islice((text for text in texts if text.strip() and len(text) < 1_000_000), n))
+    texts: list[str] = []
+    for path in paths:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if text.strip() and len(text) < 900_000:
+            texts.append(text)
+            n_bytes -= len(text.encode())
+        if n_bytes <= 0:
+            break
+    return texts
+
+
+def write_texts(texts: list[str], folder: Path) -> None:
+    """The same texts as files and as Parquet."""
+    for number, text in enumerate(texts):
+        path = folder / "code" / f"repository{number % 50}" / f"{number:06}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+    table = pa.table({"name": [f"{number:06}" for number in range(len(texts))], "text": texts})
+    pq.write_table(table, folder / "texts.parquet", compression="zstd", row_group_size=1024)
 
 
 def edited(text: str, fraction: float, rng: random.Random) -> str:
@@ -66,17 +126,34 @@ def edited(text: str, fraction: float, rng: random.Random) -> str:
     )
 
 
-def cluster(texts: list[str], folder: Path) -> tuple[npt.NDArray[np.int64], float]:
-    """The first of the cluster of each text, and the processor seconds of signatures, buckets and verification."""
-    folder.mkdir()
-    for start in range(0, len(texts), 4096):
-        part = texts[start : start + 4096]
-        table = pa.table({"order": pa.array(range(start, start + len(part)), pa.int64()), "text": part})
-        pq.write_table(table, folder / f"{start:08}.parquet", compression="zstd")
-    begun = time.process_time()
-    bands = band_matrix(pa.chunked_array([[shingle_bands(text).tobytes() for text in texts]], pa.binary()))
-    _, roots = find_clusters(bands, np.arange(len(texts)), Scratch(folder, folder), 0.7)
-    return roots, time.process_time() - begun
+def run_tool(command: list[str], packages: Path) -> tuple[float, float]:
+    """Processor seconds of a process and its children, and the peak memory of the largest one in MB."""
+    measured = "import json,resource,subprocess,sys\n" + (
+        "done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "if done.returncode: sys.exit(done.stderr[-3000:])\n"
+        "print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(packages), str(ROOT)))}
+    done = subprocess.run(
+        [sys.executable, "-c", measured, *command], env=environment, capture_output=True, text=True, check=True
+    )
+    seconds, peak = json.loads(done.stdout)
+    return seconds, peak
+
+
+def command_of(name: str, folder: Path, out: Path) -> list[str]:
+    """The command that runs a tool on the texts in a folder."""
+    out.mkdir()
+    program = CODEKILN if name == "Codekiln" else PEERS[name][1]
+    if program is not None:
+        return [sys.executable, "-c", program, str(folder), str(out)]
+    options = {
+        "path": "parquet", "data_files": folder / "texts.parquet", "split": "train", "column": "text", "ngram": 5,
+        "num_perm": 250, "threshold": 0.7, "cache_dir": out / "cache", "output": out / "kept", "num_proc": 2,
+    }  # fmt: skip
+    pairs = itertools.chain.from_iterable((f"--{key}", str(value)) for key, value in options.items())
+    return [sys.executable, "-m", "text_dedup.minhash", *pairs]
 
 
 def brute_force(texts: list[str]) -> list[tuple[int, int]]:
@@ -99,65 +176,81 @@ def brute_force(texts: list[str]) -> list[tuple[int, int]]:
     return list(zip(first.tolist(), second.tolist(), strict=True))
 
 
+def measure_quality(texts: list[str], n: int, folder: Path, packages: Path) -> str:
+    rng = random.Random(0)
+    sample = [text for text in texts if len(text) < 50_000][: n // 2]
+    sample += [edited(text, rng.choice((0.01, 0.03, 0.06, 0.1, 0.15, 0.2)), rng) for text in sample]
+    write_texts(sample, folder)
+    run_tool(command_of("Codekiln", folder, folder / "out"), packages)
+    rows = pq.read_table(folder / "out" / "corpus" / "near-duplicates.parquet").to_pylist()
+    number = {row["name"]: int(Path(row["name"]).stem) for row in rows}
+    kept_of = {number[row["name"]]: row["kept"] for row in rows}
+    dropped = [number[row["name"]] for row in rows if row["name"] != row["kept"]]
+    pairs = brute_force(sample)
+    together = sum(one in kept_of and kept_of[one] == kept_of.get(other) for one, other in pairs)
+    partners = {number for pair in pairs for number in pair}
+    return (
+        f"quality on {len(sample):,} files: {len(pairs):,} pairs of similarity 0.7 or more; recall "
+        f"{together / len(pairs):.4f}; precision {sum(n in partners for n in dropped) / len(dropped):.4f} of {len(dropped):,} "
+        "dropped files"
+    )
+
+
+def signature_speed(texts: list[str]) -> float:
+    """MB per processor second of the signatures alone, in this process."""
+    begun = time.process_time()
+    for text in texts:
+        band_hashes(text_runs(text, SHINGLE_WORDS))
+    return sum(len(text.encode()) for text in texts) / 1e6 / (time.process_time() - begun)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--megabytes", type=float, default=500)
+    parser.add_argument("--peer-megabytes", type=float, default=10)
     parser.add_argument("--sample", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     options = parser.parse_args()
-    texts = read_texts(options.documents)
-    size = sum(len(text.encode()) for text in texts) / 1e6
-    few = texts[: max(1, len(texts) // 50)]
-    few_size = sum(len(text.encode()) for text in few) / 1e6
-    shingle_bands(texts[0])
     console = Console()
+    texts = read_texts(options.megabytes * 1e6)
+    size = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / "peer.py").write_text(PEER, encoding="utf-8")
-        (folder / "texts.json").write_text(json.dumps(few), encoding="utf-8")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder / "peer"), "datasketch>=2"]
-        subprocess.run(pip, check=True)
-        cluster(texts[:500], folder / "warm")  # compiles
-        signatures, wholes, peers = [], [], []
+        folder, packages = Path(temporary), Path(temporary, "packages")
+        few = texts[: max(1, round(len(texts) * options.peer_megabytes / size))]
+        few_size = sum(len(text.encode()) for text in few) / 1e6
+        write_texts(texts, folder / "all")
+        write_texts(few, folder / "few")
+        names = [package for name in options.peers if (package := PEERS[name][0]) is not None]
+        if names:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages), *names]
+            subprocess.run(pip, check=True)
+        empty = folder / "empty"
+        run_tool(command_of("Codekiln", folder / "few", folder / "compile"), empty)  # compiles functions
+        tools: list[tuple[str, str, Path, float]] = [("Codekiln", "Codekiln", folder / "all", size)]
+        tools += [
+            (f"{name} ({few_size:.0f} MB)", name, folder / "few", few_size) for name in ("Codekiln", *options.peers)
+        ]
+        speeds: dict[str, list[float]] = {}
+        peaks: dict[str, float] = {}
+        signatures = []
+        signature_speed(texts[:50])
         for number in range(options.rounds):
-            begun = time.process_time()
-            for text in texts:
-                shingle_bands(text)
-            signatures.append(size / (time.process_time() - begun))
-            roots, seconds = cluster(texts, folder / f"round{number}")
-            wholes.append(size / seconds)
-            done = subprocess.run(
-                [sys.executable, folder / "peer.py", folder / "texts.json"],
-                env=os.environ | {"PYTHONPATH": str(folder / "peer")},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            peers.append(few_size / float(done.stdout))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        rng = random.Random(0)
-        sample = [text for text in texts if len(text) < 50_000][: options.sample // 2]
-        sample += [edited(text, rng.choice((0.01, 0.03, 0.06, 0.1, 0.15, 0.2)), rng) for text in sample]
-        found, _ = cluster(sample, folder / "sample")
-    pairs = brute_force(sample)
-    together = sum(found[one] == found[other] for one, other in pairs)
-    partners = {number for pair in pairs for number in pair}
-    dropped = [number for number in range(len(sample)) if found[number] != number]
-    table = Table(title=f"{len(texts):,} files, {size:.0f} MB; peak memory {peak:,.0f} MB, the texts included")
-    for column in ("", "MB per processor second"):
+            signatures.append(signature_speed(few))
+            for k, (title, name, data, megabytes) in enumerate(tools):
+                paths = empty if name in ("Codekiln", "Daft, its own MinHash") else packages
+                seconds, peak = run_tool(command_of(name, data, folder / f"out-{number}-{k}"), paths)
+                speeds.setdefault(title, []).append(megabytes / seconds)
+                peaks[title] = max(peak, peaks.get(title, 0))
+        quality = measure_quality(texts, options.sample, folder / "sample", empty) if options.sample else ""
+    table = Table(title=f"{len(texts):,} files, {size:.0f} MB")
+    for column in ("", "MB per processor second", "peak memory, MB"):
         table.add_column(column)
-    table.add_row("Codekiln, signatures (252 values, 42 bands)", f"{statistics.median(signatures):.0f}")
-    table.add_row("datasketch, signatures (250 values)", f"{statistics.median(peers):.2f}")
-    table.add_row("Codekiln, signatures, buckets, verified clusters", f"{statistics.median(wholes):.0f}")
+    table.add_row(f"Codekiln, signatures only ({few_size:.0f} MB)", f"{statistics.median(signatures):.0f}", "")
+    for title, found in speeds.items():
+        table.add_row(title, f"{statistics.median(found):.2f}", f"{peaks[title]:,.0f}")
     console.print(table)
-    console.print(
-        f"{int(np.count_nonzero(roots != np.arange(len(texts)))):,} of {len(texts):,} files are near-duplicates of others"
-    )
-    console.print(
-        f"quality on {len(sample):,} files: {len(pairs):,} pairs of similarity 0.7 or more; "
-        f"recall {together / len(pairs):.4f}; precision {sum(n in partners for n in dropped) / len(dropped):.4f} "
-        f"of {len(dropped):,} dropped files"
-    )
+    console.print(quality)
 
 
 if __name__ == "__main__":

@@ -225,3 +225,5 @@ def test_sizes_and_engines_are_checked(tmp_path: Path) -> None:
     train = ("train", "demo", "--out", tmp_path / "run", "--code", tmp_path / "code", "--license", "MIT")
     assert_refused(codekiln(*train, "--memory", "much"), "2GB")
     assert_refused(codekiln(*train, "--ray-address", "127.0.0.1:1"), "--engine ray")
+    assert_refused(codekiln(*train, "--engine", "ray", "--ray-address", "127.0.0.1:1"), "127.0.0.1:1")
+    assert_refused(codekiln(*train, "--engine", "ray", "--ray-address", "here"), "HOST:PORT")

@@ -7,19 +7,21 @@ resumes, and a worker that is lost costs one task. On a cluster, all workers mus
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Literal
 
-from codekiln.errors import CodekilnError, ConfigError
+from codekiln.errors import CodekilnError, ConfigError, MissingPackageError
 from codekiln.extras import import_optional
 from codekiln.progress import print_line, progress_bar
 
 EngineKind = Literal["native", "ray"]
 MIN_MEMORY_BYTES = 200_000_000
+CONNECT_SECONDS = 10
 MAX_FAILURES = 3  # of workers, without a task that was finished in between
 
 
@@ -47,21 +49,23 @@ class Engine:
         os.environ.update({"DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"})
         os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
         daft = import_optional("daft", "corpus")
-        runner = daft.get_or_infer_runner_type()
-        if self.kind == "native":
-            if runner == "ray":
-                raise EngineError("Daft already runs on Ray in this process: use --engine ray, or another process")
-            return
-        ray = import_optional("ray", "ray")
-        if not ray.is_initialized():
-            try:
+        try:
+            if self.kind == "native":
+                _use_native(daft)
+                return
+            ray = import_optional("ray", "ray")
+            if self.ray_address is not None:
+                _require_listener(self.ray_address)
+            if not ray.is_initialized():
                 ray.init(
                     address=self.ray_address, include_dashboard=False, log_to_driver=False, logging_level="warning"
                 )
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                where = self.ray_address or "on this machine"
-                raise EngineError(f"Ray does not start ({where}): {error}") from None
-        daft.set_runner_ray(noop_if_initialized=True)
+            daft.set_runner_ray(noop_if_initialized=True)
+        except (MissingPackageError, ConfigError):
+            raise
+        except (ConnectionError, RuntimeError, ValueError, OSError, daft.exceptions.DaftCoreException) as error:
+            where = "" if self.kind == "native" else f" ({self.ray_address or 'on this machine'})"
+            raise EngineError(f"the engine {self.kind} does not start{where}: {_first_line(error)}") from None
 
     @property
     def n_workers(self) -> int:
@@ -157,6 +161,23 @@ def count_interrupts() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError if nothing listens at HOST:PORT. Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--ray-address is {address!r}: write HOST:PORT, for example 10.0.0.1:6379")
+    socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def _use_native(daft: ModuleType) -> None:
+    """Selects the runner, which a process does once. Without, Daft imports Ray to find out whether it runs."""
+    try:
+        daft.set_runner_native()
+    except daft.exceptions.DaftCoreException:
+        if daft.get_or_infer_runner_type() != "native":
+            raise
 
 
 def _first_line(error: Exception | None) -> str:
