@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.explain import explain_file
+from codekiln.corpus.explain import explain_file, explain_in_corpus
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.recipes.demo import demo
@@ -107,3 +107,24 @@ def test_dropped_files_are_shown_by_reason(tmp_path: Path) -> None:
     assert counts["near-duplicate"] >= 1
     shown = json.loads(codekiln("corpus", "show", tmp_path / "run", "--reason", "near-duplicate", "--json").stdout)
     assert shown["repository1@-/open_window.py"].endswith("to repository2@-/copy.py")
+
+
+def test_a_file_is_found_in_a_finished_run(repository: Path, tmp_path: Path) -> None:
+    (repository / "copy.py").write_bytes(b"def f( x ):\n  return x\n")
+    source = LocalRepositories(folder=repository.parent, license="MIT", languages=("Python", "Jupyter"))
+    config = CorpusConfig(sources=(source,), steps=demo().corpus.steps, validation_fraction=0.0)
+    build_corpus(config, tmp_path / "run" / "corpus", keep_dropped=True)
+    build_corpus(config, tmp_path / "brief" / "corpus")
+    found = {name: explain_in_corpus(repository / name, tmp_path / "run" / "corpus") for name in (*FILES, "copy.py")}
+    assert (found["plain.py"].outcome, found["plain.py"].measured) == (
+        "dropped by ExactDuplicates: duplicate",
+        "project@-/plain.py",
+    )
+    assert found["copy.py"].outcome == "kept in train" and not found["copy.py"].is_dropped
+    assert found["long_line.py"].outcome == "dropped by Filters: line too long (characters)"
+    assert found["long_line.py"].measured == "1,007"
+    assert found["ignored.py"].outcome == "not in the corpus"
+    brief = explain_in_corpus(repository / "long_line.py", tmp_path / "brief" / "corpus")
+    assert brief.is_dropped and "--keep-dropped" in brief.measured
+    done = codekiln("corpus", "explain", repository / "copy.py", "--license", "MIT", "--run", tmp_path / "run")
+    assert done.returncode == 0 and "kept in train" in done.stdout

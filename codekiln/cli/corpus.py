@@ -20,16 +20,22 @@ def explain(
         str | None,
         typer.Option(help="SPDX license of the file (default: what its repository declares).", show_default=False),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Also say what became of the file in this run.", show_default=False, parser=parse_path),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show which step keeps or drops a file, with the measured value and the limit."""
-    from codekiln.corpus.explain import explain_file
+    from codekiln.corpus.explain import explain_file, explain_in_corpus
     from codekiln.recipe import StagedRecipe
     from codekiln.recipes import get_recipe
 
     found = get_recipe(recipe, code=file.absolute().parent)
     last = found.recipes[-1] if isinstance(found, StagedRecipe) else found
     rows = list(explain_file(file, last.corpus, license))
+    if run is not None:
+        rows.append(explain_in_corpus(file, run / "corpus"))
     if as_json:
         typer.echo(json.dumps([vars(row) for row in rows], indent=1))
         return

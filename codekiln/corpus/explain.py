@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.declared import read_license
-from codekiln.corpus.documents import read_manifest
+from codekiln.corpus.documents import document_name, read_manifest
 from codekiln.corpus.languages import LANGUAGES, may_be
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.reading import NAME_NOT_UTF8, is_utf8, read_draft
@@ -22,6 +22,7 @@ from codekiln.corpus.steps.near import CLUSTERS, NEAR_DUPLICATE
 from codekiln.corpus.steps.redact import COLUMN as REDACTIONS_COLUMN
 from codekiln.corpus.steps.redact import count_rules
 from codekiln.corpus.steps.step import Draft, Step
+from codekiln.corpus.writing import DROPPED
 from codekiln.errors import ConfigError, MissingFileError
 
 MAX_EXAMPLES = 20
@@ -89,6 +90,57 @@ def explain_file(path: Path, config: CorpusConfig, license: str | None) -> Itera
             if explained.is_dropped:
                 return
         step.edit_document(draft)
+
+
+def explain_in_corpus(path: Path, corpus: Path) -> Explanation:
+    """What became of a file in a finished corpus, by the end of its path: the repository may have another name there.
+
+    The reason of a dropped file is known if it is a near-duplicate or contaminated, or if dropped documents were written.
+    """
+    manifest = read_manifest(corpus)
+    parts = path.absolute().parts
+    for split in manifest["splits"]:
+        for name in _names(corpus / split, ("repository", "revision", "path")):
+            if _is_file(parts, name):
+                return Explanation("corpus", f"kept in {split}", name)
+    for row in _rows(corpus / DROPPED):
+        name = document_name(row["repository"], row["revision"], row["path"])
+        if _is_file(parts, name):
+            measured = "" if row["measured"] is None else _number(row["measured"])
+            return Explanation(
+                "corpus", f"dropped by {row['step']}: {row['reason']}", measured or name, is_dropped=True
+            )
+    for row in _rows(corpus / CLUSTERS):
+        if _is_file(parts, row["name"]):
+            return Explanation("corpus", NEAR_DUPLICATE, f"{row['similarity']:.3f} to {row['kept']}", is_dropped=True)
+    for row in _rows(corpus / HITS):
+        if _is_file(parts, row["name"]):
+            return Explanation("corpus", contaminated_by(row["benchmark"]), f"{row['fraction']:.0%}", is_dropped=True)
+    advice = "" if (corpus / DROPPED).is_dir() else "build the corpus with --keep-dropped to see why"
+    return Explanation("corpus", "not in the corpus", advice, is_dropped=True)
+
+
+def _names(folder: Path, columns: tuple[str, ...]) -> Iterator[str]:
+    for row in _rows(folder, columns):
+        yield document_name(*(row[column] for column in columns))
+
+
+def _rows(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, or of all in a folder, without texts; none if there is none."""
+    paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    for each in paths:
+        with pq.ParquetFile(each) as file:
+            wanted = columns or [name for name in file.schema_arrow.names if name != "text"]
+            for batch in file.iter_batches(columns=list(wanted)):
+                yield from batch.to_pylist()
+
+
+def _is_file(parts: tuple[str, ...], name: str) -> bool:
+    """Whether `repository@revision/path` is the file with these parts: the path is the end of its path."""
+    wanted = tuple(name.partition("@")[2].partition("/")[2].split("/"))
+    repository = name.partition("@")[0].rpartition("/")[2]
+    is_end = parts[-len(wanted) :] == wanted
+    return is_end and (repository == "." or len(parts) <= len(wanted) or repository in parts[: -len(wanted)])
 
 
 def _explain_step(step: Step, draft: Draft) -> Iterator[Explanation]:
