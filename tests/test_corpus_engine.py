@@ -13,12 +13,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from codekiln.corpus.config import CorpusConfig
+from codekiln.corpus.config import DEFAULT_STEPS, CorpusConfig
 from codekiln.corpus.engine import CorpusOptions, Engine, parse_bytes
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.reading import UnitReader
+from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.sources.files import FileList
 from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.corpus.steps.caps import RepositoryCap
 from codekiln.errors import ConfigError
 from tests.command import assert_refused, codekiln
 from tests.small import PROGRAMS, ROOT, write_tree
@@ -166,6 +168,22 @@ def test_dropped_documents_are_written_with_reason_and_value(tmp_path: Path) -> 
         ("Read", 1), ("Filters", 1), ("NearDuplicates", 1),
     ]  # fmt: skip
     assert manifest["steps"][-1]["documents_out"] == manifest["kept"]["documents"] == 20
+
+
+def test_partitions_change_nothing(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little memory, keys and bands are sorted in many partitions."""
+    steps = (*DEFAULT_STEPS, RepositoryCap(max_bytes=300_000))
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),), steps=steps)
+    found, partitions = [], []
+    for fraction in (0.25, 1e-5):
+        monkeypatch.setattr("codekiln.corpus.scratch.PARTITION_FRACTION", fraction)
+        build_corpus(config, tmp_path / str(fraction))
+        scratch = Scratch(tmp_path, tmp_path, Engine(), n_units=0, n_workers=2, memory_bytes=2 * 10**9)
+        partitions.append(scratch.n_partitions(400 * 200))
+        paths = sorted((tmp_path / str(fraction)).rglob("*"))
+        found.append({path.name: path.read_bytes() for path in paths if path.is_file()})
+    assert found[0] == found[1]
+    assert partitions == [1, 8]
 
 
 def test_other_inputs_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

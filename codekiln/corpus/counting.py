@@ -1,11 +1,13 @@
 """Counts over the characters and lines of a text, in one compiled pass over its bytes."""
 
+from functools import lru_cache
+
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from codekiln.corpus.steps.filters import HEX, SIGN, WORD
-
+# Bits of a class of characters: letters, digits and underscores; hexadecimal digits; other visible characters.
+WORD, HEX, SIGN = np.uint8(1), np.uint8(4), np.uint8(8)
 _NEWLINE, _RETURN = 10, 13
 
 
@@ -112,3 +114,18 @@ def _count_utf8(data: npt.NDArray[np.uint8], classes: npt.NDArray[np.uint8]) -> 
         total += line
         total_tokens += tokens
     return np.array((n_characters, n_lines, longest, total, most_tokens, total_tokens, n_word, n_hex))
+
+
+@lru_cache(maxsize=1)
+def character_classes() -> npt.NDArray[np.uint8]:
+    """The class of each Unicode code point, as bits. Computed once, which takes about 0.25 s."""
+    kinds = np.zeros(0x110000, np.uint8)
+    for code in range(0x110000):
+        character = chr(code)
+        if character.isalnum() or character == "_":
+            kinds[code] = WORD
+        elif not character.isspace():
+            kinds[code] = SIGN
+    for character in "0123456789abcdefABCDEF":
+        kinds[ord(character)] |= HEX
+    return kinds

@@ -100,6 +100,7 @@ def _open_scratch(
 
 
 def _list_units(config: CorpusConfig, folder: Path) -> list[WorkUnit]:
+    print_line("Corpus: list files …")
     scratch = folder.absolute() / SCRATCH / "sources"
     units = [unit for n, source in enumerate(config.sources) for unit in source.units(scratch / f"{n}")]
     if not units:

@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from codekiln.corpus.steps.step import Draft, Drop, Step
 from codekiln.extras import import_optional
@@ -36,14 +35,11 @@ class TextStats:
 
 Filter = Callable[[str, TextStats], str | None]
 
-# Bits of a class of characters: letters, digits and underscores; hexadecimal digits; other visible characters.
-WORD, HEX, SIGN = np.uint8(1), np.uint8(4), np.uint8(8)
-
 
 def text_stats(text: str) -> TextStats:
     """Counts over `text`, which is not empty."""
     # Compiled functions take half a second to load: only building a corpus needs them.
-    from codekiln.corpus.counting import count_text  # noqa: PLC0415
+    from codekiln.corpus.counting import character_classes, count_text  # noqa: PLC0415
 
     counts = count_text(np.frombuffer(text.encode(), np.uint8), character_classes())
     n_characters, n_lines, max_characters, sum_characters, max_tokens, sum_tokens, n_word, n_hex = map(int, counts)
@@ -191,18 +187,3 @@ def first_drop(text: str, filters: tuple[Filter, ...]) -> Drop | None:
             measure = getattr(filter_, "measure", None)
             return Drop(reason, measure(stats) if measure is not None else None)
     return None
-
-
-@lru_cache(maxsize=1)
-def character_classes() -> npt.NDArray[np.uint8]:
-    """The class of each Unicode code point, as bits. Computed once, which takes about 0.25 s."""
-    kinds = np.zeros(0x110000, np.uint8)
-    for code in range(0x110000):
-        character = chr(code)
-        if character.isalnum() or character == "_":
-            kinds[code] = WORD
-        elif not character.isspace():
-            kinds[code] = SIGN
-    for character in "0123456789abcdefABCDEF":
-        kinds[ord(character)] |= HEX
-    return kinds
