@@ -3,8 +3,10 @@
 import email.utils
 import gzip
 import io
+import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -33,6 +35,7 @@ from codekiln.corpus.sources.forge_selection import Selection
 from codekiln.corpus.sources.ignored import VENDORED_REASON
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.errors import ConfigError, CorruptFileError, MissingFileError
+from codekiln.files import to_record
 from tests.forge_server import (
     Fault,
     ForgeServer,
@@ -100,6 +103,7 @@ def files_of(forge: Forge) -> list[SourceFile]:
 # Listing
 
 
+@pytest.mark.process
 def test_queries_are_split_until_each_has_a_thousand_results() -> None:
     """Of 4,000 repositories, 1,500 were created in the same second, with different numbers of stars."""
     rng = random.Random(0)
@@ -364,26 +368,38 @@ def test_an_answer_that_takes_too_long_is_given_up(server: ForgeServer, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "message", "seconds"),
+    ("request_", "status", "headers", "message", "seconds"),
     [
-        (429, {"Retry-After": "30"}, "slow down", 30),
-        (403, {"Retry-After": "17"}, "slow down", 17),
-        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1600000900"}, "API rate limit exceeded", 901),
-        (429, {"RateLimit-Remaining": "0", "RateLimit-Reset": "1600000070"}, "Retry later", 71),
-        (429, {"Retry-After": email.utils.formatdate(1_600_000_045, usegmt=True)}, "later", 45),
-        (429, {}, "no header", 60),
-        (403, {}, "You have exceeded a secondary rate limit", 60),
-        (403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1500000000"}, "the clocks differ", 1),
-        (429, {"Retry-After": "soon"}, "no number", 60),
+        ("/search/", 429, {"Retry-After": "30"}, "slow down", 30),
+        ("name2/git/ref", 403, {"Retry-After": "17"}, "slow down", 17),
+        (
+            "codeload/owner2",
+            403,
+            {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1600000900"},
+            "API rate limit exceeded",
+            901,
+        ),
+        ("/search/", 429, {"RateLimit-Remaining": "0", "RateLimit-Reset": "1600000070"}, "Retry later", 71),
+        ("name2/git/ref", 429, {"Retry-After": email.utils.formatdate(1_600_000_045, usegmt=True)}, "later", 45),
+        ("codeload/owner2", 429, {}, "no header", 60),
+        ("/search/", 403, {}, "You have exceeded a secondary rate limit", 60),
+        (
+            "name2/git/ref",
+            403,
+            {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1500000000"},
+            "the clocks differ",
+            1,
+        ),
+        ("codeload/owner2", 429, {"Retry-After": "soon"}, "no number", 60),
+        ("/search/", 429, {"Retry-After": "0"}, "at once", 1),
     ],
 )
-@pytest.mark.parametrize("request_", ["/search/", "name2/git/ref", "codeload/owner2"])
 def test_rate_limits_are_waited_for(
+    request_: str,
     status: int,
     headers: dict[str, str],
     message: str,
     seconds: float,
-    request_: str,
     server: ForgeServer,
     tmp_path: Path,
 ) -> None:
@@ -530,6 +546,8 @@ def test_an_archive_of_an_owner_who_opts_out_is_removed(server: ForgeServer, tmp
     assert len(server.log) == n_before
     assert not list((tmp_path / "forge" / "archives").glob("2-*"))
     assert {file.repository for file in files_of(forge)} == {"owner1/name1", "owner3/name3"}
+    assert set(fetch(forge_of(server, tmp_path)).values()) == {"fetched"}
+    assert len(server.log) == n_before + 2
 
 
 def test_an_archive_that_was_removed_is_fetched_again(server: ForgeServer, tmp_path: Path) -> None:
@@ -619,6 +637,7 @@ def test_damaged_state_is_named(server: ForgeServer, tmp_path: Path) -> None:
         {"main_languages": ("COBOL",)},
         {"min_stars": 5, "max_stars": 4},
         {"min_stars": -1},
+        {"max_repositories": 0},
     ],
 )
 def test_selections_without_sense_are_refused(wrong: dict[str, Any]) -> None:
@@ -645,6 +664,23 @@ def test_opt_out_of_a_group_holds_for_all_below() -> None:
 def test_a_selection_without_repositories_is_named(tmp_path: Path) -> None:
     with forge_server([]) as server, pytest.raises(ConfigError, match="no repository of http"):
         list(forge_of(server, tmp_path).units())
+
+
+def test_recipe_of_the_documentation_is_complete() -> None:
+    """It is built without a request."""
+    page = (Path(__file__).parent.parent / "docs" / "corpus.md").read_text(encoding="utf-8")
+    section = page.split("## Repositories from GitHub and GitLab\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    namespace: dict[str, Any] = {"__name__": "recipe"}
+    exec(compile(block, "corpus.md", "exec"), namespace)  # noqa: S102
+    record = json.loads(json.dumps(to_record(namespace["forges"](Path("cache")))))
+    assert [source["folder"] for source in record["corpus"]["sources"]] == ["cache/github", "cache/gitlab"]
+    assert record["corpus"]["sources"][0]["selection"]["licenses"] == [
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "MIT",
+    ]
 
 
 # Hostile archives
@@ -785,6 +821,23 @@ def test_the_same_files_are_listed_each_time(tmp_path: Path) -> None:
     assert first == list(unit.files())
     with tarfile.open(path) as tar:
         assert [f"r/{file.path}" for file in first] == [member.name for member in tar if member.isfile()]
+
+
+def test_an_archive_that_is_gone_is_named(tmp_path: Path) -> None:
+    unit = unit_of(write_members(tmp_path / "a.tar.gz"))
+    (tmp_path / "a.tar.gz").unlink()
+    with pytest.raises(MissingFileError, match=r"a\.tar\.gz was removed"):
+        list(unit.files())
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("mit", "MIT"), ("bsd-3-clause", "BSD-3-Clause"), ("GPL-3.0", "GPL-3.0-only"), ("NOASSERTION", "unknown")],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_license_of_the_forge_is_an_spdx_id(kind: str, key: str, expected: str, tmp_path: Path) -> None:
+    with forge_server([Hosted(1, "o/r", {"a.py": code(1)}, license=key)]) as server:
+        assert [file.license for file in files_of(forge_of(server, tmp_path, kind=kind))] == [expected]
 
 
 def test_small_archives_share_a_work_unit(server: ForgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

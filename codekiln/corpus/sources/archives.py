@@ -19,6 +19,7 @@ from codekiln.corpus.languages import may_be
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, Reader, SourceFile
 from codekiln.corpus.sources.ignored import VENDORED_REASON, is_hidden, is_ignored, is_vendored, parse_gitignore
+from codekiln.errors import MissingFileError
 
 DAMAGED = "damaged archive"
 TOO_LARGE = "archive expands too far"
@@ -71,12 +72,19 @@ class ArchiveUnit:
         return sum(archive.n_bytes for archive in self.archives)
 
     def files(self) -> Iterator[SourceFile]:
-        """Files as `LocalRepositories` lists them. An archive that cannot be read to its end has a file "." with the reason."""
+        """Files as `LocalRepositories` lists them. An archive that cannot be read to its end has a file "." with the reason.
+
+        Raises MissingFileError if an archive is gone.
+        """
         for archive in self.archives:
             try:
                 yield from _list(archive)
             except ArchiveError as error:
                 yield _source_file(archive, ".", 0, problem=str(error))
+            except FileNotFoundError:
+                raise MissingFileError(
+                    f"{archive.location} was removed while the corpus was built: run again to fetch it"
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def _list(archive: Archive) -> Iterator[SourceFile]:
     for member, tar in _members(archive.location):
         path = _path_in_repository(member.name)
         if path is None:
-            yield _source_file(archive, member.name, member.size, problem=BAD_PATH)
+            yield _source_file(archive, member.name[:MAX_PATH_CHARACTERS], member.size, problem=BAD_PATH)
             continue
         skip = rules.skip(path, is_folder=member.isdir())
         if skip is not None:

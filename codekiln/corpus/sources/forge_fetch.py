@@ -67,8 +67,8 @@ class Fetcher:
         """Removes archives of repositories that have been entered in the opt-out list since."""
         for repository in self._state.repositories():
             if repository.name in self._opt_out:
-                self._state.set_problem(repository.id, "opted out")
                 self._remove_archive(repository)
+                self._state.set_problem(repository.id, None)  # whose opt-out ends is fetched again
 
     def _is_missing(self, repository: StoredRepository) -> bool:
         """Whether a repository was not tried yet, or its archive is no longer there."""

@@ -172,7 +172,7 @@ class ForgeClient:
                     return consume(response)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure: Exception = error
-                reason = f"{self._url.host} cannot be reached"
+                reason = f"{error.request.url.host} cannot be reached"
             except (httpx.TransportError, httpx.DecodingError) as error:
                 failure, reason = error, "connection lost"
             except _TransientError as error:
@@ -244,8 +244,6 @@ class ForgeClient:
         elif _header(headers, "RateLimit-Remaining") == "0":
             reset = _header(headers, "RateLimit-Reset") or ""
             until = float(reset) + 1 if reset.isascii() and reset.isdigit() and len(reset) < 12 else None
-            if until is not None:  # the clocks may differ
-                until = max(until, now + 2.0**n_before)
         if (
             until is None
             and is_refused
@@ -254,6 +252,8 @@ class ForgeClient:
             until = now + SECONDARY_LIMIT_SECONDS * 2 ** min(n_before, 5)
         if until is None:
             return False
+        if is_refused:  # the clocks may differ
+            until = max(until, now + 2.0**n_before)
         if until - now > MAX_WAIT_SECONDS:
             if not is_refused:
                 return False

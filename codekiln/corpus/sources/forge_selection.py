@@ -63,6 +63,8 @@ class Selection:
             raise ConfigError(
                 f"min_stars is {self.min_stars} and max_stars is {self.max_stars}: no number is in between"
             )
+        if self.max_repositories is not None and self.max_repositories < 1:
+            raise ConfigError(f"max_repositories is {self.max_repositories}: it must be at least 1")
 
     def accepts_listed(self, repository: Repository) -> bool:
         """Whether the repository fits by what all forges list of it."""

@@ -165,8 +165,8 @@ class ForgeState:
         )
         self._connection.commit()
 
-    def set_problem(self, id: int, reason: str) -> None:
-        """Records why a repository has no archive."""
+    def set_problem(self, id: int, reason: str | None) -> None:
+        """Records why a repository has no archive; None if it was not tried."""
         self._connection.execute(
             "UPDATE repositories SET commit_id = NULL, file = NULL, n_bytes = NULL, status = ? WHERE id = ?",
             (reason, id),
