@@ -97,7 +97,7 @@ def fetch(forge: Forge, clock: FakeClock | None = None, *, refresh: bool = False
 
 
 def files_of(forge: Forge) -> list[SourceFile]:
-    return [file for unit in forge.units() for file in unit.files()]
+    return [file for unit in forge.units(forge.folder) for file in unit.files()]
 
 
 # Listing
@@ -663,7 +663,7 @@ def test_opt_out_of_a_group_holds_for_all_below() -> None:
 
 def test_a_selection_without_repositories_is_named(tmp_path: Path) -> None:
     with forge_server([]) as server, pytest.raises(ConfigError, match="no repository of http"):
-        list(forge_of(server, tmp_path).units())
+        list(forge_of(server, tmp_path).units(tmp_path))
 
 
 def test_recipe_of_the_documentation_is_complete() -> None:
@@ -843,9 +843,9 @@ def test_license_of_the_forge_is_an_spdx_id(kind: str, key: str, expected: str, 
 def test_small_archives_share_a_work_unit(server: ForgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forge = forge_of(server, tmp_path)
     fetch(forge)
-    assert [len(unit.archives) for unit in forge.units() if isinstance(unit, ArchiveUnit)] == [3]
+    assert [len(unit.archives) for unit in forge.units(forge.folder) if isinstance(unit, ArchiveUnit)] == [3]
     monkeypatch.setattr("codekiln.corpus.sources.forge.UNIT_BYTES", 300)
-    units = list(forge.units())
+    units = list(forge.units(forge.folder))
     assert [len(unit.archives) for unit in units if isinstance(unit, ArchiveUnit)] == [2, 1]
     assert sum(unit.n_bytes for unit in units) == sum(p.stat().st_size for p in forge.folder.glob("archives/*"))
 

@@ -54,8 +54,11 @@ class Forge:
         with self._fetcher() as fetcher:
             fetcher.fetch(refresh=refresh)
 
-    def units(self) -> Iterator[WorkUnit]:
-        """Fetches first. Archives are in the order of the ids of their repositories, in units of about `UNIT_BYTES`."""
+    def units(self, scratch: Path) -> Iterator[WorkUnit]:
+        """Fetches first. Archives are in the order of the ids of their repositories, in units of about `UNIT_BYTES`.
+
+        Nothing is written to `scratch`: archives outlive the corpus.
+        """
         with self._fetcher() as fetcher:
             fetcher.fetch(refresh=False)
             repositories = fetcher.selected()

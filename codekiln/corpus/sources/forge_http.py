@@ -1,7 +1,7 @@
 """The HTTP client of a forge: waits for rate limits, tries again, and reads no more than it was told to.
 
-Requests are made one after the other, as GitHub asks of its clients. githubkit and python-gitlab were not used: they retry a
-rate limit once, neither limits the size or the hosts of a download, and their waits cannot be tested without waiting.
+Requests are made one after the other, as GitHub asks of its clients. githubkit and python-gitlab were not used: they are two
+HTTP stacks with different rules for retries, and leave the limits of sizes and hosts of downloads to their caller.
 """
 
 import email.utils
