@@ -234,14 +234,22 @@ def test_corpus_of_archives_equals_that_of_local_folders(kind: Any, tmp_path: Pa
         manifests, texts = [], []
         sources: tuple[Source, ...] = (LocalRepositories(folder=local), forge)
         for k, source in enumerate(sources):
-            config = CorpusConfig(sources=(source,), validation_fraction=0)
+            config = CorpusConfig(sources=(source,), steps=(), validation_fraction=0)
             manifests.append(build_corpus(config, tmp_path / f"corpus{k}"))
             documents = read_documents(tmp_path / f"corpus{k}", "train")
             texts.append(
                 sorted((d.repository.removeprefix("o/"), d.path, d.language, d.license, d.text) for d in documents)
             )
         assert texts[0] == texts[1]
-        assert len(texts[0]) == 5
+        assert {f"{name}/{path}": license for name, path, _, license, _ in texts[1]} == {
+            "one/z.py": "MIT",
+            "one/src/A.py": "MIT",
+            "two/kept/c_pb2.py": "Apache-2.0",
+            "two/inner/below/i.py": "MIT",
+            "two/gpl/j.py": "unknown",
+            "two/é.py": "Apache-2.0",
+            "three/only.py": "unknown",
+        }
         reasons = [{reason: each["documents"] for reason, each in m["dropped"].items()} for m in manifests]
         assert reasons[0] == reasons[1]
         assert reasons[0][VENDORED_REASON] == 2
