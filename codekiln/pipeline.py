@@ -15,7 +15,6 @@ from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_m
 from codekiln.corpus.engine import CorpusOptions
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sample import balanced_sample
-from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.errors import ConfigError
 from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
 from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of, to_record
@@ -142,8 +141,8 @@ def build_stages(
 def _open_run(job: Job) -> None:
     """Creates the run or accepts it if Codekiln made it. Raises CodekilnError for anything else in the way."""
     for source in job.recipe.corpus.sources:
-        if isinstance(source, LocalRepositories):
-            require_separate(job.run, source.folder)
+        if (folder := source.folder) is not None:
+            require_separate(job.run, folder)
     claim_folder(job.run, "run")
     refuse_links(job.run, ignored=frozenset({"wandb"}))  # W&B itself links its newest files
 
@@ -156,9 +155,10 @@ def _require_same_sources(job: Job) -> None:
     for before, source in zip(built_from or (), job.recipe.corpus.sources, strict=False):
         now = source.fingerprint()
         if before != now:
+            unit = "files" if "files" in now else "repositories"
+            counts = f" ({before[unit]} {unit} then, {now[unit]} now)" if unit in before and unit in now else ""
             raise ConfigError(
-                f"the code in {now.get('folder')} has changed since the corpus of {job.run} was built "
-                f"({before.get('files')} files then, {now.get('files')} now): "
+                f"the input in {now.get('folder')} has changed since the corpus of {job.run} was built{counts}: "
                 "use another --out to train on it, or --keep-corpus to continue with the corpus as it is"
             )
 

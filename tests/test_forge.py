@@ -24,8 +24,7 @@ import pytest
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.pipeline import build_corpus
-from codekiln.corpus.sources import archives, forge_http
-from codekiln.corpus.sources.archives import Archive, ArchiveUnit
+from codekiln.corpus.sources import forge_http, tarballs
 from codekiln.corpus.sources.files import MAX_FILE_BYTES, Source, SourceFile
 from codekiln.corpus.sources.forge import Forge
 from codekiln.corpus.sources.forge_apis import GitHub, Query, Reply
@@ -33,6 +32,7 @@ from codekiln.corpus.sources.forge_fetch import Fetcher
 from codekiln.corpus.sources.forge_http import Clock, ForgeClient, ForgeError
 from codekiln.corpus.sources.forge_selection import Selection
 from codekiln.corpus.sources.ignored import VENDORED_REASON
+from codekiln.corpus.sources.tarballs import Archive, ArchiveUnit
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.errors import ConfigError, CorruptFileError, MissingFileError
 from codekiln.files import to_record
@@ -741,8 +741,8 @@ def test_members_that_are_no_files_of_the_repository_are_not_read(tmp_path: Path
     files = list(unit_of(path).files())
     assert Counter(file.problem for file in files) == {
         None: 4,
-        archives.BAD_PATH: len(names),
-        archives.REPEATED: 1,
+        tarballs.BAD_PATH: len(names),
+        tarballs.REPEATED: 1,
     }
     assert [file.path for file in files if file.problem is None] == ["first.py", "\udce9.py", "large.py", "last.py"]
     assert [file.size for file in files if file.path == "large.py"] == [MAX_FILE_BYTES + 1]
@@ -754,27 +754,27 @@ def test_members_that_are_no_files_of_the_repository_are_not_read(tmp_path: Path
 
 
 def test_archives_that_expand_too_far_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MAX_EXPANDED_BYTES", 10_000_000)
+    monkeypatch.setattr(tarballs, "MAX_EXPANDED_BYTES", 10_000_000)
     path = write_members(
         tmp_path / "a.tar.gz",
         ("r/a.py", b"a = 1\n", {}),
         ("r/bomb.bin", bytes(20_000_000), {}),
         ("r/b.py", b"b = 1\n", {}),
     )
-    assert listed(path) == {".": archives.TOO_LARGE}
-    monkeypatch.setattr(archives, "MAX_RATIO", 10**6)
+    assert listed(path) == {".": tarballs.TOO_LARGE}
+    monkeypatch.setattr(tarballs, "MAX_RATIO", 10**6)
     assert listed(path) == {"a.py": None, "b.py": None}
 
 
 def test_large_headers_are_not_read_into_memory(tmp_path: Path) -> None:
     path = write_members(tmp_path / "a.tar.gz", ("r/a.py", b"", {"pax_headers": {"comment": "x" * 5_000_000}}))
-    assert listed(path) == {".": archives.DAMAGED}
+    assert listed(path) == {".": tarballs.DAMAGED}
 
 
 def test_declarations_that_fill_the_memory_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MAX_DECLARED_BYTES", 100_000)
+    monkeypatch.setattr(tarballs, "MAX_DECLARED_BYTES", 100_000)
     members: list[tuple[str, bytes, dict[str, Any]]] = [(f"r/{n}/LICENSE", b"x" * 10_000, {}) for n in range(20)]
-    assert listed(write_members(tmp_path / "a.tar.gz", *members)) == {".": archives.TOO_MANY}
+    assert listed(write_members(tmp_path / "a.tar.gz", *members)) == {".": tarballs.TOO_MANY}
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -806,7 +806,7 @@ def test_damaged_archives_never_fail(seed: int, tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
         names = {name.removeprefix("r/") for name in tar.getnames()}
     if kind == 0:
-        assert files[-1].problem == archives.DAMAGED
+        assert files[-1].problem == tarballs.DAMAGED
     assert all(file.path in names for file in files if file.problem is None) or kind in (1, 3)
 
 

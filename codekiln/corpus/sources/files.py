@@ -62,6 +62,11 @@ class WorkUnit(Protocol):
 class Source(Protocol):
     """Where documents come from. The same input gives the same work units in the same order."""
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder on this disk that is read, or where the source keeps what it has fetched. A run is never in it."""
+        ...
+
     def units(self, scratch: Path) -> Iterator[WorkUnit]:
         """Raises CodekilnError if there is no such source, or nothing in it.
 

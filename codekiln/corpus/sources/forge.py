@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from codekiln.corpus.languages import LANGUAGES
 from codekiln.corpus.licenses import UNKNOWN
-from codekiln.corpus.sources.archives import Archive, ArchiveUnit
 from codekiln.corpus.sources.files import UNIT_BYTES, CannotRead, FileList, SourceFile, WorkUnit
 from codekiln.corpus.sources.forge_selection import Selection
+from codekiln.corpus.sources.tarballs import Archive, ArchiveUnit
 from codekiln.errors import ConfigError
 from codekiln.extras import import_optional
 

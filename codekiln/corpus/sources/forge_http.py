@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 
-from codekiln.corpus.sources.archives import ArchiveError, verify_archive
+from codekiln.corpus.sources.tarballs import ArchiveError, verify_archive
 from codekiln.errors import CodekilnError
 from codekiln.files import atomic_write
 from codekiln.progress import print_line

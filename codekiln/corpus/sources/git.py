@@ -89,6 +89,11 @@ class GitRepository:
         }
 
     @property
+    def folder(self) -> Path | None:
+        """The folder of a local repository."""
+        return None if self._is_remote else Path(self.repository)
+
+    @property
     def _is_remote(self) -> bool:
         return _URL.match(self.repository) is not None
 

@@ -27,6 +27,10 @@ class InstalledPackages:
 
     languages: tuple[str, ...] = ("Python",)
 
+    @property
+    def folder(self) -> None:
+        return None
+
     def units(self, scratch: Path) -> Iterator[FileList]:
         return file_lists(self.files())
 
