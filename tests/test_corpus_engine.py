@@ -196,6 +196,7 @@ def test_other_inputs_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (code / "repository0" / "new.py").write_text("def added():\n    return 'new text'\n", encoding="utf-8")
     manifest = build_corpus(config, tmp_path / "corpus")
     assert manifest["read"]["files"] == 21
+    assert manifest["kept"]["text_bytes"] == sum(path.stat().st_size for path in code.rglob("*.py"))
     assert not (tmp_path / "corpus" / ".scratch").exists()
 
 

@@ -6,14 +6,14 @@ file that was rewritten. Such parts are found by the runs of words that both hav
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from codekiln.corpus.scratch import Drops, Indices, Scratch, load_arrays, save_arrays
+from codekiln.corpus.scratch import Drops, Indices, Scratch, cached_by_file, load_arrays, save_arrays
 from codekiln.corpus.shingles import Bytes, Hashes, find_in, make_filter, text_runs
 from codekiln.corpus.split import HeldOut
 from codekiln.files import JsonObject, atomic_write, read_json, write_json
@@ -146,7 +146,7 @@ def _covered_fractions(
     return [n / max(1, n_words) for n in n_covered]
 
 
-@lru_cache(maxsize=1)
+@cached_by_file(maxsize=1)
 def _load_index(path: Path) -> RunIndex:
     return RunIndex.load(path, RUN_WORDS)
 

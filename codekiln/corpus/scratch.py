@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ PARTITION_FRACTION = 0.25  # of the memory of a worker: sorting a partition need
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,11 @@ class Scratch:
         columns = {name: batch.column(name) for name in ("step", "reason", "measured")}
         for k, step in enumerate(self.drops):
             dropped = _load_drops(self.drops_path(k))
+            if not len(dropped.orders):
+                continue
             at = np.searchsorted(dropped.orders, orders)
-            inside = np.minimum(at, max(0, len(dropped.orders) - 1))
-            is_dropped = dropped.orders[inside] == orders if len(dropped.orders) else np.zeros(len(orders), bool)
+            inside = np.minimum(at, len(dropped.orders) - 1)
+            is_dropped = dropped.orders[inside] == orders
             if not is_dropped.any():
                 continue
             mask = pa.array(is_dropped)
@@ -165,12 +168,32 @@ class Scratch:
         return sum(_unit_record(self.unit_record(unit))["documents"] for unit in range(self.n_units))
 
 
-@lru_cache(maxsize=100_000)
+def cached_by_file(maxsize: int) -> Callable[[Callable[[Path], Value]], Callable[[Path], Value]]:
+    """A decorator for functions that load a file: a result is used again as long as the file is the same one.
+
+    The same folder may hold another corpus later, and workers outlive a corpus.
+    """
+
+    def decorate(load: Callable[[Path], Value]) -> Callable[[Path], Value]:
+        @lru_cache(maxsize=maxsize)
+        def load_version(path: Path, version: tuple[int, int, int]) -> Value:
+            return load(path)
+
+        def load_cached(path: Path) -> Value:
+            status = path.stat()
+            return load_version(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+        return load_cached
+
+    return decorate
+
+
+@cached_by_file(maxsize=100_000)
 def _unit_record(path: Path) -> JsonObject:
     return read_json(path)
 
 
-@lru_cache(maxsize=16)
+@cached_by_file(maxsize=64)
 def _load_drops(path: Path) -> Drops:
     arrays = load_arrays(path)
     measured = arrays["measured"] if len(arrays["measured"]) else None

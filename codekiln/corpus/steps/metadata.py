@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from codekiln.corpus.bins import bin_of, percentile_bins
-from codekiln.corpus.scratch import Scratch
+from codekiln.corpus.scratch import Scratch, cached_by_file
 from codekiln.corpus.sources.files import STACK_EXCHANGE
 from codekiln.corpus.steps.step import Step
 from codekiln.files import read_json, write_json
@@ -74,7 +73,7 @@ def _edges_path(scratch: Scratch) -> Path:
     return scratch.folder / "star-bins.json"
 
 
-@lru_cache(maxsize=1)
+@cached_by_file(maxsize=1)
 def _edges(path: Path) -> tuple[int, ...]:
     return tuple(read_json(path)["edges"])
 
