@@ -40,6 +40,14 @@ Code = Annotated[
         parser=parse_path,
     ),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the data sets of the paper, for recipes of CodeGen and InCoder; see docs/corpus.md.",
+        show_default=False,
+        parser=parse_path,
+    ),
+]
 License = Annotated[
     str | None, typer.Option(help="SPDX license of the code in --code, for example MIT.", show_default=False)
 ]

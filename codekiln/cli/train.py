@@ -14,6 +14,7 @@ from codekiln.cli.options import (
     ActivationCheckpointing,
     Code,
     Compile,
+    Data,
     DecontaminateFiles,
     Device,
     EngineName,
@@ -85,6 +86,7 @@ def train(
     ] = None,
     code: Code = None,
     license: License = None,
+    data: Data = None,
     decontaminate: DecontaminateFiles = None,
     exclude: ExcludedLists = None,
     overrides: Overrides = None,
@@ -110,7 +112,7 @@ def train(
         tensor_parallel=tensor_parallel,
         activation_checkpointing=activation_checkpointing,
     )
-    built = _recipe(recipe, code, license, overrides, decontaminate, exclude)
+    built = _recipe(recipe, code, license, overrides, decontaminate, exclude, data)
     corpus = _corpus_options(engine, ray_address, memory, keep_dropped=keep_dropped, keep=keep_corpus)
     _train(built, out, runtime, stop_after, loggers, corpus)
 
@@ -215,6 +217,7 @@ def _recipe(
     overrides: list[str] | None,
     benchmarks: list[Path] | None = None,
     exclude: list[Path] | None = None,
+    data: Path | None = None,
 ) -> "Recipe | StagedRecipe":
     from codekiln.overrides import apply_overrides
     from codekiln.recipe import StagedRecipe
@@ -222,7 +225,9 @@ def _recipe(
 
     if license is not None and code is None:
         raise typer.BadParameter("--license is the license of the code in --code: give both")
-    recipe = get_recipe(name, code=code, license=license)
+    if data is not None and code is not None:
+        raise typer.BadParameter("--data and --code are both input: give one of them")
+    recipe = get_recipe(name, code=code, license=license, data=data)
     if isinstance(recipe, StagedRecipe):
         stages = tuple(_with_steps(stage, benchmarks, exclude) for stage in recipe.recipes)
         return apply_overrides(replace(recipe, recipes=stages), overrides or [])

@@ -13,6 +13,9 @@ UNKNOWN = "unknown"
 # The InCoder paper (section 3.1) keeps MIT, Apache-2.0, BSD-2-Clause and BSD-3-Clause.
 INCODER_LICENSES = frozenset({"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause"})
 
+# InCoder also has StackOverflow, whose posts are under these.
+STACK_EXCHANGE_LICENSES = frozenset({"CC-BY-SA-2.5", "CC-BY-SA-3.0", "CC-BY-SA-4.0"})
+
 # Codekiln's set: licenses that require no more than a notice. LicenseRef-BSD is a BSD license with an unknown number of
 # clauses.
 PERMISSIVE = INCODER_LICENSES | {

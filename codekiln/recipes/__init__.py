@@ -19,30 +19,41 @@ class NamedRecipe:
     """A recipe in the list. `sources` names where the numbers of a field, or of all fields below it, come from."""
 
     summary: str
-    build: Callable[[Path | None, str | None], Recipe | StagedRecipe]
+    build: Callable[..., Recipe | StagedRecipe]
     sources: dict[str, str] = field(default_factory=dict)
+    has_data: bool = False  # whether it can read the data sets of its paper
 
 
 RECIPES: dict[str, NamedRecipe] = {
     "demo": NamedRecipe("1M parameters, trained in minutes on the Python packages of this machine", demo),
     **{
         f"codegen-{size}": NamedRecipe(
-            f"CodeGen {size} (Salesforce, 2022): NL, Multi and Mono", partial(codegen.codegen, size), codegen.SOURCES
+            f"CodeGen {size} (Salesforce, 2022): NL, Multi and Mono", partial(codegen.codegen, size), codegen.SOURCES, True
         )
         for size in ("350M", "2B", "6B", "16B")
     },
     **{
         f"incoder-{size}": NamedRecipe(
-            f"InCoder {size} (FAIR, 2022): completes and infills", partial(incoder.incoder, size), incoder.SOURCES
+            f"InCoder {size} (FAIR, 2022): completes and infills", partial(incoder.incoder, size), incoder.SOURCES, True
         )
         for size in ("1B", "6B")
     },
 }
 
 
-def get_recipe(name: str, *, code: Path | None = None, license: str | None = None) -> Recipe | StagedRecipe:
-    """The recipe of a name, reading a folder of code or the installed packages. Raises ConfigError with the known names."""
-    return _lookup(name).build(code, license)
+def get_recipe(
+    name: str, *, code: Path | None = None, license: str | None = None, data: Path | None = None
+) -> Recipe | StagedRecipe:
+    """The recipe of a name, reading data sets, a folder of code, or the installed packages.
+
+    Raises ConfigError with the known names, or if the recipe reads no data sets.
+    """
+    entry = _lookup(name)
+    if data is None:
+        return entry.build(code, license)
+    if not entry.has_data:
+        raise ConfigError(f"the recipe {name} reads no data sets: leave out --data, or name a folder with --code")
+    return entry.build(None, None, data)
 
 
 def describe(name: str) -> Iterator[tuple[str, object, str]]:

@@ -1,10 +1,14 @@
 """CodeGen (arXiv 2203.13474): natural language, then six languages, then Python, each from the weights of the one before.
 
 Numbers are those of the paper (section 2 and table 6) and of the released code and configs (jaxformer). `SOURCES` names the
-source of each; "unconfirmed" are numbers that no primary source has. The corpora are not public: every stage reads one
-folder, or the installed Python packages. Codekiln differs in four points: its own format of the language's name before a file
-of Multi (CodeGen's is not published), duplicates by alphanumeric tokens instead of all bytes, redacted e-mail addresses, and
-its own initialization.
+source of each; "unconfirmed" are numbers that no primary source has.
+
+With `data`, the stages read The Pile in `pile`, the GitHub export of BigQuery in `bigquery`, and Python repositories of GitHub
+in `bigpython`, which are fetched to this folder: BigPython is not public, and what is known of it (permissive licenses, not
+personal, October 2021) selects them. Without, every stage reads one folder of code, or the installed Python packages.
+
+Codekiln differs in three points: its own format of the language's name before a file of Multi (CodeGen's is not published),
+redacted e-mail addresses, and its own initialization.
 """
 
 from dataclasses import dataclass
@@ -12,7 +16,13 @@ from pathlib import Path
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.languages import PROSE
+from codekiln.corpus.licenses import INCODER_LICENSES
 from codekiln.corpus.redaction.emails import EMAILS
+from codekiln.corpus.sources.data_sets import pile
+from codekiln.corpus.sources.files import Source
+from codekiln.corpus.sources.forge import Forge
+from codekiln.corpus.sources.forge_selection import Selection
+from codekiln.corpus.sources.github_export import GitHubExport
 from codekiln.corpus.sources.installed import InstalledPackages
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.exact import ExactDuplicates
@@ -22,6 +32,7 @@ from codekiln.corpus.steps.metadata import LanguagePrefix
 from codekiln.corpus.steps.redact import Redact
 from codekiln.model.configs import codegen as codegen_model
 from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
+from codekiln.recipes.data import require_data
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import NextToken
 from codekiln.train.schedules import WarmupCosine
@@ -64,48 +75,57 @@ _SIZES = {
 }
 
 
-def codegen(size: str, code: Path | None = None, license: str | None = None) -> StagedRecipe:
+def codegen(
+    size: str, code: Path | None = None, license: str | None = None, data: Path | None = None
+) -> StagedRecipe:
     """The three stages of a published size: NL, Multi, Mono."""
     numbers = _SIZES[size]
+    sources = _data_sources(data) if data is not None else _code_sources(code, license)
     nl = WarmupCosine(warmup_steps=3000, decay_steps=300_000, min_lr_ratio=0.1)
     mixed = WarmupCosine(warmup_steps=3000, decay_steps=147_000, min_lr_ratio=3.0e-5 / 1.8e-4)
     return StagedRecipe(
         name=f"codegen-{size}",
         recipes=(
-            _stage("nl", size, code, license, languages=PROSE, n_steps=350_000, lr=numbers.nl_lr, schedule=nl),
-            _stage(
-                "multi", size, code, license, languages=LANGUAGES, n_steps=150_000, lr=numbers.code_lr, schedule=mixed
-            ),
-            _stage(
-                "mono", size, code, license, languages=("Python",), n_steps=150_000, lr=numbers.code_lr, schedule=mixed
-            ),
+            _stage("nl", size, sources["nl"], n_steps=350_000, lr=numbers.nl_lr, schedule=nl),
+            _stage("multi", size, sources["multi"], n_steps=150_000, lr=numbers.code_lr, schedule=mixed),
+            _stage("mono", size, sources["mono"], n_steps=150_000, lr=numbers.code_lr, schedule=mixed),
         ),
     )
 
 
-def _stage(
-    name: str,
-    size: str,
-    code: Path | None,
-    license: str | None,
-    *,
-    languages: tuple[str, ...],
-    n_steps: int,
-    lr: float,
-    schedule: WarmupCosine,
-) -> Recipe:
-    batch_size = _SIZES[size].batch_size
+def _data_sources(data: Path) -> dict[str, Source]:
+    """The data sets of the paper, in folders of `data`."""
+    pile_folder, bigquery, bigpython = require_data(data, "pile", "bigquery", "bigpython")
+    repositories = Selection(
+        created=("2008-01-01", "2021-10-31"), main_languages=("Python",), licenses=tuple(sorted(INCODER_LICENSES))
+    )
+    return {
+        "nl": pile((str(pile_folder),)),
+        "multi": GitHubExport(tables=str(bigquery), languages=LANGUAGES),
+        "mono": Forge(kind="github", folder=bigpython, selection=repositories, languages=("Python",)),
+    }
+
+
+def _code_sources(code: Path | None, license: str | None) -> dict[str, Source]:
+    languages = {"nl": PROSE, "multi": LANGUAGES, "mono": ("Python",)}
     if code is None:
-        source: InstalledPackages | LocalRepositories = InstalledPackages(languages=languages)
-    else:
-        source = LocalRepositories(folder=code.absolute(), license=license, languages=languages)
+        return {name: InstalledPackages(languages=wanted) for name, wanted in languages.items()}
+    folder = code.absolute()
+    return {
+        name: LocalRepositories(folder=folder, license=license, languages=wanted) for name, wanted in languages.items()
+    }
+
+
+def _stage(name: str, size: str, source: Source, *, n_steps: int, lr: float, schedule: WarmupCosine) -> Recipe:
+    batch_size = _SIZES[size].batch_size
+    is_code = name != "nl"
     return Recipe(
         name=name,
         corpus=CorpusConfig(
             sources=(source,),
             steps=(
-                LicenseGate(),
-                Filters(filters=() if name == "nl" else CODEGEN_FILTERS),  # the paper's filters are for code
+                *((LicenseGate(),) if is_code else ()),  # The Pile declares no licenses
+                Filters(filters=CODEGEN_FILTERS if is_code else ()),  # the paper's filters are for code
                 ExactDuplicates(key="content"),
                 Redact(rules=(EMAILS,)),
                 *((LanguagePrefix(),) if name == "multi" else ()),

@@ -1,17 +1,26 @@
 """InCoder (arXiv 2204.05999): causal masking over whole documents, with its own tokenizer.
 
 `SOURCES` names the source of each number; all others are Codekiln's. The paper does not give the learning rates: those of
-GPT-3's sizes are used. File tags have the extension and the name of a file; local folders know no stars. Not implemented yet:
-StackOverflow, and the dropout of 1.3B.
+GPT-3's sizes are used.
+
+With `data`, it reads repositories of GitHub and GitLab, which are fetched to `github` and `gitlab`, the GitHub export of BigQuery
+in `bigquery`, and the dump of StackOverflow in `stackexchange`. Without, it reads one folder of code, or the installed Python
+packages, of which no stars are known. The paper drops the repositories of two evaluation sets: name their lists with
+`--exclude`. The format of its threads is that of its examples. Not implemented yet: the dropout of 1.3B.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.licenses import INCODER_LICENSES
+from codekiln.corpus.licenses import INCODER_LICENSES, STACK_EXCHANGE_LICENSES
 from codekiln.corpus.redaction.emails import EMAILS
+from codekiln.corpus.sources.files import Source
+from codekiln.corpus.sources.forge import Forge
+from codekiln.corpus.sources.forge_selection import Selection
+from codekiln.corpus.sources.github_export import GitHubExport
 from codekiln.corpus.sources.installed import InstalledPackages
+from codekiln.corpus.sources.stackexchange import StackExchange
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.exact import ExactDuplicates
 from codekiln.corpus.steps.filters import INCODER_FILTERS, Filters
@@ -21,6 +30,7 @@ from codekiln.corpus.steps.redact import Redact
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.model.configs import incoder as incoder_model
 from codekiln.recipe import Recipe
+from codekiln.recipes.data import require_data
 from codekiln.recipes.tokenizers import INCODER_TOKENIZER
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import CausalMasking
@@ -45,15 +55,37 @@ SOURCES = {
 }
 
 
-def incoder(size: str, code: Path | None = None, license: str | None = None) -> Recipe:
+def _data_sources(data: Path) -> tuple[Source, ...]:
+    """The data sets of the paper (section 3.1), in folders of `data`."""
+    github, gitlab, bigquery, threads = require_data(data, "github", "gitlab", "bigquery", "stackexchange")
+    repositories = Selection(
+        created=("2008-01-01", "2021-12-09"),
+        main_languages=("Python", "JavaScript", "Jupyter"),
+        licenses=tuple(sorted(INCODER_LICENSES)),
+    )
+    return (
+        Forge(kind="github", folder=github, selection=repositories),
+        Forge(kind="gitlab", folder=gitlab, selection=repositories),
+        GitHubExport(tables=str(bigquery), languages=("Python", "Jupyter")),
+        StackExchange(folder=threads),
+    )
+
+
+def incoder(
+    size: str, code: Path | None = None, license: str | None = None, data: Path | None = None
+) -> Recipe:
     """A published size, trained on one pass over 52 billion tokens."""
-    source = InstalledPackages() if code is None else LocalRepositories(folder=code.absolute(), license=license)
+    sources: tuple[Source, ...] = (InstalledPackages(),)
+    if data is not None:
+        sources = _data_sources(data)
+    elif code is not None:
+        sources = (LocalRepositories(folder=code.absolute(), license=license),)
     return Recipe(
         name=f"incoder-{size}",
         corpus=CorpusConfig(
-            sources=(source,),
+            sources=sources,
             steps=(
-                LicenseGate(licenses=INCODER_LICENSES),
+                LicenseGate(licenses=INCODER_LICENSES | STACK_EXCHANGE_LICENSES),
                 Filters(filters=INCODER_FILTERS),
                 ExactDuplicates(),
                 Redact(rules=(EMAILS,)),
