@@ -17,7 +17,10 @@ UNIT_FILES = 10_000
 
 
 class Reader(Protocol):
-    """Reads the content of a file: bytes to decode, or text that needs no decoding. Raises OSError."""
+    """Reads the content of a file: bytes to decode, or text that needs no decoding.
+
+    Raises OSError, or UndecodableError for bytes in another encoding than their source declares.
+    """
 
     def __call__(self) -> bytes | str: ...
 

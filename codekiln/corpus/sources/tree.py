@@ -153,7 +153,7 @@ def _list(folder: Path, ignored: list[tuple[Path, Any]]) -> tuple[Iterator[_Entr
         if _is_ignored(path, is_folder, ignored):
             continue
         if is_folder:
-            found.append(_Entry(path, VENDORED_REASON) if _is_vendored(entry.name) else path)
+            found.append(_Entry(path, VENDORED_REASON) if is_vendored(entry.name) else path)
         elif entry.is_file(follow_symlinks=False):
             found.append(_Entry(path))
     return iter(found), n_ignored
@@ -171,12 +171,12 @@ def why_not_listed(root: Path, location: Path) -> str | None:
             return "hidden, or a symbolic link"
         if _is_ignored(folder, folder.is_dir(), ignored):
             return "named in .gitignore"
-        if folder.is_dir() and _is_vendored(name):
+        if folder.is_dir() and is_vendored(name):
             return VENDORED_REASON
     return None
 
 
-def _is_vendored(name: str) -> bool:
+def is_vendored(name: str) -> bool:
     """Whether a folder of this name holds code of others, or generated code."""
     return name in VENDORED or name.endswith(".egg-info")
 
