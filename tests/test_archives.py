@@ -1,6 +1,8 @@
 """Data sets in files: published shapes, every format against the same documents, ranges, and hostile input."""
 
+import functools
 import gzip
+import http.server
 import io
 import itertools
 import json
@@ -9,6 +11,7 @@ import pickle
 import random
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -46,7 +49,7 @@ from codekiln.corpus.sources.records import NOT_JSON, NOT_OBJECT
 from codekiln.corpus.sources.streams import BOMB, DAMAGED
 from codekiln.corpus.sources.tree import VENDORED_REASON, LocalRepositories
 from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
-from tests.small import run_program, write_tree
+from tests.small import ROOT, run_program, write_tree
 
 TEXTS = Columns(text="text")
 PROSE: dict[str, Any] = {"columns": TEXTS, "language": "Text", "languages": ()}
@@ -518,6 +521,32 @@ def test_other_file_systems_are_read_as_the_disk_is(tmp_path: Path) -> None:
     memory.rm("/bucket", recursive=True)
 
 
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_web_server_is_read_as_the_disk_is(tmp_path: Path) -> None:
+    sources = write_packed(write_tree(tmp_path / "code"), tmp_path / "packed")
+    handler = functools.partial(_Quiet, directory=str(tmp_path / "packed"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for name in ("a.jsonl", "c.jsonl.zst", "g.tar.zst"):
+            source = sources[name]
+            expected = texts_of(source, tmp_path)
+            remote = Archives(paths=(f"{address}/{name}",), columns=source.columns, license="MIT")
+            assert texts_of(remote, tmp_path) == expected and expected
+            assert remote.fingerprint()["files"] == 1
+        with pytest.raises(MissingFileError, match="does not exist"):
+            find_data_files([f"{address}/none.jsonl"])
+        server.shutdown()
+    reader, _ = BlobStore(url=address).reader("1" * 40, None, 1000)
+    for use in (lambda: find_data_files([f"{address}/a.jsonl"]), reader):  # the server is gone
+        with pytest.raises(InvalidFileError, match="check the network"):
+            use()
+
+
 def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(json_lines([{"text": "x"}]))
     source = prose(tmp_path)
@@ -860,7 +889,7 @@ def test_a_stream_continues_after_its_last_part(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.jsonl", "a.parquet", "a.tar.zst", "a.zip"])
 def test_memory_does_not_grow_with_the_input(name: str, tmp_path: Path) -> None:
-    """100 MB of text may need 60 MB more than 1 MB of text: blocks, a batch of rows, and a row group's list of pages."""
+    """What 100 MB of text may need more than 1 MB. Parquet holds buffers of 1 MB per column, and memory that Arrow keeps."""
     peaks = []
     for n in (100, 10_000):
         rng = random.Random(0)
@@ -872,7 +901,7 @@ def test_memory_does_not_grow_with_the_input(name: str, tmp_path: Path) -> None:
         found = json.loads(done.stdout)
         assert found["documents"] == n and found["text_bytes"] == n * 10_000
         peaks.append(found["peak_bytes"])
-    assert peaks[1] - peaks[0] < 60_000_000, peaks
+    assert peaks[1] - peaks[0] < (80_000_000 if path.suffix == ".parquet" else 10_000_000), peaks
 
 
 def write_texts(path: Path, texts: Iterator[str]) -> None:
@@ -897,3 +926,8 @@ def write_texts(path: Path, texts: Iterator[str]) -> None:
         with pa.CompressedOutputStream(str(path), codec) if codec else path.open("wb") as out:
             for n, text in enumerate(texts):
                 out.write(json_lines([{"text": text, "path": f"{n}.py"}]))
+
+
+@pytest.mark.process
+def test_the_recipe_of_the_documentation_is_complete() -> None:
+    run_program("run_blocks.py", ROOT / "docs" / "corpus.md", "Data sets in files")

@@ -202,7 +202,9 @@ def _find_remote(url: str) -> Iterator[DataFile]:
             found, folder = {path: system.info(path)}, path.rpartition("/")[0]
         else:
             found, folder = system.find(path, detail=True), path
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if _is_network_failure(error):
+            raise _unreachable(url, error) from error
         raise MissingFileError(f"{url} does not exist: name a file, a folder or a glob") from None
     except ImportError as error:
         raise MissingPackageError(f"{url} needs another package: {error}") from None
@@ -222,7 +224,9 @@ def _open_remote(url: str) -> BinaryIO:
     try:
         system, path = library.core.url_to_fs(url)
         file: BinaryIO = system.open(path, "rb")
-    except OSError:
+    except OSError as error:
+        if _is_network_failure(error):
+            raise _unreachable(url, error) from error
         raise
     except Exception as error:  # each file system has its own exceptions
         raise _unreachable(url, error) from error
@@ -238,6 +242,12 @@ def read_remote(url: str, max_bytes: int) -> bytes:
         raise
     except OSError as error:
         raise _unreachable(url, error) from error
+
+
+def _is_network_failure(error: OSError) -> bool:
+    """Whether a file was reported missing because its server cannot be reached, as fsspec does for HTTP."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
 
 
 def _unreachable(location: str, error: Exception) -> InvalidFileError:
