@@ -407,7 +407,7 @@ def test_lines_are_the_same_in_ranges_of_any_size(tmp_path: Path, monkeypatch: p
 def test_row_groups_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     texts = [rng.randbytes(500).hex() for _ in range(40)]
-    table = pa.table({"text": texts, "unused": [rng.randbytes(5000) for _ in texts]})
+    table = pa.table({"text": texts, "unused": [rng.randbytes(200) for _ in texts]})
     pq.write_table(
         table,
         tmp_path / "a.parquet",
@@ -418,7 +418,7 @@ def test_row_groups_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.setattr(records, "ROWS_BYTES", 10_000)
     units = list(prose(tmp_path / "a.parquet").units(tmp_path))
-    assert len(units) == 4  # groups of about 3,000 bytes, without the column that is not needed
+    assert len(units) == 5  # groups of about 3,700 bytes
     assert texts_of(prose(tmp_path / "a.parquet"), tmp_path) == {f"a/{n}": text for n, text in enumerate(texts)}
 
 
@@ -648,6 +648,32 @@ def test_damaged_parquet_files_are_counted_after_the_first(tmp_path: Path) -> No
         files_of(prose(tmp_path / "e.parquet"), tmp_path)
     with pytest.raises(InvalidFileError, match=r"b\.parquet is no Parquet file"):
         files_of(prose(tmp_path / "b.parquet"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["snappy", "zstd", "tar", "pax"])
+def test_any_damage_ends_without_an_exception(kind: str, tmp_path: Path) -> None:
+    """pyarrow ends the whole process for damaged metadata of a column chunk, so that is never read."""
+    rows = [{"text": f"text {n} " * 50, "path": f"{n}.py"} for n in range(50)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    if kind in ("tar", "pax"):
+        path = tmp_path / "x.tar"
+        names = ("r/a.py", "r/" + "long" * 40 + ".py")
+        options = {"format": tarfile.PAX_FORMAT if kind == "pax" else tarfile.GNU_FORMAT}
+        whole = tar_of(*((name, tarfile.REGTYPE, b"x" * 700) for name in names), **options)
+    else:
+        path = tmp_path / "x.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path, compression=kind, row_group_size=20)
+        whole = path.read_bytes()
+    source = Archives(paths=(str(tmp_path / "0.parquet"), str(path)), columns=Columns(path="path"))
+    rng = random.Random(0)
+    n_damaged = 0
+    for _ in range(200):
+        broken = bytearray(whole)
+        for _ in range(rng.choice([1, 3, 10])):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        path.write_bytes(broken)
+        n_damaged += any(file.problem == DAMAGED for file in files_of(source, tmp_path))
+    assert n_damaged > 20
 
 
 # Hostile archives

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from codekiln.corpus.decoding import NOT_UTF8
 from codekiln.corpus.sources.data_files import DataFile, RawFile
 from codekiln.corpus.sources.streams import DAMAGED, read_lines
-from codekiln.errors import InvalidFileError
+from codekiln.errors import CodekilnError, InvalidFileError
 
 LINES_BYTES = 64 * 2**20  # of a work unit of lines that are not compressed
-ROWS_BYTES = 16 * 2**20  # of the needed columns in a work unit of Parquet, compressed
+ROWS_BYTES = 16 * 2**20  # of a Parquet file in a work unit
 BATCH_BYTES = 4 * 2**20  # of rows of Parquet in memory, by the average size of a row
 _MAX_BATCH_ROWS = 64
 _PAGE_BUFFER_BYTES = 2**20
@@ -143,21 +143,22 @@ class MissingColumnError(InvalidFileError):
 
 
 def _row_parts(file: DataFile, columns: Sequence[str]) -> Iterator[Rows]:
-    """Row groups, small ones together. Raises InvalidFileError for a damaged footer and for a column that is missing."""
-    with _open_parquet(file) as (parquet, _):
+    """Row groups, small ones together. Raises InvalidFileError for a damaged footer and for a column that is missing.
+
+    The metadata of single column chunks is never read: pyarrow ends the process if it is damaged. So the bytes of a group are
+    its part of the file.
+    """
+    with _open_parquet(file) as (parquet, raw), _damage(raw, file):
         metadata = parquet.metadata
         leaves = [metadata.schema.column(k).path for k in range(metadata.num_columns)]
         for column in columns:
             if not any(_is_part(leaf, column) for leaf in leaves):
                 raise MissingColumnError(file, column, parquet.schema_arrow.names)
-        needed = [k for k, leaf in enumerate(leaves) if any(_is_part(leaf, column) for column in columns)]
-        sizes = [
-            sum(metadata.row_group(group).column(k).total_compressed_size for k in needed)
-            for group in range(metadata.num_row_groups)
-        ]
+        sizes = [max(0, metadata.row_group(group).total_byte_size) for group in range(metadata.num_row_groups)]
+    total = max(1, sum(sizes))
     first = n_bytes = 0
     for group, size in enumerate(sizes):
-        n_bytes += size
+        n_bytes += file.n_bytes * size // total
         if n_bytes >= ROWS_BYTES or group == len(sizes) - 1:
             yield Rows(file, first, group + 1, n_bytes)
             first, n_bytes = group + 1, 0
@@ -171,17 +172,13 @@ def _is_part(leaf: str, column: str) -> bool:
 def _read_group(parquet: Any, raw: RawFile, group: int, columns: Sequence[str], number: int) -> Iterator[Record]:
     """The rows of a group, then its damage, if it has any. `number` is that of its first row."""
     metadata = parquet.metadata.row_group(group)
-    kept = [metadata.column(k) for k in range(metadata.num_columns)]
-    n_bytes = sum(
-        leaf.total_uncompressed_size for leaf in kept if any(_is_part(leaf.path_in_schema, c) for c in columns)
-    )
-    average = n_bytes // max(1, metadata.num_rows)
-    n_rows = min(max(1, BATCH_BYTES // max(1, average)), _MAX_BATCH_ROWS)
+    n_bytes = max(0, metadata.total_byte_size)
+    n_rows = min(max(1, BATCH_BYTES * metadata.num_rows // max(1, n_bytes)), _MAX_BATCH_ROWS)
     batches = parquet.iter_batches(n_rows, [group], list(columns), use_threads=False)
     while True:
         try:
             batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             if raw.error is not None:
                 raise raw.error from error
             yield Record(number, {}, n_bytes, DAMAGED)
@@ -246,7 +243,9 @@ def _damage(raw: RawFile, file: DataFile) -> Iterator[None]:
     """Raises InvalidFileError instead of what the library raises, but errors of the disk or the network as they are."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except CodekilnError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: names that are not UTF-8
         if raw.error is not None:
             raise raw.error from error
         raise InvalidFileError(
