@@ -141,7 +141,7 @@ def build_stages(
 def _open_run(job: Job) -> None:
     """Creates the run or accepts it if Codekiln made it. Raises CodekilnError for anything else in the way."""
     for source in job.recipe.corpus.sources:
-        if (folder := source.folder) is not None:
+        for folder in source.folders:
             require_separate(job.run, folder)
     claim_folder(job.run, "run")
     refuse_links(job.run, ignored=frozenset({"wandb"}))  # W&B itself links its newest files

@@ -17,6 +17,9 @@ _ENCODINGS = re.compile(
 )
 
 
+_UTF16 = re.compile(r"utf-?(16|32)(-?[bl]e)?")
+
+
 class UndecodableError(ValueError):
     """The bytes are not text in a supported encoding; the message is the reason."""
 
@@ -33,10 +36,31 @@ def decode_source(data: bytes, path: str) -> str:
     except UnicodeDecodeError:
         if not path.lower().endswith((".py", ".pyi", ".pyw")) or (cookie := _COOKIE.search(data)) is None:
             raise UndecodableError(NOT_UTF8) from None
-    encoding = cookie[1].decode("ascii").lower().replace("_", "-")
+    encoding = _encoding_name(cookie[1].decode("ascii"))
     if not _ENCODINGS.fullmatch(encoding):
         raise UndecodableError(UNKNOWN_ENCODING)
     return _decode(data, encoding, NOT_UTF8)
+
+
+def decode_as(data: bytes, encoding: str) -> str:
+    """The text of bytes whose encoding is known, without a byte order mark. Raises UndecodableError with the reason."""
+    name = _encoding_name(encoding)
+    if not (_ENCODINGS.fullmatch(name) or _UTF16.fullmatch(name)):
+        raise UndecodableError(UNKNOWN_ENCODING)
+    return _decode(data, name, f"not {name.upper()}").removeprefix("\ufeff")
+
+
+def _encoding_name(encoding: str) -> str:
+    return encoding.lower().replace("_", "-")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text is valid UTF-8. Other bytes are lone surrogates, which no record can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decode(data: bytes, encoding: str, reason: str) -> str:

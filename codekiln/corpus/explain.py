@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.declared import read_license
+from codekiln.corpus.decoding import is_utf8
 from codekiln.corpus.documents import document_name, read_manifest
 from codekiln.corpus.languages import LANGUAGES, may_be
 from codekiln.corpus.licenses import UNKNOWN
-from codekiln.corpus.reading import NAME_NOT_UTF8, is_utf8, read_draft
+from codekiln.corpus.reading import NAME_NOT_UTF8, read_draft
 from codekiln.corpus.sources.files import SourceFile, local_file
 from codekiln.corpus.sources.tree import why_not_listed
 from codekiln.corpus.steps.decontaminate import CONTAMINATED, HITS, contaminated_by

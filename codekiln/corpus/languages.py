@@ -41,6 +41,12 @@ _LANGUAGE_OF = {
     for extension in extensions.split()
 }
 LANGUAGES, PROSE = tuple(_EXTENSIONS), tuple(_PROSE_EXTENSIONS)
+# Names of Linguist that differ from those above by more than upper and lower case, as data sets use them.
+_KNOWN = {name.lower(): name for name in (*LANGUAGES, *PROSE)} | {
+    "jupyter notebook": "Jupyter",
+    "c-sharp": "C#",
+    "cpp": "C++",
+}
 
 # Extensions that several languages share: the first expression that is in the beginning of the file decides. The languages on
 # the right that are not among the 28 are read by no source. The signs are those of GitHub's Linguist (heuristics.yml).
@@ -76,6 +82,15 @@ _SIGN_CHARACTERS = 20_000  # in which signs are looked for
 def language_of(path: str) -> str | None:
     """The language of a file extension, in upper or lower case; None for unknown ones."""
     return _LANGUAGE_OF.get(splitext(path)[1].lower())
+
+
+def known_language(name: str) -> str:
+    """The language that a data set calls `name`, in the spelling of `LANGUAGES`; the same name for others.
+
+    >>> known_language("Jupyter Notebook"), known_language("python"), known_language("Zig")
+    ('Jupyter', 'Python', 'Zig')
+    """
+    return _KNOWN.get(name.lower(), name)
 
 
 def may_be(path: str, languages: tuple[str, ...]) -> bool:

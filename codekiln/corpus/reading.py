@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.corpus.config import CorpusConfig, named_steps, step_columns
-from codekiln.corpus.decoding import NOT_UTF8, UndecodableError, decode_source
+from codekiln.corpus.decoding import NOT_UTF8, UndecodableError, decode_source, is_utf8
 from codekiln.corpus.documents import document_name, hash_order
 from codekiln.corpus.languages import detect_language, language_of
 from codekiln.corpus.notebooks import notebook_to_text
@@ -157,16 +157,15 @@ def _read_content(file: SourceFile) -> str | Drop:
         return _too_large(file, file.size)
     try:
         content = file.read()
+        if len(content) > file.max_bytes:  # it has grown since it was listed
+            return _too_large(file, len(content))
+        if isinstance(content, bytes):
+            return decode_source(content, file.path)
     except OSError:
         return Drop(UNREADABLE)
-    if len(content) > file.max_bytes:  # it has grown since it was listed
-        return _too_large(file, len(content))
-    if isinstance(content, str):
-        return content if is_utf8(content) else Drop(NOT_UTF8)
-    try:
-        return decode_source(content, file.path)
     except UndecodableError as error:
         return Drop(str(error))
+    return content if is_utf8(content) else Drop(NOT_UTF8)
 
 
 def _too_large(file: SourceFile, n_bytes: int) -> Drop:
@@ -180,15 +179,6 @@ def with_utf8_names(file: SourceFile) -> SourceFile:
         return file
     repository, revision, path = (name if is_utf8(name) else ascii(name)[1:-1] for name in names)
     return replace(file, repository=repository, revision=revision, path=path, problem=NAME_NOT_UTF8)
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a text is valid UTF-8. Other bytes are lone surrogates, which no record can hold."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _sum(column: pa.ChunkedArray) -> int:

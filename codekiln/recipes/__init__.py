@@ -28,7 +28,10 @@ RECIPES: dict[str, NamedRecipe] = {
     "demo": NamedRecipe("1M parameters, trained in minutes on the Python packages of this machine", demo),
     **{
         f"codegen-{size}": NamedRecipe(
-            f"CodeGen {size} (Salesforce, 2022): NL, Multi and Mono", partial(codegen.codegen, size), codegen.SOURCES, True
+            f"CodeGen {size} (Salesforce, 2022): NL, Multi and Mono",
+            partial(codegen.codegen, size),
+            codegen.SOURCES,
+            True,
         )
         for size in ("350M", "2B", "6B", "16B")
     },

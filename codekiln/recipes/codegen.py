@@ -75,9 +75,7 @@ _SIZES = {
 }
 
 
-def codegen(
-    size: str, code: Path | None = None, license: str | None = None, data: Path | None = None
-) -> StagedRecipe:
+def codegen(size: str, code: Path | None = None, license: str | None = None, data: Path | None = None) -> StagedRecipe:
     """The three stages of a published size: NL, Multi, Mono."""
     numbers = _SIZES[size]
     sources = _data_sources(data) if data is not None else _code_sources(code, license)
@@ -101,7 +99,7 @@ def _data_sources(data: Path) -> dict[str, Source]:
     )
     return {
         "nl": pile((str(pile_folder),)),
-        "multi": GitHubExport(tables=str(bigquery), languages=LANGUAGES),
+        "multi": GitHubExport(folder=str(bigquery), languages=LANGUAGES),
         "mono": Forge(kind="github", folder=bigpython, selection=repositories, languages=("Python",)),
     }
 

@@ -3,9 +3,9 @@
 `SOURCES` names the source of each number; all others are Codekiln's. The paper does not give the learning rates: those of
 GPT-3's sizes are used.
 
-With `data`, it reads repositories of GitHub and GitLab, which are fetched to `github` and `gitlab`, the GitHub export of BigQuery
-in `bigquery`, and the dump of StackOverflow in `stackexchange`. Without, it reads one folder of code, or the installed Python
-packages, of which no stars are known. The paper drops the repositories of two evaluation sets: name their lists with
+With `data`, it reads repositories of GitHub and GitLab, which are fetched to `github` and `gitlab`, the GitHub export of
+BigQuery in `bigquery`, and the dump of StackOverflow in `stackexchange`. Without, it reads one folder of code, or the installed
+Python packages, of which no stars are known. The paper drops the repositories of two evaluation sets: name their lists with
 `--exclude`. The format of its threads is that of its examples. Not implemented yet: the dropout of 1.3B.
 """
 
@@ -66,14 +66,12 @@ def _data_sources(data: Path) -> tuple[Source, ...]:
     return (
         Forge(kind="github", folder=github, selection=repositories),
         Forge(kind="gitlab", folder=gitlab, selection=repositories),
-        GitHubExport(tables=str(bigquery), languages=("Python", "Jupyter")),
+        GitHubExport(folder=str(bigquery), languages=("Python", "Jupyter")),
         StackExchange(folder=threads),
     )
 
 
-def incoder(
-    size: str, code: Path | None = None, license: str | None = None, data: Path | None = None
-) -> Recipe:
+def incoder(size: str, code: Path | None = None, license: str | None = None, data: Path | None = None) -> Recipe:
     """A published size, trained on one pass over 52 billion tokens."""
     sources: tuple[Source, ...] = (InstalledPackages(),)
     if data is not None:

@@ -17,7 +17,10 @@ UNIT_FILES = 10_000
 
 
 class Reader(Protocol):
-    """Reads the content of a file: bytes to decode, or text that needs no decoding. Raises OSError."""
+    """Reads the content of a file: bytes to decode, or text that needs no decoding.
+
+    Raises OSError, or UndecodableError for bytes in another encoding than their source declares.
+    """
 
     def __call__(self) -> bytes | str: ...
 
@@ -63,8 +66,8 @@ class Source(Protocol):
     """Where documents come from. The same input gives the same work units in the same order."""
 
     @property
-    def folder(self) -> Path | None:
-        """The folder on this disk that is read, or where the source keeps what it has fetched. A run is never in it."""
+    def folders(self) -> tuple[Path, ...]:
+        """Folders on this disk that are read, or where the source keeps what it has fetched. A run is never in one."""
         ...
 
     def units(self, scratch: Path) -> Iterator[WorkUnit]:

@@ -46,6 +46,10 @@ class Forge:
                 f"url is {self.url!r}: it must be https://HOST, or http:// to this machine, without a password"
             )
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.folder,)
+
     def fetch(self, *, refresh: bool = False) -> None:
         """Downloads what is missing; with `refresh`, also what has changed since.
 

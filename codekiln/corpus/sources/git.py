@@ -89,9 +89,8 @@ class GitRepository:
         }
 
     @property
-    def folder(self) -> Path | None:
-        """The folder of a local repository."""
-        return None if self._is_remote else Path(self.repository)
+    def folders(self) -> tuple[Path, ...]:
+        return () if self._is_remote else (Path(self.repository),)
 
     @property
     def _is_remote(self) -> bool:

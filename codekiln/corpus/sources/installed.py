@@ -28,8 +28,8 @@ class InstalledPackages:
     languages: tuple[str, ...] = ("Python",)
 
     @property
-    def folder(self) -> None:
-        return None
+    def folders(self) -> tuple[Path, ...]:
+        return ()
 
     def units(self, scratch: Path) -> Iterator[FileList]:
         return file_lists(self.files())

@@ -7,17 +7,34 @@ of 64, 64 and 32 bits; then JSON lines compressed by Zstandard.
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from codekiln.errors import CorruptFileError
+from codekiln.files import JsonObject, read_json, write_json
+from codekiln.folders import atomic_folder, require_made
 
+RECORD = "partitions.json"
+MAX_PARTITIONS = 4096
 _HEADER = struct.Struct("<QQI")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 PENDING_BYTES = 32 * 2**20  # of rows in memory, over all partitions
+
+
+def make_partitions(folder: Path, inputs: JsonObject, make: Callable[[Path], JsonObject]) -> JsonObject:
+    """The record of a folder with partitions of `inputs`: `make` writes them and returns it, unless they exist."""
+    if (folder / RECORD).is_file():
+        require_made(folder, "partitions")
+        record = read_json(folder / RECORD)
+        if record.get("inputs") == inputs:
+            return record
+    with atomic_folder(folder, "partitions") as temporary:
+        record = {"inputs": inputs} | make(temporary)
+        write_json(temporary / RECORD, record)
+    return record
 
 
 class PartitionWriter:

@@ -13,11 +13,16 @@ from codekiln.corpus.bins import percentile_bins
 from codekiln.corpus.sources.dump_files import ArchiveMember, DumpFile, PlainFile
 from codekiln.corpus.sources.dump_rows import DAMAGED_ROW, DumpRow, RowReader
 from codekiln.corpus.sources.files import SourceFile
-from codekiln.corpus.sources.partitions import PartitionWriter, partition_path, read_partition
+from codekiln.corpus.sources.partitions import (
+    MAX_PARTITIONS,
+    PartitionWriter,
+    make_partitions,
+    partition_path,
+    read_partition,
+)
 from codekiln.corpus.sources.threads import NO_POST, Row, SiteFacts, dropped_row, join_threads
 from codekiln.errors import MissingFileError
-from codekiln.files import JsonObject, read_json, write_json
-from codekiln.folders import atomic_folder, require_made
+from codekiln.files import JsonObject
 from codekiln.progress import ProgressTask, progress_bar
 
 POSTS, COMMENTS = "Posts.xml", "Comments.xml"
@@ -25,8 +30,7 @@ NO_BODY = "row without a body"
 DELETED = "deleted post"
 OTHER_POST = "neither question nor answer"
 
-RECORD, FORMAT = "partitions.json", 1
-MAX_PARTITIONS = 4096
+FORMAT = 1  # of the partitions
 _MAX_SCORE = 10**6  # larger ones count as this: the counts of scores stay small
 _KINDS = {"1": "question", "2": "answer"}  # PostTypeId
 _LICENSES = {f"CC BY-SA {version}": version for version in ("2.5", "3.0", "4.0")}
@@ -52,6 +56,10 @@ class StackExchange:
     seed: int = 0
     partition_bytes: int = 128 * 2**20
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.folder,)
+
     def units(self, scratch: Path) -> Iterator["ThreadPartition"]:
         """The partitions. Raises MissingFileError if there is no dump, and InvalidFileError for damaged archives."""
         for site in find_sites(self.folder):
@@ -71,15 +79,11 @@ class StackExchange:
     def _partition(self, site: "Site", folder: Path) -> JsonObject:
         """The record of the partitions of a site, which are made unless they exist."""
         inputs = {"files": site.fingerprint(), "partition_bytes": self.partition_bytes, "format": FORMAT}
-        if (folder / RECORD).is_file():
-            require_made(folder, "partitions")
-            record = read_json(folder / RECORD)
-            if record.get("inputs") == inputs:
-                return record
-        with atomic_folder(folder, "partitions") as temporary:
-            record = {"inputs": inputs} | asdict(_Partitioning(site, temporary, self.partition_bytes).run())
-            write_json(temporary / RECORD, record)
-        return record
+
+        def make(temporary: Path) -> JsonObject:
+            return asdict(_Partitioning(site, temporary, self.partition_bytes).run())
+
+        return make_partitions(folder, inputs, make)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class LocalRepositories:
     license: str | None = None
     languages: tuple[str, ...] = LANGUAGES
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.folder,)
+
     def units(self, scratch: Path) -> Iterator[FileList]:
         return file_lists(self.files())
 

@@ -30,6 +30,7 @@ _TAGGED = re.compile(
     r"\A<\| (?P<element>\w+)(?P<begin>(?: \S+)*) \|>\n(?P<body>.*)\n<\|/ (?P=element)(?P<end>(?: \S+)*) \|>\n?\Z",
     re.DOTALL,
 )
+GITHUB, GITLAB = "github", "gitlab"
 VALUE = re.compile(r"[^\s|=]+")  # what an attribute can hold
 
 
@@ -38,8 +39,8 @@ class FileTags(Step):
     """Puts each file between InCoder's tags, with the attributes `ext`, `filename`, `source` and `dstars`.
 
     `ext` of a notebook has the language of its kernel: ".ipynb:python". `source` is that of files from GitHub and GitLab, and
-    `dstars` the percentile bin of the stars of the repository, where they are known. Where each attribute is, and their order,
-    depend on `seed` and the document only. Steps see the text without tags. Threads of Stack Exchange have their own tags.
+    `dstars` the percentile bin of the stars of a repository on GitHub, where they are known. Where each attribute is, and their
+    order, depend on `seed` and the document only. Steps see the text without tags. Threads of Stack Exchange have their own.
     """
 
     seed: int = 0
@@ -47,8 +48,9 @@ class FileTags(Step):
     def check_corpus(self, scratch: Scratch) -> None:
         stars: dict[str, int] = {}
         for unit in range(scratch.n_units):
-            for batch in scratch.batches(unit, ["repository", "stars"]):
-                known = batch.filter(pc.is_valid(batch.column("stars")))
+            for batch in scratch.batches(unit, ["source", "repository", "stars"]):
+                is_known = pc.and_(pc.is_valid(batch.column("stars")), pc.equal(batch.column("source"), GITHUB))
+                known = batch.filter(is_known)
                 stars.update(
                     zip(known.column("repository").to_pylist(), known.column("stars").to_pylist(), strict=True)
                 )
@@ -60,9 +62,9 @@ class FileTags(Step):
             return text
         path = PurePosixPath(document["path"])
         attributes = {"ext": f"{path.suffix}:{kernel}" if kernel else path.suffix, "filename": path.name}
-        if source in ("github", "gitlab"):
+        if source in (GITHUB, GITLAB):
             attributes["source"] = source
-        if stars is not None:
+        if source == GITHUB and stars is not None:
             attributes["dstars"] = str(bin_of(stars, _edges(_edges_path(scratch))))
         known = {name: value for name, value in attributes.items() if VALUE.fullmatch(value)}
         digest = hashlib.sha256(f"{self.seed}:{path}:{text}".encode(errors="surrogatepass")).digest()
