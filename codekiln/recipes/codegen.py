@@ -41,7 +41,7 @@ LANGUAGES = ("C", "C++", "Go", "Java", "JavaScript", "Python")
 CONTEXT = 2048
 
 SOURCES = {
-    "corpus.steps[1]": "section 2.1 and appendix A (code only)",
+    "corpus.steps": "section 2.1 and appendix A; licenses and redaction are Codekiln's",
     "tokenizer.name": "section 2.2: GPT-2's BPE; with tokens for white space from Multi on",
     "model": "table 6 and the released configs",
     "train.objective": "section 2.2",
