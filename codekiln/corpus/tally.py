@@ -1,7 +1,8 @@
 """Counts the documents of a corpus: what each step drops, and what is kept, by source, language, license and repository."""
 
+import contextlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -113,7 +114,7 @@ class Tally:
             "languages": self._group("languages", with_read=True),
             "licenses": self._group("licenses"),
             "repositories": self._group("repositories"),
-            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "versions": dict(_versions()),
         }
 
     def _group(self, group: str, *, with_read: bool = False) -> list[JsonObject]:
@@ -154,6 +155,12 @@ def _tally_unit(
         for row, is_out in zip(batch.to_pylist(), is_held_out, strict=True):
             tally.add(row, columns, is_held_out=bool(is_out))
     write_json(scratch.path("tally", unit), _to_json(tally))
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # another distribution may provide the module
+            yield name, metadata.version(name)
 
 
 def _to_json(tally: Tally) -> JsonObject:
