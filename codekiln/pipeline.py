@@ -15,6 +15,7 @@ from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_m
 from codekiln.corpus.engine import CorpusOptions
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sample import balanced_sample
+from codekiln.corpus.writing import DROPPED
 from codekiln.errors import ConfigError
 from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
 from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of, to_record
@@ -110,6 +111,14 @@ def build(
             if not (run / RECIPE_FILE).exists():
                 require_free_space(run, _needed_bytes(recipe))
                 write_recipe(run, job.record)
+            if (
+                job.corpus.keep_dropped
+                and stage_path(run, "corpus").is_file()
+                and not (run / "corpus" / DROPPED).is_dir()
+            ):
+                raise ConfigError(
+                    f"the corpus of {run} is complete, without dropped files: use another --out to keep them"
+                )
             if not job.corpus.keep:
                 _require_same_sources(job)
             for stage in STAGES:
@@ -200,13 +209,12 @@ def _run_stage(stage: Stage, job: Job) -> None:
 
 
 def _corpus(job: Job, inputs: JsonObject) -> JsonObject:
-    sources = [source.fingerprint() for source in job.recipe.corpus.sources]
     manifest = build_corpus(
         job.recipe.corpus, job.run / "corpus", job.corpus.engine, keep_dropped=job.corpus.keep_dropped
     )
     keys = ("documents", "text_bytes")
     splits = {split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()}
-    return {"splits": splits, "sources": sources}
+    return {"splits": splits, "sources": manifest["fingerprints"]}
 
 
 def _tokenizer_inputs(job: Job) -> JsonObject:

@@ -112,7 +112,7 @@ def test_ctrl_c_in_the_corpus_stage_exits_with_130(tmp_path: Path) -> None:
         assert process.poll() is None
     time.sleep(2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 130, errors
     assert "interrupted" in errors and "same command" in errors
     assert "Traceback" not in errors and "FATAL" not in errors

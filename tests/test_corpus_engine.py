@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,17 +11,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from codekiln.corpus.config import DEFAULT_STEPS, CorpusConfig
+from codekiln.corpus.documents import read_documents
 from codekiln.corpus.engine import CorpusOptions, Engine, parse_bytes
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.reading import UnitReader
 from codekiln.corpus.scratch import Scratch
-from codekiln.corpus.sources.files import FileList
+from codekiln.corpus.sources.files import FileList, ReadFile, SourceFile
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.caps import RepositoryCap
+from codekiln.corpus.steps.exact import ExactDuplicates
+from codekiln.corpus.steps.generated import GeneratedFiles
+from codekiln.corpus.steps.license_gate import LicenseGate
+from codekiln.corpus.steps.near import NearDuplicates
+from codekiln.corpus.steps.redact import Redact
+from codekiln.corpus.steps.step import Draft
 from codekiln.errors import ConfigError
 from tests.command import assert_refused, codekiln
 from tests.small import PROGRAMS, ROOT, write_tree
@@ -97,6 +106,7 @@ def test_a_corpus_that_was_killed_continues(code: Path, expected: dict[str, str]
     assert checksums(start(code, out, "native", 1)) == expected
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(
     code: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -178,12 +188,13 @@ def test_partitions_change_nothing(code: Path, tmp_path: Path, monkeypatch: pyte
     for fraction in (0.25, 1e-5):
         monkeypatch.setattr("codekiln.corpus.scratch.PARTITION_FRACTION", fraction)
         build_corpus(config, tmp_path / str(fraction))
-        scratch = Scratch(tmp_path, tmp_path, Engine(), n_units=0, n_workers=2, memory_bytes=2 * 10**9)
-        partitions.append(scratch.n_partitions(400 * 200))
+        scratch = Scratch(tmp_path, tmp_path, Engine(), n_units=0)
+        partitions.append(scratch.n_partitions(f"stage-{fraction}", 400 * 200))
         paths = sorted((tmp_path / str(fraction)).rglob("*"))
         found.append({path.name: path.read_bytes() for path in paths if path.is_file()})
     assert found[0] == found[1]
-    assert partitions == [1, 8]
+    n_workers = Engine().n_workers
+    assert partitions == [n_workers, 4 * n_workers]
 
 
 def test_other_inputs_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,3 +257,116 @@ def test_sizes_and_engines_are_checked(tmp_path: Path) -> None:
     assert_refused(codekiln(*train, "--ray-address", "127.0.0.1:1"), "--engine ray")
     assert_refused(codekiln(*train, "--engine", "ray", "--ray-address", "127.0.0.1:1"), "127.0.0.1:1")
     assert_refused(codekiln(*train, "--engine", "ray", "--ray-address", "here"), "HOST:PORT")
+
+
+def test_steps_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Redact edits texts that NearDuplicates has compared"):
+        CorpusConfig(sources=(), steps=(NearDuplicates(), Redact()))
+    with pytest.raises(ConfigError, match="two steps write key"):
+        CorpusConfig(sources=(), steps=(ExactDuplicates(), ExactDuplicates(key="content")))
+
+
+def test_near_duplicates_are_found_in_redacted_texts(tmp_path: Path) -> None:
+    """A key is one word, and what replaces it four: shingles are those of the text that is kept."""
+    code = tmp_path / "code" / "repository"
+    code.mkdir(parents=True)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+    keys = ["AKIA" + "".join(random.Random(n).choices(letters, k=16)) for n in range(60)]
+    text = "".join(f"key_{n} = '{key}'\n" for n, key in enumerate(keys))
+    (code / "a.py").write_text(text, encoding="utf-8")
+    (code / "b.py").write_text(text + "last = 1\n", encoding="utf-8")
+    (code / "c.py").write_text("def other(value):\n    return value * 3 + 1\n", encoding="utf-8")
+    source = LocalRepositories(folder=code.parent, license="MIT")
+    config = CorpusConfig(sources=(source,), steps=(Redact(), NearDuplicates()), validation_fraction=0.0)
+    build_corpus(config, tmp_path / "corpus")
+    kept = {document.path: document.text for document in read_documents(tmp_path / "corpus", "train")}
+    assert set(kept) == {"b.py", "c.py"} and "removed-aws-access-key" in kept["b.py"]
+    names = set(pq.read_table(tmp_path / "corpus" / "redactions.parquet").column("name").to_pylist())
+    assert names == {"repository@-/b.py"}  # of documents that are kept
+
+
+def test_dropped_documents_are_redacted_too(tmp_path: Path) -> None:
+    code = write_tree(tmp_path / "code")
+    (code / "repository0" / "wide.py").write_text(
+        "# joe.smith@corp-mail.com\nx = '" + "y" * 1200 + "'\n", encoding="utf-8"
+    )
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
+    build_corpus(config, tmp_path / "corpus", keep_dropped=True)
+    (text,) = pq.read_table(tmp_path / "corpus" / "dropped").column("text").to_pylist()
+    assert "removed@example.com" in text and "joe" not in text
+
+
+def test_keep_dropped_is_refused_where_it_comes_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = write_tree(tmp_path / "code")
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr("codekiln.corpus.pipeline.choose_held_out", _fail)
+        build_corpus(config, tmp_path / "corpus")
+    read = list((tmp_path / "corpus" / ".scratch" / "read").iterdir())
+    with pytest.raises(ConfigError, match="begun without --keep-dropped"):
+        build_corpus(config, tmp_path / "corpus", keep_dropped=True)
+    assert read == list((tmp_path / "corpus" / ".scratch" / "read").iterdir())
+    build_corpus(config, tmp_path / "corpus")
+    train = ("train", "demo", "--out", tmp_path / "run", "--code", code, "--license", "MIT", "--stop-after", "corpus")
+    assert codekiln(*train).returncode == 0
+    assert_refused(codekiln(*train, "--keep-dropped"), "without dropped files")
+
+
+def test_a_process_stopped_after_the_manifest_has_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = write_tree(tmp_path / "code")
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr("codekiln.corpus.pipeline._remove_scratch", _fail)
+        build_corpus(config, tmp_path / "corpus")
+    part = tmp_path / "corpus" / "train" / "part-00000.parquet"
+    written = part.stat().st_ino
+    build_corpus(config, tmp_path / "corpus")
+    assert part.stat().st_ino == written and not (tmp_path / "corpus" / ".scratch").exists()
+
+
+def test_memory_may_change_when_a_corpus_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = write_tree(tmp_path / "code")
+    config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
+    build_corpus(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr("codekiln.corpus.pipeline.choose_held_out", _fail)
+        build_corpus(config, tmp_path / "corpus", Engine(memory_bytes=10**10))
+    build_corpus(config, tmp_path / "corpus", Engine(memory_bytes=200_000_000))
+    for name in ("manifest.json", "train/part-00000.parquet"):
+        assert (tmp_path / "corpus" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_parts_read_only_their_own_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long stream is one work unit. Its parts do not read all of it again and again."""
+    code = tmp_path / "code" / "repository"
+    code.mkdir(parents=True)
+    for n in range(300):
+        (code / f"{n:03}.py").write_text(f"def function_{n}():\n    return {n}\n", encoding="utf-8")
+    monkeypatch.setattr("codekiln.corpus.reading.FLUSH_ROWS", 10)
+    monkeypatch.setattr("codekiln.corpus.writing.PART_BYTES", 400)
+    rows: list[int] = []
+    decide = Scratch._decide
+
+    def count(self: Scratch, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if "text" in batch.schema.names:
+            rows.append(batch.num_rows)
+        return decide(self, batch)
+
+    monkeypatch.setattr(Scratch, "_decide", count)
+    config = CorpusConfig(
+        sources=(LocalRepositories(folder=code.parent, license="MIT"),), steps=(), validation_fraction=0.0
+    )
+    manifest = build_corpus(config, tmp_path / "corpus")
+    assert len(manifest["splits"]["train"]["parts"]) > 20
+    assert sum(rows) < 4 * 300  # a part may share a block of ten documents with the one before
+
+
+def test_prose_is_not_judged_by_the_code_that_it_quotes() -> None:
+    file = SourceFile(
+        source="stackexchange", repository="a.com", revision="-", license="CC-BY-SA-4.0", path="questions/1", size=1,
+        read=ReadFile(Path("none"), 0), language="Stack Exchange", is_prose=True,
+    )  # fmt: skip
+    quoted = "// SPDX-License-Identifier: MIT\n# This file was generated by a tool. Do not edit.\n"
+    draft = Draft(file=file, language="Stack Exchange", text=quoted, license=file.license)
+    assert LicenseGate(licenses=frozenset({"CC-BY-SA-4.0"})).check_document(draft) is None
+    assert draft.license == "CC-BY-SA-4.0" and GeneratedFiles().check_document(draft) is None

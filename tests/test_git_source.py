@@ -161,10 +161,14 @@ def test_wrong_repositories_are_refused(repository: str, tmp_path: Path) -> None
     with pytest.raises((ConfigError, MissingFileError)) as caught:
         files_of(GitRepository(repository=repository), tmp_path)
     assert "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
     assert not Path("sprung").exists()
 
 
 def test_wrong_revisions_are_refused(repository: Path, tmp_path: Path) -> None:
+    (repository / "plain").mkdir()
+    with pytest.raises(MissingFileError, match="not a git repository"):
+        files_of(GitRepository(repository=str(repository / "plain")), tmp_path)
     for revision in ("none", "--upload-pack=x", "", "a b", "HEAD:a.py"):
         with pytest.raises((ConfigError, MissingFileError)):
             files_of(GitRepository(repository=str(repository), revision=revision), tmp_path)

@@ -46,7 +46,7 @@ def test_each_attribute_is_in_the_opening_tag_half_of_the_time() -> None:
 
 
 def test_names_that_would_break_a_tag_are_left_out(tmp_path: Path) -> None:
-    scratch = Scratch(tmp_path, tmp_path, Engine(), n_units=0, n_workers=1, memory_bytes=1)
+    scratch = Scratch(tmp_path, tmp_path, Engine(), n_units=0)
     for path, attributes in (("a/my file.py", {"ext": ".py"}), ("Makefile", {"filename": "Makefile"})):
         tagged = FileTags().finish_document(
             {"path": path, "kernel": "", "source": "tree", "stars": None}, "x = 1\n", scratch

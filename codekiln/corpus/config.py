@@ -19,9 +19,9 @@ DEFAULT_STEPS: tuple[Step, ...] = (
     Filters(filters=CODEGEN_FILTERS + INCODER_FILTERS),
     GeneratedFiles(),
     CopyrightNotices(),
+    Redact(),
     ExactDuplicates(),
     NearDuplicates(),
-    Redact(),
 )
 
 
@@ -42,6 +42,14 @@ class CorpusConfig:
             raise ConfigError(
                 f"corpus.validation_fraction is {self.validation_fraction}: it must be at least 0 and less than 0.5"
             )
+        names = [name for step in self.steps for name in (*step.columns, *step.outputs)]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"corpus.steps: two steps write {', '.join(repeated)}: leave out one of them")
+        compared = [k for k, step in enumerate(self.steps) if isinstance(step, ExactDuplicates | NearDuplicates)]
+        edits = [k for k, step in enumerate(self.steps) if type(step).edit_document is not Step.edit_document]
+        if compared and edits and max(edits) > min(compared):
+            editing, comparing = (type(self.steps[k]).__name__ for k in (max(edits), min(compared)))
+            raise ConfigError(f"corpus.steps: {editing} edits texts that {comparing} has compared: put it before")
 
 
 def named_steps(config: CorpusConfig) -> tuple[tuple[str, Step], ...]:

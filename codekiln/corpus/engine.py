@@ -135,7 +135,7 @@ def parse_bytes(text: str) -> int:
     units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
     plain = text.strip().upper()
     number = plain.rstrip("KMGTB")
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         if (unit := plain[len(number) :]) in units and float(number) > 0:
             return int(float(number) * units[unit])
     raise ConfigError(f"{text!r} is not a size: write for example 2GB or 500MB")

@@ -123,9 +123,11 @@ def _shared_runs(scratch: Scratch) -> Iterator[tuple[int, int, Indices]]:
 
 def _held_out_texts(scratch: Scratch, held_out: HeldOut) -> Iterator[tuple[int, str]]:
     for unit in range(scratch.n_units):
-        for batch in scratch.batches(unit, ["order", "repository", "text"]):
-            rows = batch.filter(pa.array(held_out.mask(batch)))
-            yield from zip(rows.column("order").to_pylist(), rows.column("text").to_pylist(), strict=True)
+        found = [
+            batch.column("order").to_numpy()[held_out.mask(batch)]
+            for batch in scratch.batches(unit, ["order", "repository"])
+        ]
+        yield from scratch.texts(unit, np.concatenate([np.empty(0, np.int64), *found]))
 
 
 def _covered_fractions(

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from codekiln.corpus.config import CorpusConfig, named_steps
-from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS
-from codekiln.corpus.engine import Engine
+from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, read_manifest
+from codekiln.corpus.engine import Engine, count_interrupts
 from codekiln.corpus.overlap import drop_overlap, overlap_record
 from codekiln.corpus.reading import UnitReader
 from codekiln.corpus.scratch import Scratch
@@ -22,14 +22,14 @@ from codekiln.corpus.steps.step import Step
 from codekiln.corpus.tally import Tally, tally_corpus
 from codekiln.corpus.writing import DROPPED, write_dropped, write_splits
 from codekiln.errors import ConfigError
-from codekiln.files import JsonObject, read_json, to_record, write_json
+from codekiln.files import JsonObject, read_json, sha256_of, to_record, write_json
 from codekiln.folders import claim_folder, clear_folder
 from codekiln.progress import print_line
 
 SCRATCH = ".scratch"
-PLAN = f"{SCRATCH}/plan.json"
+PLAN = "plan.json"  # what a corpus is built from; and the checksum of its manifest, once that is written
 # All files that the corpus package writes: they are removed before a corpus is built from other inputs.
-_FILES = (f"{SCRATCH}/*", *(f"{split}/part-*.parquet" for split in (*SPLITS, DROPPED)), MANIFEST)
+_FILES = (f"{SCRATCH}/*", *(f"{split}/part-*.parquet" for split in (*SPLITS, DROPPED)), MANIFEST, PLAN)
 OVERLAP_STEP = "Overlap"
 
 
@@ -41,16 +41,25 @@ def build_corpus(
     With `keep_dropped`, dropped documents are written too, with their reasons. Raises ConfigError with all drop counts if
     nothing is left to train on.
     """
-    engine = engine or Engine()
+    engine, folder = engine or Engine(), folder.absolute()
     claim_folder(folder, "corpus")
     engine.start()
-    units, scratch = _open_scratch(config, folder, engine, keep_dropped=keep_dropped)
+    with count_interrupts() as interrupts:
+        units, plan = _open_plan(config, folder, keep_dropped=keep_dropped)
+    if interrupts:  # a library may have swallowed the exception
+        raise KeyboardInterrupt
+    if (folder / MANIFEST).is_file() and plan.get("manifest_sha256") == sha256_of(folder / MANIFEST):
+        _remove_scratch(folder / SCRATCH)  # the process was stopped after it had finished
+        return read_manifest(folder)
+    scratch = Scratch(folder=folder / SCRATCH, outputs=folder, engine=engine, n_units=len(units))
     reader = UnitReader(units, config, scratch, keep_dropped)
     engine.run("Corpus: read and filter", reader, scratch.unit_record, [max(1, unit.n_bytes) for unit in units])
 
     for name, step in named_steps(config):
         scratch = scratch.after(name, step.check_corpus)
     if not any(True for unit in range(scratch.n_units) for _ in scratch.batches(unit, ["order"])):
+        if keep_dropped:
+            write_dropped(scratch, folder)
         raise _empty_corpus_error("every file was dropped", tally_corpus(config, scratch, None))
     held_out = choose_held_out(scratch, config)
     if held_out.unit != "repository":
@@ -59,6 +68,8 @@ def build_corpus(
     if has_overlap:
         find = partial(drop_overlap, held_out=held_out, max_overlap=config.max_overlap)
         scratch = scratch.after(OVERLAP_STEP, find)
+    for step in config.steps:
+        step.finish_corpus(scratch)
     tally = tally_corpus(config, scratch, held_out)
     if not tally.n_training:
         raise _empty_corpus_error("all other files hold copies of held-out files", tally)
@@ -70,47 +81,50 @@ def build_corpus(
     manifest = {"format": FORMAT, "splits": splits} | tally.record(
         [*(name for name, _ in named_steps(config)), OVERLAP_STEP]
     )
+    manifest["fingerprints"] = plan["fingerprints"]
     manifest["validation"] = {"by": held_out.unit, "names": list(held_out.names), "overlap": overlap}
-    _remove_scratch(scratch.folder)
     write_json(folder / MANIFEST, manifest)
+    write_json(folder / PLAN, plan | {"manifest_sha256": sha256_of(folder / MANIFEST)})
+    _remove_scratch(scratch.folder)
     return manifest
 
 
-def _open_scratch(
-    config: CorpusConfig, folder: Path, engine: Engine, *, keep_dropped: bool
-) -> tuple[list[WorkUnit], Scratch]:
-    """The work units, and the scratch folder of an interrupted corpus from the same inputs, or a new one."""
+def _open_plan(config: CorpusConfig, folder: Path, *, keep_dropped: bool) -> tuple[list[WorkUnit], JsonObject]:
+    """The work units, and the plan of a corpus from the same inputs that was interrupted, or a new one."""
     plan = read_json(folder / PLAN) if (folder / PLAN).is_file() else None
     if plan is None:
         _clear(folder)
     units = _list_units(config, folder)
-    inputs = _digest(config, units, keep_dropped=keep_dropped)
+    fingerprints = [source.fingerprint() for source in config.sources]
+    inputs = _digest(config, units, fingerprints)
     if plan is not None and plan["inputs"] != inputs:
         print_line("Corpus: the input has changed since it was interrupted: it starts again")
         _clear(folder)
         units, plan = _list_units(config, folder), None
+    if plan is not None and keep_dropped and not plan["keep_dropped"]:
+        raise ConfigError(
+            f"the corpus in {folder} was begun without --keep-dropped: continue without it, or choose another --out"
+        )
     if plan is None:
-        plan = {"inputs": inputs, "n_workers": engine.n_workers, "memory_bytes": engine.memory_bytes}
+        plan = {"inputs": inputs, "fingerprints": fingerprints, "keep_dropped": keep_dropped}
         write_json(folder / PLAN, plan)
-    # Partitions of finished tasks have the sizes that they had.
-    sizes = {"n_workers": plan["n_workers"], "memory_bytes": plan["memory_bytes"]}
     for name in ("read", "drops"):
-        (folder / SCRATCH / name).mkdir(exist_ok=True)
-    return units, Scratch(folder=folder / SCRATCH, outputs=folder, engine=engine, n_units=len(units), **sizes)
+        (folder / SCRATCH / name).mkdir(parents=True, exist_ok=True)
+    return units, plan
 
 
 def _list_units(config: CorpusConfig, folder: Path) -> list[WorkUnit]:
     print_line("Corpus: list files …")
-    scratch = folder.absolute() / SCRATCH / "sources"
+    scratch = folder / SCRATCH / "sources"
     units = [unit for n, source in enumerate(config.sources) for unit in source.units(scratch / f"{n}")]
     if not units:
         raise ConfigError("nothing to train on: no source has a file: use other sources")
     return units
 
 
-def _digest(config: CorpusConfig, units: Sequence[WorkUnit], *, keep_dropped: bool) -> str:
+def _digest(config: CorpusConfig, units: Sequence[WorkUnit], fingerprints: Sequence[JsonObject]) -> str:
     """A hash of everything that the results of tasks depend on."""
-    digest = hashlib.sha256(repr((FORMAT, to_record(config), keep_dropped)).encode())
+    digest = hashlib.sha256(repr((FORMAT, to_record(config), fingerprints)).encode(errors="surrogatepass"))
     for unit in units:
         digest.update(repr(unit).encode(errors="surrogatepass"))
     return digest.hexdigest()

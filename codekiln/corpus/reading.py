@@ -1,6 +1,6 @@
 """Reads the documents of a work unit, and passes them through the steps that look at one document."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -14,9 +14,10 @@ from codekiln.corpus.decoding import NOT_UTF8, UndecodableError, decode_source, 
 from codekiln.corpus.documents import document_name, hash_order
 from codekiln.corpus.languages import detect_language, language_of
 from codekiln.corpus.notebooks import notebook_to_text
-from codekiln.corpus.scratch import FLUSH_BYTES, ORDER_BITS, Scratch
+from codekiln.corpus.scratch import FLUSH_BYTES, FLUSH_ROWS, ORDER_BITS, Scratch
 from codekiln.corpus.sources.files import UNREADABLE, SourceFile, WorkUnit
 from codekiln.corpus.steps.step import Draft, Drop, Step
+from codekiln.errors import InvalidFileError
 from codekiln.files import atomic_write, write_json
 
 NAME_NOT_UTF8 = "name not UTF-8"
@@ -75,13 +76,13 @@ class UnitReader:
             rows.clear()
             pending = 0
 
-        for file in islice(self.units[unit].files(), n_rows, None):
+        for file in islice(_readable(self.units[unit].files()), n_rows, None):
             row = self._read(with_utf8_names(file), steps)
             row["order"] = (unit << ORDER_BITS) + n_rows
             n_rows += 1
             rows.append(row)
             pending += len(row["text"] or "")
-            if pending >= FLUSH_BYTES:
+            if pending >= FLUSH_BYTES or len(rows) >= FLUSH_ROWS:
                 flush()
         if rows:
             flush()
@@ -90,6 +91,8 @@ class UnitReader:
     def _read(self, file: SourceFile, steps: Sequence[tuple[str, Step]]) -> dict[str, Any]:
         """One row: the document, or the reason to drop it."""
         draft, step, drop = read_document(file, self.config, steps)
+        if draft is not None and drop is not None and self.keep_dropped:
+            _redact(draft, steps)
         is_text_kept = draft is not None and (drop is None or self.keep_dropped)
         text = draft.text if draft is not None and is_text_kept else None
         return {
@@ -168,17 +171,32 @@ def _read_content(file: SourceFile) -> str | Drop:
     return content if is_utf8(content) else Drop(NOT_UTF8)
 
 
+def _redact(draft: Draft, steps: Sequence[tuple[str, Step]]) -> None:
+    """Replaces what steps of redaction would have replaced in a document that an earlier step drops: it is written too."""
+    for _, step in steps:
+        if step.redacts:
+            step.edit_document(draft)
+
+
+def _readable(files: Iterator[SourceFile]) -> Iterator[SourceFile]:
+    """The files of a work unit. Raises InvalidFileError if its input is no longer there, or cannot be read."""
+    try:
+        yield from files
+    except OSError as error:
+        name = error.filename or "an input of the corpus"
+        message = f"{name} cannot be read ({error.strerror or error}): restore it, then run the same command again"
+        raise InvalidFileError(message) from error
+
+
 def _too_large(file: SourceFile, n_bytes: int) -> Drop:
     return Drop(f"over {file.max_bytes:,} bytes", n_bytes)
 
 
 def with_utf8_names(file: SourceFile) -> SourceFile:
     """The file with a problem instead of a name that is not UTF-8, which no record can hold."""
-    names = (file.repository, file.revision, file.path)
-    if all(map(is_utf8, names)):
-        return file
-    repository, revision, path = (name if is_utf8(name) else ascii(name)[1:-1] for name in names)
-    return replace(file, repository=repository, revision=revision, path=path, problem=NAME_NOT_UTF8)
+    names = {name: getattr(file, name) for name in ("repository", "revision", "path", "license", "language")}
+    wrong = {name: ascii(text)[1:-1] for name, text in names.items() if text is not None and not is_utf8(text)}
+    return replace(file, **wrong, problem=NAME_NOT_UTF8) if wrong else file  # type: ignore[arg-type]
 
 
 def _sum(column: pa.ChunkedArray) -> int:

@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.corpus.engine import Engine
-from codekiln.files import JsonObject, atomic_write, read_json
+from codekiln.files import JsonObject, atomic_write, read_json, write_json
 
 READ_BATCH_ROWS = 256
-FLUSH_BYTES = 64 * 2**20
+FLUSH_BYTES, FLUSH_ROWS = 64 * 2**20, 20_000
 ORDER_BITS = 32  # of the place in a work unit
 PARTITION_FRACTION = 0.25  # of the memory of a worker: sorting a partition needs copies
 
@@ -44,16 +44,13 @@ class Drops:
 class Scratch:
     """`folder` is removed when the corpus is complete. Steps write files that belong to the corpus to `outputs`.
 
-    The corpus was begun with `n_workers` and `memory_bytes`, which decide the sizes of partitions. `drops` are the names of the
-    steps that have compared documents.
+    `drops` are the names of the steps that have compared documents.
     """
 
     folder: Path
     outputs: Path
     engine: Engine
     n_units: int
-    n_workers: int
-    memory_bytes: int
     drops: tuple[str, ...] = ()
 
     # Work units
@@ -70,16 +67,20 @@ class Scratch:
         """Bytes of text of each work unit, and at least 1: for progress."""
         return [max(1, _unit_record(self.unit_record(unit))["text_bytes"]) for unit in range(self.n_units)]
 
-    def batches(self, unit: int, columns: list[str], *, dropped: bool = False) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, unit: int, columns: list[str], *, dropped: bool = False, between: tuple[int, int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """The documents of a work unit that are kept so far, in order; one batch in memory at a time.
 
-        With `dropped`, all documents, and `step`, `reason` and `measured` say why they are dropped.
+        With `dropped`, all documents, and `step`, `reason` and `measured` say why they are dropped. `between` are the first and
+        the last order that is wanted: blocks of documents outside are not read, others are read as a whole.
         """
         n_parts = _unit_record(self.unit_record(unit))["parts"]
         needed = list(dict.fromkeys(["order", "step", "reason", "measured", *columns]))
         for path in (self.read_path(unit, part) for part in range(n_parts)):
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=READ_BATCH_ROWS, columns=needed):
+                groups = [k for k in range(file.num_row_groups) if between is None or _overlaps(file, k, between)]
+                for batch in file.iter_batches(batch_size=READ_BATCH_ROWS, columns=needed, row_groups=groups):
                     decided = self._decide(batch)
                     if not dropped:
                         decided = decided.filter(pc.is_null(decided.column("reason")))
@@ -100,7 +101,8 @@ class Scratch:
         wanted = orders[first:last]
         if not len(wanted):
             return
-        for batch in self.batches(unit, ["order", "text"], dropped=True):
+        between = (int(wanted[0]), int(wanted[-1]))
+        for batch in self.batches(unit, ["order", "text"], dropped=True, between=between):
             is_wanted = np.isin(batch.column("order").to_numpy(), wanted, assume_unique=True)
             if is_wanted.any():
                 rows = batch.filter(pa.array(is_wanted))
@@ -158,14 +160,26 @@ class Scratch:
         sizes = self.unit_bytes() if n is None else [1] * n
         self.engine.run(title, task, partial(self.path, stage), sizes)
 
-    def n_partitions(self, n_bytes: int) -> int:
-        """How many partitions rows of `n_bytes` need so that each worker has one in its share of the memory."""
-        share = PARTITION_FRACTION * self.memory_bytes / self.n_workers
-        return max(1, -int(-n_bytes // share))
+    def n_partitions(self, stage: str, n_bytes: int) -> int:
+        """How many partitions rows of `n_bytes` need so that each worker has one in its share of the memory.
+
+        It is recorded: tasks of the stage that have finished keep their partitions.
+        """
+        path = self._stage(stage).with_suffix(".json")
+        if not path.is_file():
+            share = PARTITION_FRACTION * self.engine.memory_bytes / self.engine.n_workers
+            write_json(path, {"partitions": max(self.engine.n_workers, -int(-n_bytes // share))})
+        return int(read_json(path)["partitions"])
 
     def n_documents(self) -> int:
         """How many documents were read, dropped ones included."""
         return sum(_unit_record(self.unit_record(unit))["documents"] for unit in range(self.n_units))
+
+
+def _overlaps(file: pq.ParquetFile, group: int, between: tuple[int, int]) -> bool:
+    """Whether a row group has orders in a range. The first column is the order."""
+    found = file.metadata.row_group(group).column(0).statistics
+    return bool(found.min <= between[1] and found.max >= between[0])
 
 
 def cached_by_file(maxsize: int) -> Callable[[Callable[[Path], Value]], Callable[[Path], Value]]:

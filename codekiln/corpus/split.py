@@ -75,6 +75,7 @@ def choose_held_out(scratch: Scratch, config: CorpusConfig) -> HeldOut:
     # Of a large corpus, only the files that come first in the random order are listed.
     last_draw = int(_DRAWS * min(1.0, _SAMPLE * wanted / total)) if total > 10 * MAX_HELD_OUT_BYTES else _DRAWS
     rows = [row for row in _documents(scratch) if int(row["draw"], 16) < last_draw]
+    rows = rows or list(_documents(scratch))
     rows.sort(key=lambda row: (row["draw"], row["order"]))
     files = _take([(row["order"], row["text_bytes"]) for row in rows], wanted)
     if files is not None:

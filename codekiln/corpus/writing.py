@@ -86,7 +86,7 @@ def _write_part(
 def _finished(config: CorpusConfig, scratch: Scratch, held_out: HeldOut, part: _Part) -> Iterator[JsonObject]:
     """The documents of a part as they are written. A side of the cut without text is left out."""
     for unit in range(part.first >> ORDER_BITS, (part.last >> ORDER_BITS) + 1):
-        for batch in scratch.batches(unit, ["order", *DOCUMENT_COLUMNS]):
+        for batch in scratch.batches(unit, ["order", *DOCUMENT_COLUMNS], between=(part.first, part.last)):
             orders = batch.column("order").to_numpy()
             is_wanted = (orders >= part.first) & (orders <= part.last) & _is_in(batch, held_out, part.split)
             for row in batch.filter(pa.array(is_wanted)).to_pylist():

@@ -124,8 +124,8 @@ def _stage(name: str, size: str, source: Source, *, n_steps: int, lr: float, sch
             steps=(
                 *((LicenseGate(),) if is_code else ()),  # The Pile declares no licenses
                 Filters(filters=CODEGEN_FILTERS if is_code else ()),  # the paper's filters are for code
-                ExactDuplicates(key="content"),
                 Redact(rules=(EMAILS,)),
+                ExactDuplicates(key="content"),
                 *((LanguagePrefix(),) if name == "multi" else ()),
             ),
             validation_fraction=0.01,

@@ -37,10 +37,10 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
                 Filters(filters=CODEGEN_FILTERS + INCODER_FILTERS),
                 GeneratedFiles(),
                 CopyrightNotices(),
+                Redact(),
                 ExactDuplicates(),
                 RepositoryCap(max_bytes=2_000_000),  # without it, a few large packages would be most of the corpus
                 NearDuplicates(),
-                Redact(),
             ),
             validation_fraction=0.03,
         ),

@@ -85,8 +85,8 @@ def incoder(size: str, code: Path | None = None, license: str | None = None, dat
             steps=(
                 LicenseGate(licenses=INCODER_LICENSES | STACK_EXCHANGE_LICENSES),
                 Filters(filters=INCODER_FILTERS),
-                ExactDuplicates(),
                 Redact(rules=(EMAILS,)),
+                ExactDuplicates(),
                 FileTags(),
             ),
             notebooks="cells",

@@ -119,11 +119,13 @@ class GitHub:
                     yield from self._search_slice(half, query, selection, ask)
                 return
             print_line(f"GitHub: only the first {MAX_RESULTS:,} of {reply.value['total']:,} results for {text}")
-        for _ in range(MAX_RESULTS // PER_PAGE):
-            yield from _repositories(reply)
+        found = _repositories(reply)
+        for _ in range(MAX_RESULTS // PER_PAGE - 1):
             if reply.next_url is None:
-                return
+                break
             reply = ask(reply.next_url, _github_page, limit="search")
+            found += _repositories(reply)
+        yield from sorted(found, key=lambda repository: (repository.created_at, repository.id))
 
     def describe(self, repository: Repository, selection: Selection, ask: Ask) -> Repository:
         return repository

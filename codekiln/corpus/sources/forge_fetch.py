@@ -59,9 +59,8 @@ class Fetcher:
         headers = self._api.headers(_token(self._api.environment))
         with ForgeClient(self._api.name, self._url, headers, self._download_hosts, self._clock) as client:
             ask = partial(self._ask, client, refresh)
-            if not is_listed:
-                self._list(ask)
-            self._download_all(client, ask, refresh)
+            undescribed = self._list(ask) if not is_listed else frozenset()
+            self._download_all(client, ask, refresh, undescribed)
 
     def _remove_opted_out(self) -> None:
         """Removes archives of repositories that have been entered in the opt-out list since."""
@@ -93,8 +92,8 @@ class Fetcher:
         self._state.set_answer(url, StoredAnswer(answer.value, answer.etag, answer.next_url))
         return Reply(answer.value, answer.next_url)
 
-    def _list(self, ask: Ask) -> None:
-        """Lists the selection, all of it or up to its maximum."""
+    def _list(self, ask: Ask) -> frozenset[int]:
+        """Lists the selection, all of it or up to its maximum. Returns the repositories that the forge does not describe."""
         found: set[int] = set()
         seen: set[int] = set()
         problems: dict[int, str] = {}
@@ -113,10 +112,11 @@ class Fetcher:
                 progress.advance(note=f"{len(found):,} repositories")
                 if len(found) == self._selection.max_repositories:
                     break
-        self._state.finish_listing(self._key, found)
         for id, reason in problems.items():
             self._state.set_problem(id, reason)
+        self._state.finish_listing(self._key, found)
         print_line(f"{self._api.name}: {len(found):,} repositories fit the selection")
+        return frozenset(problems)
 
     def _search(self, query: Query, ask: Ask) -> Iterator[Repository]:
         n_invalid = 0
@@ -149,9 +149,10 @@ class Fetcher:
 
     # Archives
 
-    def _download_all(self, client: ForgeClient, ask: Ask, refresh: bool) -> None:
+    def _download_all(self, client: ForgeClient, ask: Ask, refresh: bool, undescribed: frozenset[int]) -> None:
         repositories = list(self._state.selected(self._key))
         wanted = [each for each in repositories if refresh or self._is_missing(each)]
+        wanted = [each for each in wanted if each.id not in undescribed]  # they may not fit the selection
         n_bytes = 0
         done = len(repositories) - len(wanted)
         with progress_bar(f"{self._api.name}: download", len(repositories), done=done) as progress:

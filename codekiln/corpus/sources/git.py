@@ -50,13 +50,23 @@ class GitRepository:
             raise ConfigError(f"{self.revision!r} is not the name of a commit, branch or tag")
         if self.repository.startswith("-"):
             raise ConfigError(f"{self.repository!r} is not the path or the URL of a repository")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*:[^/]*@", self.repository):
+            raise ConfigError(
+                "the URL of a repository has a password, which would be recorded: use a credential helper of git"
+            )
 
     def units(self, scratch: Path) -> Iterator["BlobList"]:
         """Raises MissingFileError if there is no such repository or revision, and ConfigError if it has no source file."""
         location = self._fetch(scratch) if self._is_remote else _git_folder(Path(self.repository))
         commit = _commit(location, self.revision if not self._is_remote else "FETCH_HEAD", self.repository)
         entries = list(_list_tree(location, commit))
-        licenses = _Licenses(location, entries)
+        with _blob_reader(location) as read:
+            licenses = _Licenses(read, entries)
+            yield from self._list(location, commit, entries, licenses)
+
+    def _list(
+        self, location: Path, commit: str, entries: Sequence["_TreeEntry"], licenses: "_Licenses"
+    ) -> Iterator["BlobList"]:
         blobs: list[_Blob] = []
         n_bytes = n_files = 0
         for entry in entries:
@@ -232,8 +242,8 @@ def _list_tree(location: Path, commit: str) -> Iterator[_TreeEntry]:
 class _Licenses:
     """What the folders of a commit declare, by the nearest one."""
 
-    def __init__(self, location: Path, entries: Sequence[_TreeEntry]) -> None:
-        self._location = location
+    def __init__(self, reader: "_BlobReader", entries: Sequence[_TreeEntry]) -> None:
+        self._reader = reader
         self._entries: dict[PurePosixPath, dict[str, _TreeEntry]] = {}
         for entry in entries:
             path = PurePosixPath(entry.path)
@@ -258,8 +268,10 @@ class _Licenses:
     def _read(self, entry: _TreeEntry | None) -> str:
         if entry is None or entry.size > min(MAX_BYTES, MAX_FILE_BYTES):
             return ""
-        data = _git(self._location, "cat-file", "blob", entry.object_id, about=entry.path)
-        return data.decode("utf-8-sig", errors="replace")
+        try:
+            return self._reader.read(entry.object_id).decode("utf-8-sig", errors="replace")
+        except OSError:  # the object is missing
+            return ""
 
 
 def _git_folder(path: Path) -> Path:
@@ -284,7 +296,8 @@ def _git(location: Path, *arguments: str, about: str, is_inside: bool = False, p
     if shutil.which("git") is None:
         raise MissingFileError("git is not installed: install it, or use a folder of files as the source")
     command = ["git", "-C", str(location), *_SAFE, *arguments] if is_inside else _command(location, *arguments)
-    environment = _environment(protocols)
+    # A folder in a repository is none: git would look for one above.
+    environment = _environment(protocols) | {"GIT_CEILING_DIRECTORIES": str(location.absolute().parent)}
     done = subprocess.run(command, capture_output=True, env=environment, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         message = (done.stderr.decode(errors="replace").strip() or "unknown revision").splitlines()[-1]
@@ -312,4 +325,4 @@ def _environment(protocols: str) -> dict[str, str]:
 
 
 def _without_password(text: str) -> str:
-    return re.sub(r"(://)[^/\s@]*@", r"\1", text)
+    return re.sub(r"(://)[^/\s]*@", r"\1", text)

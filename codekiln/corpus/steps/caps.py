@@ -21,7 +21,7 @@ class RepositoryCap(Step):
     max_bytes: int
 
     def check_corpus(self, scratch: Scratch) -> Drops:
-        n = scratch.n_partitions(100 * scratch.n_documents())
+        n = scratch.n_partitions("cap-rows", 100 * scratch.n_documents())
         scratch.run("Corpus: repositories", "cap-rows", partial(_partition, scratch, n))
         scratch.run("Corpus: caps", "cap-drops", partial(_find_capped, scratch, self.max_bytes), n)
         dropped = [load_arrays(scratch.path("cap-drops", k))["order"] for k in range(n)]

@@ -64,7 +64,7 @@ class Decontaminate(Step):
         draft.columns |= dict(zip(names, hit, strict=True))
         return Drop(contaminated_by(hit[0]), hit[2])
 
-    def check_corpus(self, scratch: Scratch) -> None:
+    def finish_corpus(self, scratch: Scratch) -> None:
         found: list[JsonObject] = []
         columns = ["repository", "revision", "path", "benchmark", "benchmark_text", "benchmark_fraction"]
         for unit in range(scratch.n_units):

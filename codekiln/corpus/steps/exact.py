@@ -48,7 +48,7 @@ class ExactDuplicates(Step):
         return None
 
     def check_corpus(self, scratch: Scratch) -> Drops:
-        n = scratch.n_partitions(200 * scratch.n_documents())
+        n = scratch.n_partitions("exact-keys", 200 * scratch.n_documents())
         scratch.run("Corpus: keys", "exact-keys", partial(_partition, scratch, n))
         scratch.run("Corpus: duplicates", "exact-drops", partial(_find_repeated, scratch), n)
         dropped = [load_arrays(scratch.path("exact-drops", k))["order"] for k in range(n)]

@@ -47,6 +47,8 @@ class GeneratedFiles(Step):
     """
 
     def check_document(self, draft: Draft) -> Drop | None:
+        if draft.file.is_prose:
+            return None
         name = basename(draft.path)
         if _GENERATED_NAME.fullmatch(name):
             return Drop(GENERATED_NAME)

@@ -15,12 +15,14 @@ _HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\r\n]{1,300})")
 class LicenseGate(Step):
     """Keeps files under one of `licenses`. An SPDX header of a file has priority over what its repository declares.
 
-    It has not if the user gave the license.
+    Not if the user gave the
+    license, and not in prose, which quotes code.
     """
 
     licenses: frozenset[str] = PERMISSIVE
 
     def check_document(self, draft: Draft) -> Drop | None:
-        if not draft.file.is_license_given and (found := _HEADER.search(draft.text[:_HEADER_CHARACTERS])):
+        is_fixed = draft.file.is_license_given or draft.file.is_prose
+        if not is_fixed and (found := _HEADER.search(draft.text[:_HEADER_CHARACTERS])):
             draft.license = header_license(found[1])
         return None if is_permissive(draft.license, self.licenses) else Drop(REASON + draft.license)

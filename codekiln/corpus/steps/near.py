@@ -100,8 +100,7 @@ class NearDuplicates(Step):
 
 def find_clusters(scratch: Scratch, threshold: float) -> list[Indices]:
     """The orders of the documents of each cluster of at least two, sorted; clusters in the order of their first document."""
-    n_documents = scratch.n_documents()
-    n = max(scratch.n_workers, scratch.n_partitions(3 * BYTES_PER_DOCUMENT * n_documents))
+    n = scratch.n_partitions("bands", 3 * BYTES_PER_DOCUMENT * scratch.n_documents())
     scratch.run("Corpus: bands", "bands", partial(_partition, scratch, n))
     scratch.run("Corpus: candidates", "buckets", partial(_find_buckets, scratch), n)
     _place_shingles(scratch, n)
@@ -165,7 +164,7 @@ def _place_shingles(scratch: Scratch, n_partitions: int) -> None:
             end = start + int(lengths[at].sum())
     with atomic_write(_shingles_path(scratch)) as temp_path, temp_path.open("wb") as file:
         file.truncate(8 * max(1, end))
-    save_arrays(path, orders=candidates, starts=starts)
+    save_arrays(path, orders=candidates, starts=starts, end=np.array([end]))
 
 
 def _write_shingles(scratch: Scratch, unit: int) -> None:
@@ -176,10 +175,14 @@ def _write_shingles(scratch: Scratch, unit: int) -> None:
     orders = places["orders"]
     first, last = np.searchsorted(orders, [unit << ORDER_BITS, (unit + 1) << ORDER_BITS])
     lengths = np.zeros(last - first, np.int64)
+    stops = np.append(places["starts"], places["end"])
+    limits = np.diff(stops)[first:last]
     with _shingles_path(scratch).open("r+b") as file:
         for order, text in scratch.texts(unit, orders[first:last]):
             at = int(np.searchsorted(orders, order))
             shingles = shingle_set(text)
+            if len(shingles) > limits[at - first]:
+                raise RuntimeError(f"the text of document {order} has changed since its bands were computed")
             lengths[at - first] = len(shingles)
             os.pwrite(file.fileno(), shingles.tobytes(), 8 * int(places["starts"][at]))
         os.fsync(file.fileno())

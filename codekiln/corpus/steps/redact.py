@@ -36,7 +36,7 @@ MIN_HASHED_BITS = 64
 class Redact(Step):
     """Replaces what `rules` find. Where two matches overlap, that of the rule that comes first counts.
 
-    `redactions.parquet` lists every replacement in the documents that are kept so far: `name` of the document, `rule`, `line`
+    `redactions.parquet` lists every replacement in the documents that are kept: `name` of the document, `rule`, `line`
     (from 1) and `byte` (from 0) in the text before any step edited it, and `sha256` of the text that was replaced. A corpus
     has the same bytes whenever it is built, so hashes have no random salt, and could be reversed by guessing. Therefore only
     random values of vendors' formats with more than `MIN_HASHED_BITS` bits have one, which cannot be guessed; it shows where
@@ -47,6 +47,7 @@ class Redact(Step):
 
     columns: ClassVar = {COLUMN: str}
     outputs: ClassVar = (REDACTIONS,)
+    redacts = True
 
     @cached_property
     def _rule_set(self) -> RuleSet:
@@ -81,7 +82,7 @@ class Redact(Step):
             rows.append([match.rule, line, at, hashlib.sha256(secret).hexdigest() if is_hashed else None])
         return rows
 
-    def check_corpus(self, scratch: Scratch) -> None:
+    def finish_corpus(self, scratch: Scratch) -> None:
         columns = ["repository", "revision", "path", COLUMN]
         with (
             atomic_write(scratch.outputs / REDACTIONS) as temp_path,

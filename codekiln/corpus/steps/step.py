@@ -1,4 +1,4 @@
-"""What a step of the corpus is: it drops or edits documents, in up to four phases."""
+"""What a step of the corpus is: it drops or edits documents, in up to five phases."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,9 +43,11 @@ class Step:
     """Base class of steps. A step overrides the methods of the phases that it takes part in; the others do nothing.
 
     All steps check files first, then read documents, in the order of the recipe, in one pass over the texts; then they check
-    the corpus; then the documents that are kept are written. A method that checks returns a `Drop`, or None.
+    the corpus; then files about it are written, and the documents that are kept. A check returns a `Drop`, or None.
     """
 
+    # Whether `edit_document` removes what nobody may read, so that documents that an earlier step drops need it, too.
+    redacts: ClassVar[bool] = False
     # Names and types of the columns that `check_document` or `edit_document` sets.
     columns: ClassVar[Mapping[str, type]] = {}
     # Names of the files that `check_corpus` writes next to the manifest.
@@ -68,6 +70,9 @@ class Step:
         """Phase 3: which of the documents that are kept so far are dropped. `scratch` has their columns and texts."""
         return None
 
+    def finish_corpus(self, scratch: Scratch) -> None:
+        """Phase 4: writes files about the documents that are kept in the end, or about those that were dropped."""
+
     def finish_document(self, document: Mapping[str, Any], text: str, scratch: Scratch) -> str:
-        """Phase 4: the text as it is written, of a document that is kept. `document` has its other columns."""
+        """Phase 5: the text as it is written, of a document that is kept. `document` has its other columns."""
         return text
