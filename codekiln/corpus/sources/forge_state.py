@@ -4,6 +4,7 @@ Every answer is committed before the next request, so that a process that is kil
 """
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from codekiln.corpus.sources.forge_http import ForgeError
 from codekiln.corpus.sources.forge_selection import Repository
-from codekiln.errors import ConfigError, CorruptFileError
+from codekiln.errors import ConfigError, CorruptFileError, InvalidFileError
 from codekiln.files import JsonObject
 
 VERSION = 1
@@ -41,6 +42,9 @@ class StoredAnswer:
     next_url: str | None
 
 
+ARCHIVE_NAME = re.compile(r"archives/\d+-[0-9a-f]{40,64}\.tar\.gz")  # nothing else is read or removed
+
+
 @dataclass(frozen=True)
 class StoredRepository:
     """A row of `repositories`, as the SQL above has it."""
@@ -54,6 +58,12 @@ class StoredRepository:
     file: str | None
     n_bytes: int | None
     status: str | None
+
+    def __post_init__(self) -> None:
+        if self.file is not None and not ARCHIVE_NAME.fullmatch(self.file):
+            raise InvalidFileError(
+                f"the state of fetched repositories names {self.file!r}, which is no archive: remove it"
+            )
 
 
 class ForgeState:
