@@ -15,6 +15,7 @@ from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.documents import DOCUMENT_COLUMNS, PART_BYTES, SCHEMA, SPLITS, write_part
 from codekiln.corpus.scratch import ORDER_BITS, Scratch
 from codekiln.corpus.split import HeldOut, cut_text
+from codekiln.corpus.steps.step import Step
 from codekiln.files import JsonObject, atomic_write, read_json, write_json
 
 DROPPED = "dropped"  # the folder of dropped documents
@@ -79,22 +80,33 @@ def _write_part(
     """Task: one part, and then its record."""
     part = parts[k]
     path = folder / part.split / f"part-{part.number:05}.parquet"
-    rows = pa.Table.from_pylist(list(_finished(config, scratch, held_out, part)), SCHEMA)
+    if held_out.is_cut or any(type(step).finish_document is not Step.finish_document for step in config.steps):
+        rows = pa.Table.from_pylist(list(_finished(config, scratch, held_out, part)), SCHEMA)
+    else:  # texts are written as they are: no Python object is made of each
+        rows = pa.Table.from_batches([batch.select(SCHEMA.names) for batch in _rows(scratch, held_out, part)]).cast(
+            SCHEMA
+        )
     write_json(scratch.path("parts", k), write_part(path, rows))
 
 
-def _finished(config: CorpusConfig, scratch: Scratch, held_out: HeldOut, part: _Part) -> Iterator[JsonObject]:
-    """The documents of a part as they are written. A side of the cut without text is left out."""
+def _rows(scratch: Scratch, held_out: HeldOut, part: _Part) -> Iterator[pa.RecordBatch]:
+    """The documents of a part. Those without text are left out."""
     for unit in range(part.first >> ORDER_BITS, (part.last >> ORDER_BITS) + 1):
         for batch in scratch.batches(unit, ["order", *DOCUMENT_COLUMNS], between=(part.first, part.last)):
             orders = batch.column("order").to_numpy()
             is_wanted = (orders >= part.first) & (orders <= part.last) & _is_in(batch, held_out, part.split)
-            for row in batch.filter(pa.array(is_wanted)).to_pylist():
-                text = row["text"]
-                if held_out.is_cut and row["order"] in held_out.orders:
-                    text = cut_text(text, held_out.cut_bytes)[part.split == "validation"]
-                if not text:
-                    continue
+            has_text = pc.greater(pc.binary_length(batch.column("text")), 0)
+            yield batch.filter(pc.and_(pa.array(is_wanted), has_text))
+
+
+def _finished(config: CorpusConfig, scratch: Scratch, held_out: HeldOut, part: _Part) -> Iterator[JsonObject]:
+    """The documents of a part after the last phase of the steps. A side of the cut without text is left out."""
+    for batch in _rows(scratch, held_out, part):
+        for row in batch.to_pylist():
+            text = row["text"]
+            if held_out.is_cut and row["order"] in held_out.orders:
+                text = cut_text(text, held_out.cut_bytes)[part.split == "validation"]
+            if text:
                 for step in config.steps:
                     text = step.finish_document(row, text, scratch)
                 yield {name: row[name] for name in SCHEMA.names} | {"text": text}
