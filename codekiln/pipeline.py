@@ -13,7 +13,7 @@ import torch
 from codekiln.convert.models import load_tokenizer
 from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
 from codekiln.corpus.engine import CorpusOptions
-from codekiln.corpus.pipeline import build_corpus
+from codekiln.corpus.pipeline import build_corpus, read_fingerprints
 from codekiln.corpus.sample import balanced_sample
 from codekiln.corpus.writing import DROPPED
 from codekiln.errors import ConfigError
@@ -214,7 +214,7 @@ def _corpus(job: Job, inputs: JsonObject) -> JsonObject:
     )
     keys = ("documents", "text_bytes")
     splits = {split: {key: entry[key] for key in keys} for split, entry in manifest["splits"].items()}
-    return {"splits": splits, "sources": manifest["fingerprints"]}
+    return {"splits": splits, "sources": read_fingerprints(job.run / "corpus")}
 
 
 def _tokenizer_inputs(job: Job) -> JsonObject:

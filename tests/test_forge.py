@@ -34,7 +34,7 @@ from codekiln.corpus.sources.forge_selection import Selection
 from codekiln.corpus.sources.ignored import VENDORED_REASON
 from codekiln.corpus.sources.tarballs import Archive, ArchiveUnit
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.errors import ConfigError, CorruptFileError, MissingFileError
+from codekiln.errors import ConfigError, CorruptFileError, InvalidFileError, MissingFileError
 from codekiln.files import to_record
 from tests.forge_server import (
     Fault,
@@ -198,6 +198,22 @@ def test_entries_of_another_form_are_ignored(
 
 
 # Corpora
+
+
+def test_only_archives_are_named_by_the_state(server: ForgeServer, tmp_path: Path) -> None:
+    """The state may come from somebody else. A path in it is neither read nor removed."""
+    forge = forge_of(server, tmp_path)
+    fetch(forge)
+    victim = tmp_path / "victim.tar.gz"
+    victim.write_bytes(b"mine")
+    with sqlite3.connect(tmp_path / "forge" / "state.sqlite") as state:
+        state.execute("UPDATE repositories SET file = ? WHERE id = 2", (str(victim),))
+    state.close()
+    selection = replace(ALL, opt_out=("owner2/*",))
+    for changed in (forge, forge_of(server, tmp_path, selection)):
+        with pytest.raises(InvalidFileError, match="no archive"):
+            list(changed.units(tmp_path / "scratch"))
+    assert victim.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("kind", KINDS)

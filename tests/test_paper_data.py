@@ -9,7 +9,7 @@ import pytest
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.documents import Document, read_documents, read_manifest
-from codekiln.corpus.pipeline import build_corpus
+from codekiln.corpus.pipeline import build_corpus, read_fingerprints
 from codekiln.corpus.sources.forge import Forge
 from codekiln.corpus.steps.metadata import parse_tags
 from codekiln.errors import ConfigError, MissingFileError
@@ -82,6 +82,8 @@ def corpus_of(recipe: Recipe, folder: Path, server: str) -> list[Document]:
     )
     config: CorpusConfig = dataclasses.replace(recipe.corpus, sources=sources, validation_fraction=0.0)
     build_corpus(config, folder)
+    # What a run compares when it continues: repositories are fetched while the corpus is built.
+    assert read_fingerprints(folder) == [source.fingerprint() for source in sources]
     return list(read_documents(folder, "train"))
 
 

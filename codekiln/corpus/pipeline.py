@@ -81,12 +81,17 @@ def build_corpus(
     manifest = {"format": FORMAT, "splits": splits} | tally.record(
         [*(name for name, _ in named_steps(config)), OVERLAP_STEP]
     )
-    manifest["fingerprints"] = plan["fingerprints"]
     manifest["validation"] = {"by": held_out.unit, "names": list(held_out.names), "overlap": overlap}
     write_json(folder / MANIFEST, manifest)
     write_json(folder / PLAN, plan | {"manifest_sha256": sha256_of(folder / MANIFEST)})
     _remove_scratch(scratch.folder)
     return manifest
+
+
+def read_fingerprints(folder: Path) -> list[JsonObject]:
+    """The fingerprints of the sources that a corpus was built from."""
+    found: list[JsonObject] = read_json(folder / PLAN)["fingerprints"]
+    return found
 
 
 def _open_plan(config: CorpusConfig, folder: Path, *, keep_dropped: bool) -> tuple[list[WorkUnit], JsonObject]:
