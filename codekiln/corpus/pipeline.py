@@ -48,7 +48,7 @@ def build_corpus(
         units, plan = _open_plan(config, folder, keep_dropped=keep_dropped)
     if interrupts:  # a library may have swallowed the exception
         raise KeyboardInterrupt
-    if (folder / MANIFEST).is_file() and plan.get("manifest_sha256") == sha256_of(folder / MANIFEST):
+    if _is_finished(folder, plan):
         _remove_scratch(folder / SCRATCH)  # the process was stopped after it had finished
         return read_manifest(folder)
     scratch = Scratch(folder=folder / SCRATCH, outputs=folder, engine=engine, n_units=len(units))
@@ -97,6 +97,8 @@ def read_fingerprints(folder: Path) -> list[JsonObject]:
 def _open_plan(config: CorpusConfig, folder: Path, *, keep_dropped: bool) -> tuple[list[WorkUnit], JsonObject]:
     """The work units, and the plan of a corpus from the same inputs that was interrupted, or a new one."""
     plan = read_json(folder / PLAN) if (folder / PLAN).is_file() else None
+    if plan is not None and "manifest_sha256" in plan and not _is_finished(folder, plan):
+        plan = None  # the manifest was removed or changed since, so that the corpus is made again
     if plan is None:
         _clear(folder)
     units = _list_units(config, folder)
@@ -116,6 +118,12 @@ def _open_plan(config: CorpusConfig, folder: Path, *, keep_dropped: bool) -> tup
     for name in ("read", "drops"):
         (folder / SCRATCH / name).mkdir(parents=True, exist_ok=True)
     return units, plan
+
+
+def _is_finished(folder: Path, plan: JsonObject) -> bool:
+    """Whether the manifest is the one that was written last."""
+    path = folder / MANIFEST
+    return path.is_file() and plan.get("manifest_sha256") == sha256_of(path)
 
 
 def _list_units(config: CorpusConfig, folder: Path) -> list[WorkUnit]:
