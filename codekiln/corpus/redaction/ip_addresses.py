@@ -57,12 +57,12 @@ _IPV6 = r"[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}"  # all public ones are i
 _CANDIDATE = rf"(?:\A|[^0-9A-Za-z_.])({_IPV4})|(?:\A|[^0-9A-Za-z_.:])({_IPV6})"
 _WINDOW_BYTES = 48  # of the line before a candidate
 
-# What is before a version, a section or an object identifier, in lower case; or an operator, or a product and a slash.
+# Before a version, a section or an object identifier: a word in lower case, an operator, or a product and a slash.
 _NUMBERED = re.compile(
     rb"version|release|revision|firmware|section|chapter|clause|\xc2\xa7|rfc| (?:ver|rev|sec)[ .]|[ \"]oid|objectidentifier"
 )
 _OPERATOR = re.compile(rb"(?:[=~!<>]=|~>|\^)[ \t]*\Z|[a-z][/-]\Z")
-# What is after a number that goes on, or has a suffix such as `-beta`.
+# After a number that continues, or has a suffix such as `-beta`.
 _CONTINUED = re.compile(rb"[0-9A-Za-z_]|[.+-][0-9]*[A-Za-z]|\.[0-9]")
 _CONTINUED_V6 = re.compile(rb"[0-9A-Za-z_:]|\.[0-9]")
 _LINE_START, _HEADING = re.compile(rb"[ \t]*(?:[#*/;%]+[ \t]*)?[\"']?\Z"), re.compile(rb"\.?[ \t]+[A-Z][a-z]")
@@ -72,9 +72,9 @@ _LINE_START, _HEADING = re.compile(rb"[ \t]*(?:[#*/;%]+[ \t]*)?[\"']?\Z"), re.co
 class IpAddresses:
     """Public IPv4 and IPv6 addresses.
 
-    Kept are addresses that the registries of IANA do not list as global (private, loopback, link-local, documentation,
-    multicast, masks), well-known name servers, and networks (the last number is 0). Kept as numbers are those after a word
-    such as "version" or an operator of a requirement, with another number of parts, and with single digits only.
+    The step keeps addresses that the registries of IANA do not list as global (private, loopback, link-local, documentation,
+    multicast, masks), well-known name servers, and networks (the last number is 0). It keeps numbers after a word
+    such as "version" or an operator of a requirement, those with another number of parts, and those with single digits only.
     """
 
     name: ClassVar = "ip-address"

@@ -39,7 +39,7 @@ class Rule(Protocol):
         ...
 
     def find(self, data: bytes) -> Iterator[Match]:
-        """The matches in order, without overlaps. What was replaced before is not a match."""
+        """The matches in order, without overlaps. A replacement is not a match."""
         ...
 
 

@@ -206,7 +206,7 @@ def _compiled(pattern: str) -> Any:
 
 _ID = "[A-Za-z0-9_-]"
 _HEX = "[0-9a-f]"
-# The first rule that matches counts: formats come before what is known only by its context.
+# The first rule that matches counts: formats come before values that only their context shows.
 SECRETS: tuple[Rule, ...] = (
     PrivateKeys(),
     JsonWebTokens(),

@@ -67,7 +67,7 @@ class Fetcher:
         for repository in self._state.repositories():
             if repository.name in self._opt_out:
                 self._remove_archive(repository)
-                self._state.set_problem(repository.id, None)  # whose opt-out ends is fetched again
+                self._state.set_problem(repository.id, None)  # it is fetched again if its opt-out ends
 
     def _is_missing(self, repository: StoredRepository) -> bool:
         """Whether a repository was not tried yet, or its archive is no longer there."""

@@ -1,4 +1,4 @@
-"""The HTTP client of a forge: waits for rate limits, tries again, and reads no more than it was told to.
+"""The HTTP client of a forge: waits for rate limits, tries again, and limits the size of each answer.
 
 Requests are made one after the other, as GitHub asks of its clients. githubkit and python-gitlab were not used: they are two
 HTTP stacks with different rules for retries, and leave the limits of sizes and hosts of downloads to their caller.
@@ -50,7 +50,7 @@ class ForgeError(CodekilnError):
 
 
 class RefusedError(Exception):
-    """What was asked for is not to be had; the argument is the reason. `is_gone` if the forge says that it does not exist."""
+    """The forge does not deliver what was asked for; the argument is the reason. `is_gone` if the forge says that it does not exist."""
 
     def __init__(self, reason: str, *, is_gone: bool = False) -> None:
         super().__init__(reason)
@@ -58,7 +58,7 @@ class RefusedError(Exception):
 
 
 class _TransientError(Exception):
-    """An answer that may be better the next time."""
+    """A failure that may not occur the next time."""
 
     def __init__(self, reason: str, wait_seconds: float = 0) -> None:
         super().__init__(reason)
