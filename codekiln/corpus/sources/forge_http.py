@@ -50,7 +50,7 @@ class ForgeError(CodekilnError):
 
 
 class RefusedError(Exception):
-    """The forge does not deliver what was asked for; the argument is the reason. `is_gone` if the forge says that it does not exist."""
+    """The forge does not deliver what was asked for; the argument is the reason. `is_gone` if it does not exist there."""
 
     def __init__(self, reason: str, *, is_gone: bool = False) -> None:
         super().__init__(reason)
