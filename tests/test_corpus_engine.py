@@ -1,5 +1,6 @@
 """A corpus is the same bytes however it was built: with any number of workers, interrupted, and on Ray with a lost worker."""
 
+import contextlib
 import json
 import os
 import random
@@ -201,8 +202,7 @@ def test_other_inputs_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """An unfinished corpus of other inputs is not continued."""
     code = write_tree(tmp_path / "code")
     config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("codekiln.corpus.pipeline.choose_held_out", _fail)
+    with stopped_at("choose_held_out", monkeypatch):
         build_corpus(config, tmp_path / "corpus")
     (code / "repository0" / "new.py").write_text("def added():\n    return 'new text'\n", encoding="utf-8")
     manifest = build_corpus(config, tmp_path / "corpus")
@@ -211,8 +211,16 @@ def test_other_inputs_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "corpus" / ".scratch").exists()
 
 
-def _fail(*arguments: object) -> None:
-    raise RuntimeError("stopped here")
+@contextlib.contextmanager
+def stopped_at(function: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within the block, building a corpus stops at a function of the pipeline."""
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("stopped here")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped here"):
+        patch.setattr(f"codekiln.corpus.pipeline.{function}", fail)
+        yield
 
 
 def test_a_unit_continues_after_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,8 +307,7 @@ def test_dropped_documents_are_redacted_too(tmp_path: Path) -> None:
 def test_keep_dropped_is_refused_where_it_comes_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = write_tree(tmp_path / "code")
     config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("codekiln.corpus.pipeline.choose_held_out", _fail)
+    with stopped_at("choose_held_out", monkeypatch):
         build_corpus(config, tmp_path / "corpus")
     read = list((tmp_path / "corpus" / ".scratch" / "read").iterdir())
     with pytest.raises(ConfigError, match="begun without --keep-dropped"):
@@ -315,8 +322,7 @@ def test_keep_dropped_is_refused_where_it_comes_too_late(tmp_path: Path, monkeyp
 def test_a_process_stopped_after_the_manifest_has_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = write_tree(tmp_path / "code")
     config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("codekiln.corpus.pipeline._remove_scratch", _fail)
+    with stopped_at("_remove_scratch", monkeypatch):
         build_corpus(config, tmp_path / "corpus")
     part = tmp_path / "corpus" / "train" / "part-00000.parquet"
     written = part.stat().st_ino
@@ -328,8 +334,7 @@ def test_memory_may_change_when_a_corpus_continues(tmp_path: Path, monkeypatch: 
     code = write_tree(tmp_path / "code")
     config = CorpusConfig(sources=(LocalRepositories(folder=code, license="MIT"),))
     build_corpus(config, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr("codekiln.corpus.pipeline.choose_held_out", _fail)
+    with stopped_at("choose_held_out", monkeypatch):
         build_corpus(config, tmp_path / "corpus", Engine(memory_bytes=10**10))
     build_corpus(config, tmp_path / "corpus", Engine(memory_bytes=200_000_000))
     for name in ("manifest.json", "train/part-00000.parquet"):

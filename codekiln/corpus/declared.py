@@ -7,12 +7,13 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Generic, TypeVar
 
 from codekiln.corpus.licenses import UNKNOWN, declared_license
 
 ReadText = Callable[[str], str]
+Folder = TypeVar("Folder", bound=PurePath)
 
 MANIFESTS = ("pyproject.toml", "setup.cfg", "package.json", "Cargo.toml")
 MAX_BYTES = 200_000  # of a file that is read for a license
@@ -80,6 +81,31 @@ def license_of_files(names: Iterable[str], read: ReadText) -> str | None:
             return declared
         found = found or declared
     return found
+
+
+class NearestLicense(Generic[Folder]):
+    """What the nearest folder declares that declares anything, from a folder up to `top`. Each folder is read once.
+
+    `read` returns what one folder declares, as `read_license` does. Works for folders of any depth.
+    """
+
+    def __init__(self, top: Folder, read: Callable[[Folder], str | None]) -> None:
+        self._top, self._read = top, read
+        self._known: dict[Folder, str | None] = {}
+
+    def of(self, folder: Folder) -> str | None:
+        """The license of the files in a folder below `top`, or in it."""
+        passed = []
+        while folder not in self._known:
+            passed.append(folder)
+            declared = self._read(folder)
+            if declared is not None or folder == self._top:
+                self._known[folder] = declared
+            else:
+                folder = folder.parent
+        found = self._known[folder]
+        self._known.update(dict.fromkeys(passed, found))
+        return found
 
 
 def declares_license(name: str) -> bool:

@@ -74,6 +74,14 @@ def compile_re2(pattern: str) -> Any:
     return import_optional("re2", "corpus").compile(pattern.encode("ascii"), _options())
 
 
+def compile_re2_ignoring_case(pattern: str) -> Any:
+    """An expression of RE2 for UTF-8, in upper and lower case."""
+    re2 = import_optional("re2", "corpus")
+    options = re2.Options()
+    options.case_sensitive = False
+    return re2.compile(pattern.encode(), options)
+
+
 def _options() -> Any:
     options = import_optional("re2", "corpus").Options()
     options.encoding = options.Encoding.LATIN1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from codekiln.corpus.declared import MAX_BYTES, license_of_files
+from codekiln.corpus.declared import MAX_BYTES, NearestLicense, license_of_files
 from codekiln.corpus.languages import LANGUAGES, may_be
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.sources.files import MAX_FILE_BYTES, UNIT_BYTES, UNIT_FILES, CannotRead, SourceFile
@@ -61,11 +61,11 @@ class GitRepository:
         commit = _commit(location, self.revision if not self._is_remote else "FETCH_HEAD", self.repository)
         entries = list(_list_tree(location, commit))
         with _blob_reader(location) as read:
-            licenses = _Licenses(read, entries)
+            licenses = NearestLicense(PurePosixPath("."), _DeclaringFiles(read, entries).read_license)
             yield from self._list(location, commit, entries, licenses)
 
     def _list(
-        self, location: Path, commit: str, entries: Sequence["_TreeEntry"], licenses: "_Licenses"
+        self, location: Path, commit: str, entries: Sequence["_TreeEntry"], licenses: NearestLicense[PurePosixPath]
     ) -> Iterator["BlobList"]:
         blobs: list[_Blob] = []
         n_bytes = n_files = 0
@@ -239,8 +239,8 @@ def _list_tree(location: Path, commit: str) -> Iterator[_TreeEntry]:
             yield _TreeEntry(mode, object_id, int(size) if size.isdigit() else 0, os.fsdecode(name))
 
 
-class _Licenses:
-    """What the folders of a commit declare, by the nearest one."""
+class _DeclaringFiles:
+    """Reads what the folders of a commit declare."""
 
     def __init__(self, reader: "_BlobReader", entries: Sequence[_TreeEntry]) -> None:
         self._reader = reader
@@ -249,21 +249,10 @@ class _Licenses:
             path = PurePosixPath(entry.path)
             if entry.mode in _FILE_MODES:
                 self._entries.setdefault(path.parent, {})[path.name] = entry
-        self._known: dict[PurePosixPath, str | None] = {}
 
-    def of(self, folder: PurePosixPath) -> str | None:
-        passed = []
-        while folder not in self._known:
-            passed.append(folder)
-            names = self._entries.get(folder, {})
-            declared = license_of_files(names, lambda name, names=names: self._read(names.get(name)))  # type: ignore[misc]
-            if declared is not None or folder == folder.parent:
-                self._known[folder] = declared
-            else:
-                folder = folder.parent
-        found = self._known[folder]
-        self._known.update(dict.fromkeys(passed, found))
-        return found
+    def read_license(self, folder: PurePosixPath) -> str | None:
+        files = self._entries.get(folder, {})
+        return license_of_files(files, lambda name: self._read(files.get(name)))
 
     def _read(self, entry: _TreeEntry | None) -> str:
         if entry is None or entry.size > min(MAX_BYTES, MAX_FILE_BYTES):

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from codekiln.corpus.declared import MAX_BYTES as MAX_DECLARATION_BYTES
-from codekiln.corpus.declared import declares_license, license_of_files, named_license_file
+from codekiln.corpus.declared import NearestLicense, declares_license, license_of_files, named_license_file
 from codekiln.corpus.languages import may_be
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, Reader, SourceFile
@@ -263,21 +263,20 @@ class _Rules:
 
     def __init__(self, archive: Archive, texts: dict[PurePosixPath, dict[str, str]]) -> None:
         self._texts = texts  # of folders, by name
-        self._licenses: dict[PurePosixPath, str | None] = {}
-        if archive.license is not None:
-            self._licenses[_ROOT] = archive.license
+        self._archive = archive
+        self._nearest = NearestLicense(_ROOT, self._read_license)
         self._skipped: dict[PurePosixPath, _Skip | None] = {_ROOT: None}
         self._ignored: dict[PurePosixPath, tuple[tuple[PurePath, Any], ...]] = {}
 
     def license_of(self, folder: PurePosixPath) -> str | None:
-        """What the nearest folder declares that declares anything."""
-        if folder not in self._licenses:
-            texts = self._texts.get(folder, {})
-            declared = license_of_files(texts, lambda name: texts.get(name, ""))
-            self._licenses[folder] = (
-                declared if declared is not None or folder == _ROOT else self.license_of(folder.parent)
-            )
-        return self._licenses[folder]
+        """What the nearest folder declares that declares anything; for the whole repository, what the forge knows counts."""
+        return self._nearest.of(folder)
+
+    def _read_license(self, folder: PurePosixPath) -> str | None:
+        if folder == _ROOT and self._archive.license is not None:
+            return self._archive.license
+        texts = self._texts.get(folder, {})
+        return license_of_files(texts, lambda name: texts.get(name, ""))
 
     def skip(self, path: PurePosixPath, *, is_folder: bool) -> _Skip | None:
         """Why a path is not listed; None if it is."""

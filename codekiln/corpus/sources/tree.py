@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
-from codekiln.corpus.declared import read_license
+from codekiln.corpus.declared import NearestLicense, read_license
 from codekiln.corpus.languages import LANGUAGES, may_be
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.sources.files import (
@@ -45,14 +45,14 @@ class LocalRepositories:
 
     def files(self) -> Iterator[SourceFile]:
         """In the order of paths. Raises MissingFileError for a missing folder and ConfigError if it has no source file."""
-        licenses: dict[Path, str | None] = {}
+        licenses = NearestLicense(self.folder, read_license)
         for entry, repository, path in self._list():
             size, read, problem = (0, CannotRead(), None) if entry.problem is not None else local_file(entry.location)
             yield SourceFile(
                 source="tree",
                 repository=repository,
                 revision="-",
-                license=self.license or self._license_of(entry.location.parent, licenses) or UNKNOWN,
+                license=self.license or licenses.of(entry.location.parent) or UNKNOWN,
                 path=path,
                 size=size,
                 read=read,
@@ -94,20 +94,6 @@ class LocalRepositories:
     @cached_property
     def _is_repository(self) -> bool:
         return (self.folder / ".git").exists()
-
-    def _license_of(self, folder: Path, known: dict[Path, str | None]) -> str | None:
-        """What the nearest folder declares that declares anything, up to the folder of the source."""
-        passed = []
-        while folder not in known:
-            passed.append(folder)
-            declared = read_license(folder)
-            if declared is not None or folder == self.folder:
-                known[folder] = declared
-            else:
-                folder = folder.parent
-        found = known[folder]
-        known.update(dict.fromkeys(passed, found))
-        return found
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from functools import cache
 from posixpath import basename
 from typing import Any
 
+from codekiln.corpus.redaction.rules import compile_re2_ignoring_case
 from codekiln.corpus.steps.step import Draft, Drop, Step
-from codekiln.extras import import_optional
 
 GENERATED_NAME, GENERATED_MARK, LIBRARY = "generated, by its name", "generated, by its mark", "copy of a library"
 MARK_CHARACTERS = 2_000  # at the beginning of a file
@@ -64,7 +64,4 @@ class GeneratedFiles(Step):
 
 @cache
 def _mark_pattern() -> Any:
-    re2 = import_optional("re2", "corpus")
-    options = re2.Options()
-    options.case_sensitive = False
-    return re2.compile(f"(?m:{_MARK})".encode(), options)
+    return compile_re2_ignoring_case(f"(?m:{_MARK})")
