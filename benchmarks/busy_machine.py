@@ -36,7 +36,7 @@ def measure_training() -> float:
 
 def measure_decoding(run: Path) -> float:
     """Tokens per second of one completion after another."""
-    from codekiln.generate.complete import Completer, InfillRequest  # noqa: PLC0415
+    from codekiln.generate.complete import Completer, CompletionParams, InfillRequest  # noqa: PLC0415
     from codekiln.generate.sampling import SamplingParams  # noqa: PLC0415
 
     completer = Completer.load(run)
@@ -44,7 +44,9 @@ def measure_decoding(run: Path) -> float:
 
     def decode() -> int:
         sampling = SamplingParams(temperature=1.0, seed=0)
-        return completer.complete(request, max_new_tokens=NEW_TOKENS, sampling=sampling)[0].completion_tokens
+        return completer.complete(request, CompletionParams(max_new_tokens=NEW_TOKENS, sampling=sampling))[
+            0
+        ].completion_tokens
 
     n_tokens = decode()
     return _rate(decode, n_tokens, seconds=5)

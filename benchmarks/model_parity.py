@@ -14,10 +14,12 @@ import xllamacpp
 
 import codekiln
 from codekiln.convert.models import export_model
-from codekiln.generate.engine import generate
+from codekiln.generate.engine import Engine
 from codekiln.generate.sampling import GREEDY
-from codekiln.model.cache import KVCache
+from codekiln.model.cache import BatchAttention, Chunk, KVPool
 from codekiln.model.huggingface import load_model
+from codekiln.model.make_decoder import make_decoder
+from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.tokenizer.training import train_tokenizer
 
@@ -76,10 +78,7 @@ def row(config: transformers.PretrainedConfig) -> list[str]:
 
     with torch.no_grad():
         whole = ours(ids)
-        cache = KVCache.allocate(ours.config, 4, 40, like=ours.embedding.weight)
-        first = ours(ids[:, :13], cache=cache)
-        cache.advance(13)
-        cached = torch.cat([first, ours(ids[:, 13:], cache=cache)], dim=1)
+        cached = read_in_parts(ours, ids)
         padded = torch.cat([torch.zeros(4, 7, dtype=torch.long), ids], dim=1)
         documents = (torch.arange(47) >= 7).long().expand(4, -1)
         positions = (torch.arange(47) - 7).clamp(min=0).expand(4, -1)
@@ -98,6 +97,20 @@ def row(config: transformers.PretrainedConfig) -> list[str]:
     ]
 
 
+def read_in_parts(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
+    """The logits of ids (B, T), of which the first 13 are read first and the others with a cache."""
+    decoder = make_decoder(model, "float32")
+    B, T = ids.shape
+    pool = KVPool(model.config, B * T, like=decoder.embedding)
+    parts = []
+    for start, stop in ((0, 13), (13, T)):
+        attend = BatchAttention(pool, [Chunk(stop - start, row * T, start) for row in range(B)])
+        positions = torch.arange(start, stop).repeat(B)
+        hidden = decoder.hidden_states(ids[:, start:stop].flatten(), positions, attend)
+        parts.append(decoder.logits(hidden).view(B, stop - start, -1))
+    return torch.cat(parts, dim=1)
+
+
 def greedy(config: transformers.PretrainedConfig) -> str:
     """Whether rows of three lengths, decoded together, give the tokens of Transformers without a cache."""
     torch.manual_seed(1)
@@ -106,13 +119,9 @@ def greedy(config: transformers.PretrainedConfig) -> str:
         theirs.save_pretrained(folder)
         ours = load_model(Path(folder))
     prompts = [torch.randint(1, 500, (n,)).tolist() for n in (3, 17, 40)]
-    rows: list[list[int]] = [[] for _ in prompts]
     none = frozenset[int]()
-    steps = generate(
-        ours, prompts, max_new_tokens=GREEDY_TOKENS, stop_token_ids=none, forbidden_token_ids=none, sampling=GREEDY
-    )
-    for step in steps:
-        rows[step.row].append(step.token)
+    engine = Engine(make_decoder(ours, "float32"), stop_token_ids=none, forbidden_token_ids=none)
+    rows = engine.generate(prompts, GREEDY, max_new_tokens=GREEDY_TOKENS)
     n_equal = 0
     with torch.inference_mode():
         for prompt, found in zip(prompts, rows, strict=True):

@@ -18,8 +18,12 @@ from codekiln.corpus.documents import write_part
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.files import JsonObject
+from codekiln.generate.engine import Engine
 from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.model.configs import KilnConfig
+from codekiln.model.decoder import Precision
+from codekiln.model.make_decoder import make_decoder
+from codekiln.model.transformer import Transformer
 from codekiln.recipe import Recipe
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.config import TokenizerConfig
@@ -115,6 +119,13 @@ def assert_greedy(
     for at, token in enumerate(tokens, start=len(prompt)):
         best = logits[at - 1].max()
         assert logits[at - 1, token] >= best - tolerance, f"token {at - len(prompt)}: {token} is not the most likely"
+
+
+def make_engine(model: Transformer, precision: Precision = "float32", *, has_drafts: bool = True) -> Engine:
+    """An engine that may sample every token, and never stops."""
+    none = frozenset[int]()
+    decoder = make_decoder(model, precision)
+    return Engine(decoder, stop_token_ids=none, forbidden_token_ids=none, has_drafts=has_drafts)
 
 
 def program(name: str, *arguments: object) -> list[str]:

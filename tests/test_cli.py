@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from tests.command import assert_refused, codekiln, codekiln_process
 from tests.small import run_program, write_tree
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.process
 
 def test_infill_reads_arguments_a_file_and_standard_input(small_run: Path, tmp_path: Path) -> None:
     prefix, suffix = "def open_door(name, count=3):\n", "\n    return steps\n"
-    completion = Completer.load(small_run).infill([prefix, suffix], max_new_tokens=20, sampling=GREEDY)[0]
+    completion = Completer.load(small_run).infill(
+        [prefix, suffix], CompletionParams(max_new_tokens=20, sampling=GREEDY)
+    )[0]
     expected = prefix + completion.text + suffix
     options = ("--temperature", 0, "--max-new-tokens", 20)
     assert codekiln("infill", small_run, prefix, suffix, *options).stdout == expected
@@ -36,7 +38,9 @@ def test_infill_reads_arguments_a_file_and_standard_input(small_run: Path, tmp_p
 
 def test_complete_prints_the_completion(small_run: Path) -> None:
     sampling = SamplingParams(temperature=0.7, top_p=0.9, seed=5)
-    expected = Completer.load(small_run).complete([InfillRequest("def f(")], max_new_tokens=16, sampling=sampling)[0]
+    expected = Completer.load(small_run).complete(
+        [InfillRequest("def f(")], CompletionParams(max_new_tokens=16, sampling=sampling)
+    )[0]
     options = ("--temperature", 0.7, "--top-p", 0.9, "--seed", 5, "--max-new-tokens", 16)
     assert codekiln("complete", small_run, "def f(", *options).stdout == expected.text + "\n"
     assert codekiln("complete", small_run / "model", *options, stdin=b"def f(").stdout == expected.text + "\n"

@@ -11,9 +11,9 @@ import transformers
 
 from codekiln.convert.models import export_model, import_model, resolve_model
 from codekiln.errors import CodekilnError
-from codekiln.generate.complete import Completer, InfillRequest
-from codekiln.generate.engine import generate
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
+from codekiln.model.huggingface import load_model
 from codekiln.recipes.finetune import objective_for
 from codekiln.tokenizer.bpe import Tokenizer, save_tokenizer
 from codekiln.tokenizer.codegen import WHITESPACE, codegen_tokenizer, load_gpt2_merges
@@ -70,11 +70,7 @@ def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def greedy_tokens(completer: Completer, ids: list[int], n: int) -> list[int]:
     """The greedy tokens after a prompt."""
-    steps = generate(
-        completer.model, [ids], max_new_tokens=n, stop_token_ids=completer._stop_token_ids,
-        forbidden_token_ids=completer._forbidden_token_ids, sampling=GREEDY,
-    )  # fmt: skip
-    return [step.token for step in steps]
+    return completer.engine.generate([ids], GREEDY, max_new_tokens=n)[0]
 
 
 def test_imported_codegen_completes_as_in_transformers(codegen_folder: Path, tmp_path: Path) -> None:
@@ -92,10 +88,10 @@ def test_imported_codegen_completes_as_in_transformers(codegen_folder: Path, tmp
     unused = range(50_295, 51_200)
     made = greedy_tokens(ours, ids, 20)
     assert_greedy(lambda batch: theirs(batch).logits, ids, made, tolerance=1e-3, forbidden=unused)
-    answer = ours.complete([InfillRequest(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
+    answer = ours.complete([InfillRequest(prompt)], CompletionParams(max_new_tokens=20, sampling=GREEDY))[0]
     assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
     with pytest.raises(ValueError, match="cannot infill"):
-        ours.complete([InfillRequest(prompt, "\n")], max_new_tokens=4, sampling=GREEDY)
+        ours.complete([InfillRequest(prompt, "\n")], CompletionParams(max_new_tokens=4, sampling=GREEDY))
 
 
 def test_imported_incoder_infills_with_its_own_format(incoder_folder: Path, tmp_path: Path) -> None:
@@ -111,17 +107,17 @@ def test_imported_incoder_infills_with_its_own_format(incoder_folder: Path, tmp_
     made = greedy_tokens(ours, ids, 16)
     banned = ours.tokenizer.special_ids - set(stop_token_ids)
     assert_greedy(lambda batch: theirs(batch).logits, ids, made, tolerance=1e-3, forbidden=banned)
-    answer = ours.complete([InfillRequest(before, after)], max_new_tokens=16, sampling=GREEDY)[0]
+    answer = ours.complete([InfillRequest(before, after)], CompletionParams(max_new_tokens=16, sampling=GREEDY))[0]
     assert answer.text == ours.tokenizer.decode(made)
 
 
 def test_codegen_exported_as_gptj_and_imported_is_equal(codegen_folder: Path, tmp_path: Path) -> None:
     export_model(codegen_folder, tmp_path / "gptj", "gptj")
     export_model(tmp_path / "gptj", tmp_path / "back", "hf")
-    first, second = (Completer.load(folder) for folder in (tmp_path / "gptj", tmp_path / "back"))
-    assert type(first.model.config) is type(second.model.config)
+    first, second = (load_model(folder) for folder in (tmp_path / "gptj", tmp_path / "back"))
+    assert type(first.config) is type(second.config)
     ids = torch.arange(20)[None]
-    assert torch.equal(first.model(ids), second.model(ids))
+    assert torch.equal(first(ids), second(ids))
     with pytest.raises(ValueError, match=r"'onnx'.*hf, gptj, gguf"):
         export_model(codegen_folder, tmp_path / "other", "onnx")
 
@@ -174,7 +170,9 @@ def test_codegen25_is_imported_without_its_code(tmp_path: Path) -> None:
     ids = ours.prompt_ids(InfillRequest("def f(x):\n    ", "\n    return y\n"), 16)
     spelled = "def f(x):\n    <mask_1>\n    return y\n<|endoftext|><sep><mask_1>"
     assert ids == theirs.encode(spelled, add_special_tokens=False)
-    assert ours.can_infill and ours.complete([InfillRequest("def f(", "): pass")], max_new_tokens=4, sampling=GREEDY)
+    assert ours.can_infill and ours.complete(
+        [InfillRequest("def f(", "): pass")], CompletionParams(max_new_tokens=4, sampling=GREEDY)
+    )
 
 
 def test_codegen2_is_imported_with_a_note(codegen_folder: Path, tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from codekiln.evaluate.infilling import (
     sample_problems,
 )
 from codekiln.evaluate.reranking import most_likely, rerank
-from codekiln.generate.complete import Completer, Completion, FinishReason, InfillRequest
+from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
+from codekiln.generate.engine import FinishReason
 from codekiln.generate.sampling import GREEDY, SamplingParams
+from codekiln.model.huggingface import load_model
 
 TEXT = "".join(f"def f{n}(x):\n    y = x * {n}\n\n    return y + {n}\n\n\n" for n in range(30))
 DOCUMENTS = [Document(TEXT.replace("x", name), "tree", name, "-", "MIT", "a.py", "Python") for name in "abc"]
@@ -52,18 +54,20 @@ def test_batched_evaluation_equals_single(small_run: Path) -> None:
     problems = sample_problems(DOCUMENTS, plan)[SINGLE_LINE]
     for result in evaluate(completer, problems, plan, title="test"):
         problem = result.problem
-        alone = completer.complete([InfillRequest(problem.prompt, problem.suffix)], max_new_tokens=20, sampling=GREEDY)[
-            0
-        ]
+        alone = completer.complete(
+            [InfillRequest(problem.prompt, problem.suffix)], CompletionParams(max_new_tokens=20, sampling=GREEDY)
+        )[0]
         assert result.infill == alone.text.split("\n")[0]
-        left_to_right = completer.complete([InfillRequest(problem.prompt)], max_new_tokens=20, sampling=GREEDY)[0]
+        left_to_right = completer.complete(
+            [InfillRequest(problem.prompt)], CompletionParams(max_new_tokens=20, sampling=GREEDY)
+        )[0]
         assert result.left_to_right == left_to_right.text.split("\n")[0]
         assert result.infill_bits == pytest.approx(middle_bits(completer, [problem], with_suffix=True)[0], rel=1e-4)
 
 
 @pytest.mark.process
 def test_reranking_chooses_the_completion_with_the_fewest_bits(small_run: Path) -> None:
-    completer = Completer.load(small_run)
+    completer, model = Completer.load(small_run), load_model(small_run / "model")
     plan = InfillingConfig(n_problems=5, context_characters=200, max_new_tokens=12, batch_size=8)
     problems = [p for of_kind in sample_problems(DOCUMENTS, plan).values() for p in of_kind]
     reranking = RerankingConfig(n_samples=4, suffix_characters=40)
@@ -74,7 +78,7 @@ def test_reranking_chooses_the_completion_with_the_fewest_bits(small_run: Path) 
         ids = completer.prompt_ids(InfillRequest(problem.prompt), 100)
         total = 0.0
         for token in rest:
-            total -= float(completer.model(torch.tensor([ids]))[0, -1].log_softmax(-1)[token])
+            total -= float(model(torch.tensor([ids]))[0, -1].log_softmax(-1)[token])
             ids = [*ids, token]
         return total
 
@@ -85,10 +89,13 @@ def test_reranking_chooses_the_completion_with_the_fewest_bits(small_run: Path) 
     assert chosen == rerank(completer, problems, plan, reranking, title="test")
     assert len(chosen) == len(problems)
     drawn = completer.complete(
-        [InfillRequest(problems[0].prompt)] * 4 + [InfillRequest(problems[1].prompt)] * 4,
-        max_new_tokens=12,
-        sampling=SamplingParams(temperature=reranking.temperature, seed=plan.seed),
-        stop=["\n"],
+        [InfillRequest(problem.prompt) for problem in problems[:2]],
+        CompletionParams(
+            max_new_tokens=12,
+            sampling=SamplingParams(temperature=reranking.temperature, seed=plan.seed),
+            stop=("\n",),
+            n=4,
+        ),
     )
     assert chosen[0] in {postprocess(completion, problems[0], with_suffix=False)[0] for completion in drawn[:4]}
 
@@ -132,7 +139,7 @@ def test_unfinished_infill_is_not_an_exact_match() -> None:
 
 
 def test_middle_bits_equal_a_token_by_token_sum(small_run: Path) -> None:
-    completer = Completer.load(small_run)
+    completer, model = Completer.load(small_run), load_model(small_run / "model")
     problem = Problem(SINGLE_LINE, "x", "def f(a):\n", "    return a", "\n")
     for with_suffix in (True, False):
         request = InfillRequest(problem.prompt, problem.suffix if with_suffix else None)
@@ -140,7 +147,7 @@ def test_middle_bits_equal_a_token_by_token_sum(small_run: Path) -> None:
         ids, bits = completer.prompt_ids(request, len(reference)), 0.0
         for token in reference:
             with torch.inference_mode():
-                logits = completer.model(torch.tensor([ids]))[0, -1]
+                logits = model(torch.tensor([ids]))[0, -1]
             bits -= float(logits.log_softmax(-1)[token]) / float(torch.tensor(2.0).log())
             ids.append(token)
         assert middle_bits(completer, [problem], with_suffix=with_suffix)[0] == pytest.approx(bits, rel=1e-4)

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file
 
 from codekiln.convert.models import import_model
-from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
 from codekiln.metrics_log import read_metrics
 from codekiln.model.huggingface import load_model
@@ -253,7 +253,7 @@ def test_imported_codegen_is_finetuned_and_completes(tmp_path: Path) -> None:
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     answer = Completer.load(tmp_path / "run").complete(
-        [InfillRequest("class Machine")], max_new_tokens=4, sampling=GREEDY
+        [InfillRequest("class Machine")], CompletionParams(max_new_tokens=4, sampling=GREEDY)
     )
     assert answer[0].completion_tokens == 4
 

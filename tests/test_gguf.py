@@ -17,10 +17,10 @@ from codekiln.convert.gguf_vocab import gguf_vocab_fields, pre_tokenizer_name
 from codekiln.convert.models import export_model
 from codekiln.errors import OutputExistsError
 from codekiln.files import read_json, write_json
-from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
 from codekiln.model.configs import KilnConfig, ModelConfig, StarCoder2Config
-from codekiln.model.huggingface import save_model
+from codekiln.model.huggingface import load_model, save_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.codegen import codegen25_tokenizer, codegen_tokenizer, load_gpt2_merges
@@ -181,10 +181,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in FAMILIES}
 
 
-def log_probabilities(completer: Completer, ids: list[int]) -> torch.Tensor:
-    n = completer.tokenizer.vocab_size
+def log_probabilities(model: Transformer, ids: list[int], n: int) -> torch.Tensor:
+    """Of the first `n` ids, after `ids`."""
     with torch.inference_mode():
-        logits = completer.model(torch.tensor([ids]))[0, -1, :n]
+        logits = model(torch.tensor([ids]))[0, -1, :n]
     return torch.log_softmax(logits, -1)
 
 
@@ -192,7 +192,7 @@ def log_probabilities(completer: Completer, ids: list[int]) -> torch.Tensor:
 def test_tokens_logits_and_completions_equal_those_of_llama_cpp(
     folders: dict[str, Path], family: str, tmp_path: Path
 ) -> None:
-    ours = Completer.load(folders[family])
+    ours, model = Completer.load(folders[family]), load_model(folders[family])
     ids = ours.tokenizer.encode(SOURCES[5].read_text(encoding="utf-8"))[:60]
     with llama_cpp(folders[family], tmp_path / "model.gguf") as theirs:
         for path in SOURCES[:12]:
@@ -201,16 +201,16 @@ def test_tokens_logits_and_completions_equal_those_of_llama_cpp(
         odd = "a\tb  \r\n\t\tx = 'Ünï 日本 ٣'\n\n\n   \n<|endoftext|> <|mask:0|>" + " " * 40 + "z"
         assert theirs.ids(odd) == ours.tokenizer.encode_document(odd)
         for n in (1, 17, 60):
-            expected = log_probabilities(ours, ids[:n])
+            expected = log_probabilities(model, ids[:n], ours.tokenizer.vocab_size)
             found = theirs.log_probabilities(ids[:n], ours.tokenizer.vocab_size)
             torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[family])
         if family != "incoder":  # llama.cpp computes another GELU
             banned = ours.tokenizer.special_ids
-            unused = range(ours.tokenizer.vocab_size, ours.model.config.vocab_size)
+            unused = range(ours.tokenizer.vocab_size, model.config.vocab_size)
             tokens = theirs.greedy(ids[:17], 32, banned)
             assert len(tokens) == 32
             assert_greedy(
-                ours.model,
+                model,
                 ids[:17], tokens, tolerance=2 * TOLERANCE[family], forbidden=[*banned, *unused],
             )  # fmt: skip
 
@@ -219,14 +219,14 @@ def test_tokens_logits_and_completions_equal_those_of_llama_cpp(
 def test_quantization_changes_logits_little(
     folders: dict[str, Path], dtype: str, share: float, tolerance: float, tmp_path: Path
 ) -> None:
-    ours = Completer.load(folders["qwen3"])
+    ours, model = Completer.load(folders["qwen3"]), load_model(folders["qwen3"])
     ids = ours.tokenizer.encode(SOURCES[5].read_text(encoding="utf-8"))[:40]
     with llama_cpp(folders["qwen3"], tmp_path / "model.gguf", dtype) as theirs:
         found = theirs.log_probabilities(ids, ours.tokenizer.vocab_size)
-    torch.testing.assert_close(found, log_probabilities(ours, ids), rtol=0, atol=tolerance)
+    torch.testing.assert_close(found, log_probabilities(model, ids, ours.tokenizer.vocab_size), rtol=0, atol=tolerance)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     stored = sum(int(tensor.n_bytes) for tensor in tensors.values())
-    assert stored < share * 4 * sum(weight.numel() for weight in ours.model.parameters())
+    assert stored < share * 4 * sum(weight.numel() for weight in model.parameters())
     assert tensors["output_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
     assert tensors["blk.0.attn_q.weight"].tensor_type == gguf.GGMLQuantizationType[dtype.upper()]
 
@@ -241,7 +241,7 @@ def test_trained_model_infills_equally_in_transformers_and_llama_cpp(small_run: 
         torch.tensor([ids]), do_sample=False, max_new_tokens=12, bad_words_ids=[[i] for i in banned],
         pad_token_id=ours.tokenizer.pad_id,
     )[0, len(ids) :]  # fmt: skip
-    answer = ours.complete([InfillRequest(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
+    answer = ours.complete([InfillRequest(before, after)], CompletionParams(max_new_tokens=12, sampling=GREEDY))[0]
     assert ours.tokenizer.decode(made.tolist()) == answer.text
     with llama_cpp(small_run / "model", tmp_path / "model.gguf") as theirs:
         body = {

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from codekiln.convert.models import export_model, import_model
 from codekiln.errors import CodekilnError
-from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
 from codekiln.model.huggingface import read_config, stop_token_ids_in
 from codekiln.tokenizer.bpe import Tokenizer
@@ -346,4 +346,4 @@ def test_a_start_token_is_kept_when_the_prompt_is_cut(tmp_path: Path, released: 
     for prompt in ("x = 1\n", "x = 1\n" * 200):
         ids = completer.prompt_ids(InfillRequest(prompt), 8)
         assert ids[0] == start and ids.count(start) == 1 and len(ids) + 8 <= completer.context_length
-    completer.complete([InfillRequest("x = 1\n" * 200)], max_new_tokens=8, sampling=GREEDY)
+    completer.complete([InfillRequest("x = 1\n" * 200)], CompletionParams(max_new_tokens=8, sampling=GREEDY))

@@ -8,12 +8,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from codekiln.model.cache import KVCache
+from codekiln.generate.sampling import GREEDY
 from codekiln.model.configs import KilnConfig
 from codekiln.model.huggingface import load_model, save_model
 from codekiln.model.transformer import Transformer, init_weights
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
-from tests.small import assert_greedy
+from tests.small import assert_greedy, make_engine
 
 SHAPES = [
     KilnConfig(n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, d_head=16, d_ff=96, vocab_size=384, context_length=64),
@@ -89,22 +89,11 @@ def test_logits_and_gradients_equal_those_of_transformers(
 
 
 def test_greedy_tokens_equal_those_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    from codekiln.generate.engine import generate
-    from codekiln.generate.sampling import GREEDY
-
     config = SHAPES[0]
     ours = random_model(config)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(ours, tokenizer, tmp_path), dtype=torch.float32)
     prompt = random_ids(config, 1, 7)
-    steps = generate(
-        ours,
-        prompt.tolist(),
-        max_new_tokens=40,
-        stop_token_ids=frozenset(),
-        forbidden_token_ids=frozenset(),
-        sampling=GREEDY,
-    )
-    tokens = [step.token for step in steps]
+    tokens = make_engine(ours).generate(prompt.tolist(), GREEDY, max_new_tokens=40)[0]
     assert len(tokens) == 40
     assert_greedy(lambda ids: theirs(ids).logits, prompt[0].tolist(), tokens, tolerance=1e-3)
 
@@ -114,21 +103,6 @@ def test_parameter_count_is_exact(config: KilnConfig) -> None:
     with torch.device("meta"):
         model = Transformer(config)
     assert sum(weight.numel() for weight in model.parameters()) == config.n_parameters
-
-
-def test_cached_equals_uncached_for_rows_of_different_lengths() -> None:
-    config = SHAPES[0]
-    model = random_model(config)
-    ids = random_ids(config, 2, 12)
-    whole = model.hidden_states(ids)
-    cache = KVCache.allocate(config, 2, 20, like=model.embedding.weight)
-    with torch.no_grad():
-        model.hidden_states(ids[:, :5], cache=cache)
-        cache.advance(torch.tensor([5, 3]))  # the second row has three tokens; the last two are overwritten
-        tails = torch.stack([ids[0, 5:9], ids[1, 3:7]])
-        found = model.hidden_states(tails, cache=cache)
-    assert (found[0] - whole[0, 5:9]).abs().max() < 1e-5
-    assert (found[1] - whole[1, 3:7]).abs().max() < 1e-5
 
 
 def test_packed_documents_do_not_see_each_other() -> None:

@@ -13,16 +13,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from codekiln.generate.engine import generate
 from codekiln.generate.sampling import GREEDY
 from codekiln.model import huggingface
 from codekiln.model.architectures import GPTJ, join_fused, split_fused
-from codekiln.model.cache import KVCache
+from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, Chunk, KVPool
 from codekiln.model.configs import ModelConfig, codegen, incoder, kiln
+from codekiln.model.decoder import Decoder
 from codekiln.model.huggingface import convert, load_model, read_config, save_model
+from codekiln.model.make_decoder import make_decoder
 from codekiln.model.transformer import Transformer
 from tests.released import CODEGEN2
-from tests.small import assert_greedy, run_program
+from tests.small import assert_greedy, make_engine, run_program
 
 CONFIGS: dict[str, transformers.PretrainedConfig] = {
     "codegen": transformers.CodeGenConfig(
@@ -158,11 +159,7 @@ def test_batched_greedy_tokens_equal_those_of_transformers(
     """Codekiln decodes rows of 3, 9 and 14 tokens together with a cache; Transformers reads each whole row for each token."""
     ours, theirs = pair
     prompts = [random_ids(1, n, seed=n)[0].tolist() for n in (3, 9, 14)]
-    rows: list[list[int]] = [[], [], []]
-    for step in generate(
-        ours, prompts, max_new_tokens=24, stop_token_ids=frozenset(), forbidden_token_ids=frozenset(), sampling=GREEDY
-    ):
-        rows[step.row].append(step.token)
+    rows = make_engine(ours).generate(prompts, GREEDY, max_new_tokens=24)
     for prompt, row in zip(prompts, rows, strict=True):
         assert len(row) == 24
         assert_greedy(lambda ids: theirs(ids).logits, prompt, row, tolerance=1e-3)
@@ -180,15 +177,26 @@ def test_left_padded_equals_single(pair: tuple[Transformer, transformers.PreTrai
 
 
 def test_cached_equals_uncached(pair: tuple[Transformer, transformers.PreTrainedModel]) -> None:
+    """Two rows are read in chunks of different lengths, first by PyTorch's attention and then by the compiled kernels."""
     ours, _ = pair
-    ids = random_ids(2, 12)
-    with torch.no_grad():
-        whole = ours.hidden_states(ids)
-        cache = KVCache.allocate(ours.config, 2, 20, like=ours.embedding.weight)
-        first = ours.hidden_states(ids[:, :5], cache=cache)
-        cache.advance(5)
-        rest = ours.hidden_states(ids[:, 5:], cache=cache)
-    assert (torch.cat([first, rest], dim=1) - whole).abs().max() < 1e-5
+    ids = random_ids(2, 48)
+    for decoder in (make_decoder(ours, "float32"), Decoder(ours, "float32")):
+        with torch.inference_mode():
+            whole = ours.hidden_states(ids)
+            pool = KVPool(ours.config, 100, like=decoder.embedding)
+            reads = [((0, 30), (0, 20)), ((30, 33), (20, 48)), ((33, 34), (48, 48)), ((34, 48), (48, 48))]
+            found: list[list[torch.Tensor]] = [[], []]
+            for read in reads:
+                parts = [(row, start, stop) for row, (start, stop) in enumerate(read) if stop > start]
+                parts.sort(key=lambda part: part[2] - part[1] > MAX_KERNEL_CHUNK)
+                chunks = [Chunk(stop - start, 50 * row, start) for row, start, stop in parts]
+                tokens = torch.cat([ids[row, start:stop] for row, start, stop in parts])
+                positions = torch.cat([torch.arange(start, stop) for _, start, stop in parts])
+                hidden = decoder.hidden_states(tokens, positions, BatchAttention(pool, chunks))
+                for (row, _, _), states in zip(parts, torch.split(hidden, [c.n_new for c in chunks]), strict=True):
+                    found[row].append(states)
+        for row in range(2):
+            assert (torch.cat(found[row]) - whole[row]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])

@@ -18,7 +18,7 @@ import openai
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES
 from codekiln.serve.server import listen
@@ -49,7 +49,9 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 def test_openai_client_gets_the_completion_of_the_engine(client: openai.OpenAI, small_run: Path) -> None:
     prompt = "def open_door(name"
     answer = client.completions.create(model="run", prompt=prompt, max_tokens=20, temperature=0)
-    expected = Completer.load(small_run).complete([InfillRequest(prompt)], max_new_tokens=20, sampling=GREEDY)[0]
+    expected = Completer.load(small_run).complete(
+        [InfillRequest(prompt)], CompletionParams(max_new_tokens=20, sampling=GREEDY)
+    )[0]
     assert answer.choices[0].text == expected.text
     assert answer.choices[0].finish_reason == expected.finish_reason
     assert answer.usage is not None
@@ -299,7 +301,9 @@ def write_around_cursor(page: Page, before: str, after: str) -> None:
 
 def test_playground_fills_the_hole_at_the_cursor(page: Page, small_run: Path) -> None:
     before, after = "def open_door(name", "\n    return name\n"
-    expected = Completer.load(small_run).complete([InfillRequest(before, after)], max_new_tokens=12, sampling=GREEDY)[0]
+    expected = Completer.load(small_run).complete(
+        [InfillRequest(before, after)], CompletionParams(max_new_tokens=12, sampling=GREEDY)
+    )[0]
     code = page.locator("#code")
     page.locator("#max").fill("12")
     page.locator("#temperature").fill("0")

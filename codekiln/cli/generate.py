@@ -38,12 +38,14 @@ def complete(
     as_json: Json = False,
 ) -> None:
     """Complete a prompt."""
-    from codekiln.generate.complete import Completer, InfillRequest
+    from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 
     request = InfillRequest(read_text(prompt, file))
     sampling = _sampling(temperature, top_p, seed)
     completion = None
-    for chunk in Completer.load(model).stream([request], max_new_tokens=max_new_tokens, sampling=sampling):
+    for chunk in Completer.load(model).stream(
+        [request], CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling)
+    ):
         if not as_json:
             typer.echo(chunk.text, nl=False)
         completion = chunk.completion or completion
@@ -64,7 +66,7 @@ def infill(
     as_json: Json = False,
 ) -> None:
     """Fill in the middle: give prefix and suffix, or a file with <HOLE> markers. Prints the whole text."""
-    from codekiln.generate.complete import Completer
+    from codekiln.generate.complete import Completer, CompletionParams
 
     if prompt is not None and suffix is None:
         raise typer.BadParameter("give the text before the hole and the text after it, or --file with markers")
@@ -75,7 +77,9 @@ def infill(
     if len(parts) < 2:
         raise ConfigError(f"the text has no hole: put {marker} where it is, or choose another mark with --marker")
     sampling = _sampling(temperature, top_p, seed)
-    completions = Completer.load(model).infill(parts, max_new_tokens=max_new_tokens, sampling=sampling)
+    completions = Completer.load(model).infill(
+        parts, CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling)
+    )
     filled = parts[0] + "".join(c.text + part for c, part in zip(completions, parts[1:], strict=True))
     if as_json:
         typer.echo(json.dumps({"text": filled, "holes": [_record(completion) for completion in completions]}))

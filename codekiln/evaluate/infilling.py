@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from codekiln.corpus.documents import Document
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.files import JsonObject
-from codekiln.generate.complete import Completer, Completion, InfillRequest
+from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
 from codekiln.progress import progress_bar
 from codekiln.tokenizer.infill import boundary_before, expand_to_words
@@ -126,9 +124,11 @@ def answer_problems(
     """Greedy answers, postprocessed. All problems are decoded in one batch."""
     completions = completer.complete(
         [InfillRequest(p.prompt, p.suffix if with_suffix else None) for p in problems],
-        max_new_tokens=completer.limit_new_tokens(config.max_new_tokens),
-        sampling=GREEDY,
-        stop=stop_strings(problems),
+        CompletionParams(
+            sampling=GREEDY,
+            max_new_tokens=completer.limit_new_tokens(config.max_new_tokens),
+            stop=stop_strings(problems),
+        ),
     )
     bits = middle_bits(completer, problems, with_suffix=with_suffix)
     return [
@@ -137,9 +137,9 @@ def answer_problems(
     ]
 
 
-def stop_strings(problems: Sequence[Problem]) -> Sequence[str]:
+def stop_strings(problems: Sequence[Problem]) -> tuple[str, ...]:
     """Strings that end the answers to problems of one batch."""
-    return ["\n", "\r"] if all(problem.kind == SINGLE_LINE for problem in problems) else ()
+    return ("\n", "\r") if all(problem.kind == SINGLE_LINE for problem in problems) else ()
 
 
 def middle_bits(completer: Completer, problems: Sequence[Problem], *, with_suffix: bool) -> list[float]:
@@ -149,22 +149,7 @@ def middle_bits(completer: Completer, problems: Sequence[Problem], *, with_suffi
         reference = completer.tokenizer.encode(problem.reference)
         request = InfillRequest(problem.prompt, problem.suffix if with_suffix else None)
         rows.append((completer.prompt_ids(request, len(reference)), reference))
-    return score_continuations(completer, rows)
-
-
-def score_continuations(completer: Completer, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-    """Bits of each row's continuation, the second of its two lists of ids, after its prompt, the first."""
-    ids = torch.full((len(rows), max(len(prompt) + len(rest) for prompt, rest in rows)), completer.tokenizer.pad_id)
-    for r, (prompt, rest) in enumerate(rows):
-        ids[r, : len(prompt) + len(rest)] = torch.tensor(prompt + rest)
-    bits = []
-    with torch.inference_mode():
-        hidden = completer.model.hidden_states(ids)
-        for r, (prompt, rest) in enumerate(rows):
-            at, end = len(prompt), len(prompt) + len(rest)
-            logits = completer.model.lm_head(hidden[r, at - 1 : end - 1]).float()
-            bits.append(float(F.cross_entropy(logits, ids[r, at:end], reduction="sum")) / math.log(2))
-    return bits
+    return completer.score(rows)
 
 
 def aggregate(results: Sequence[InfillResult]) -> JsonObject:

@@ -6,8 +6,8 @@ It is what a left-to-right model can do with a suffix (InCoder, section 4.1).
 from collections.abc import Sequence
 
 from codekiln.evaluate.config import InfillingConfig, RerankingConfig
-from codekiln.evaluate.infilling import Problem, postprocess, score_continuations, stop_strings
-from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.evaluate.infilling import Problem, postprocess, stop_strings
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import SamplingParams
 from codekiln.progress import progress_bar
 
@@ -27,10 +27,13 @@ def rerank(
         for start in range(0, len(problems), problems_per_batch):
             batch = problems[start : start + problems_per_batch]
             completions = completer.complete(
-                [InfillRequest(problem.prompt) for problem in batch for _ in range(config.n_samples)],
-                max_new_tokens=completer.limit_new_tokens(infilling.max_new_tokens),
-                sampling=SamplingParams(temperature=config.temperature, seed=infilling.seed + start),
-                stop=stop_strings(batch),
+                [InfillRequest(problem.prompt) for problem in batch],
+                CompletionParams(
+                    sampling=SamplingParams(temperature=config.temperature, seed=infilling.seed + start),
+                    max_new_tokens=completer.limit_new_tokens(infilling.max_new_tokens),
+                    stop=stop_strings(batch),
+                    n=config.n_samples,
+                ),
             )
             for k, problem in enumerate(batch):
                 drawn = completions[k * config.n_samples : (k + 1) * config.n_samples]
@@ -52,5 +55,5 @@ def most_likely(completer: Completer, problem: Problem, texts: Sequence[str], su
     end = [] if tail else [tokenizer.eos_id]
     continuations = [[*tokenizer.encode(text + tail), *end][:most] for text in texts]
     prompt = completer.prompt_ids(InfillRequest(problem.prompt), max(map(len, continuations)))
-    bits = score_continuations(completer, [(prompt, continuation) for continuation in continuations])
+    bits = completer.score([(prompt, continuation) for continuation in continuations])
     return texts[bits.index(min(bits))]

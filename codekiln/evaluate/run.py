@@ -9,7 +9,7 @@ from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.functions import sample_functions
 from codekiln.evaluate.infilling import InfillResult, aggregate, evaluate, is_scorable, sample_problems
 from codekiln.files import JsonObject
-from codekiln.generate.complete import Completer, InfillRequest
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
 
 MAX_SAMPLES_SHOWN = 4  # correct and wrong samples of each kind of problem that are kept, in the order of sampling
@@ -43,7 +43,9 @@ def sample_report_functions(
         suffix = "".join([line_end, *lines[function.hidden_line + 1 :]])
         requests = {"completion": InfillRequest(function.before), "infill": InfillRequest(prompt, suffix)}
         texts = {
-            name: completer.complete([request], max_new_tokens=max_new_tokens, sampling=GREEDY)[0].text
+            name: completer.complete([request], CompletionParams(max_new_tokens=max_new_tokens, sampling=GREEDY))[
+                0
+            ].text
             for name, request in requests.items()
         }
         shown.append(

@@ -1,24 +1,25 @@
 """Text in, text out: complete a prompt, or fill the holes of a document."""
 
 import codecs
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from codekiln.errors import ConfigError
-from codekiln.generate.engine import generate
-from codekiln.generate.sampling import SamplingParams
+from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
+from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs, bits
+from codekiln.model.decoder import Precision
 from codekiln.model.huggingface import TOKENIZER, load_model, require_vocabulary, resolve_model_dir, stop_token_ids_in
+from codekiln.model.make_decoder import make_decoder
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import N_FIM_SENTINELS
+from codekiln.tokenizer.infill import N_FIM_SENTINELS, N_SENTINELS_PER_SPAN, CausalMask
 
 DEFAULT_MAX_NEW_TOKENS = 64
 # The suffix gets at least this fraction of the context if it is long enough: the prefix says more about a hole.
 SUFFIX_FRACTION = 0.25
-
-FinishReason = Literal["stop", "length"]
+CUTS = 8  # a prefix that is too long loses a multiple of this fraction of the room
 
 
 @dataclass(frozen=True)
@@ -29,40 +30,101 @@ class InfillRequest:
     suffix: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompletionParams:
+    """How requests are completed. A completion ends before the first stop string.
+
+    `max_new_tokens` None means `DEFAULT_MAX_NEW_TOKENS`, or the limit of the model if that is lower; 0 reads the prompt only.
+    `has_prompt_logprobs` requests the log-probabilities of the prompt's tokens. Requests with different `cache_key` do not use
+    each other's cached prefixes.
+    """
+
+    sampling: SamplingParams
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    has_prompt_logprobs: bool = False
+    cache_key: str = ""
+
+
 @dataclass(frozen=True)
 class Completion:
-    """`finish_reason` is "stop" if the model or a stop string ended the text, and "length" if the token limit did."""
+    """`finish_reason` is "stop" if the model or a stop string ended the text, and "length" if the token limit did.
+
+    `tokens` are the ids that were generated, with the stop token, and `logprobs` theirs if they were requested.
+    """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    cached_tokens: int = field(default=0, compare=False)
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of its tokens; 0 if there are none."""
+        return sum(each.logprob for each in self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
 
 
 @dataclass(frozen=True)
 class CompletionChunk:
-    """A piece of streamed text of request `index`. The last chunk of a request carries its completion."""
+    """A piece of streamed text of sample `index`. The last chunk of a sample carries its completion."""
 
     index: int
     text: str
     completion: Completion | None = None
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that is being completed. Made by `Completer.submit`."""
+
+    request: Request
+    texts: list["StreamDecoder"]
+    logprobs: list[list[TokenLogprobs]]
+    n_open: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of its samples have ended."""
+        return self.n_open == 0
 
 
 class Completer:
-    """A model and its tokenizer. Handles one call at a time. `stop_token_ids` add to those of the tokenizer.
+    """A model and its tokenizer. Not thread-safe. `stop_token_ids` add to those of the tokenizer.
 
     Raises ConfigError if the tokenizer has more ids than the model.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, stop_token_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        stop_token_ids: frozenset[int] = frozenset(),
+        *,
+        precision: Precision = "float32",
+        has_drafts: bool = True,
+        pool_tokens: int | None = None,
+    ) -> None:
         require_vocabulary(tokenizer.vocab_size, model.config)
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer, self.precision = tokenizer, precision
         self.context_length = model.config.context_length
-        self._stop_token_ids = tokenizer.stop_token_ids | (stop_token_ids & tokenizer.special_ids)
+        stop_ids = tokenizer.stop_token_ids | (stop_token_ids & tokenizer.special_ids)
         # Ids without text are never sampled: special tokens, gaps in the vocabulary, and unused rows of the embedding.
         without_text = {i for i, data in enumerate(tokenizer.token_bytes) if not data}
         unused = range(tokenizer.vocab_size, model.config.vocab_size)
-        self._forbidden_token_ids = frozenset(without_text.union(unused)) - self._stop_token_ids
+        self._stop_token_ids = stop_ids
+        self.engine = Engine(
+            make_decoder(model, precision),
+            stop_token_ids=stop_ids,
+            forbidden_token_ids=frozenset(without_text.union(unused)) - stop_ids,
+            pool_tokens=pool_tokens,
+            has_drafts=has_drafts,
+        )
+        self._jobs: dict[Request, Job] = {}
 
     @property
     def can_infill(self) -> bool:
@@ -79,96 +141,181 @@ class Completer:
         return min(max_new_tokens, self.max_new_tokens_limit)
 
     @classmethod
-    def load(cls, folder: Path) -> "Completer":
+    def load(cls, folder: Path, precision: Precision = "float32") -> "Completer":
         """Loads a run or a model directory. Raises CodekilnError or OSError naming the file that is missing or damaged."""
         inner = resolve_model_dir(folder)
         model, tokenizer = load_model(inner), Tokenizer.load(inner / TOKENIZER)
-        return cls(model, tokenizer, stop_token_ids_in(inner))
+        return cls(model, tokenizer, stop_token_ids_in(inner), precision=precision)
 
-    def stream(
-        self,
-        requests: Sequence[InfillRequest],
-        *,
-        max_new_tokens: int | None,
-        sampling: SamplingParams,
-        stop: Sequence[str] = (),
-    ) -> Iterator[CompletionChunk]:
-        """Decodes all requests together. Yields one chunk per token; its text may be empty while text is held back.
+    def submit(self, request: InfillRequest | Sequence[int], params: CompletionParams) -> Job:
+        """Adds a request, as text or as token ids, to the running batch. `step` computes its tokens.
 
-        A completion ends before the first stop string. `max_new_tokens` None means `DEFAULT_MAX_NEW_TOKENS`, or the limit of
-        the model if that is lower. Raises ConfigError when it is called, before the first chunk is requested.
+        Raises ConfigError if it cannot be completed.
         """
         limit = self.max_new_tokens_limit
+        max_new_tokens = params.max_new_tokens
         if max_new_tokens is None:
             max_new_tokens = self.limit_new_tokens(DEFAULT_MAX_NEW_TOKENS)
-        if not 1 <= max_new_tokens <= limit:
+        if not 0 <= max_new_tokens <= limit:
             raise ConfigError(
                 f"max_new_tokens must be between 1 and {limit} for this model, less than half of its context "
                 f"(got {max_new_tokens})"
             )
-        prompts = [self.prompt_ids(request, max_new_tokens) for request in requests]
-        if not all(prompts):
-            raise ConfigError("the prompt is empty: this model needs at least one token")
-        return self._chunks(prompts, max_new_tokens, sampling, stop)
-
-    def _chunks(
-        self, prompts: list[list[int]], max_new_tokens: int, sampling: SamplingParams, stop: Sequence[str]
-    ) -> Iterator[CompletionChunk]:
-        texts = [StreamDecoder(stop) for _ in prompts]
-        counts = [0] * len(prompts)
-        is_open = [True] * len(prompts)
-
-        def finish(row: int, reason: FinishReason) -> CompletionChunk:
-            rest = texts[row].rest()
-            is_open[row] = False
-            return CompletionChunk(row, rest, Completion(texts[row].sent, reason, len(prompts[row]), counts[row]))
-
-        generated = generate(
-            self.model,
-            prompts,
+        prompt = self.prompt_ids(request, max_new_tokens) if isinstance(request, InfillRequest) else list(request)
+        if not all(0 <= token < self.tokenizer.vocab_size for token in prompt):
+            raise ConfigError(
+                f"the prompt has token ids outside of the vocabulary, 0 to {self.tokenizer.vocab_size - 1}"
+            )
+        added = self.engine.add(
+            prompt,
+            params.sampling,
             max_new_tokens=max_new_tokens,
-            stop_token_ids=self._stop_token_ids,
-            forbidden_token_ids=self._forbidden_token_ids,
-            sampling=sampling,
+            n=params.n,
+            cache_key=params.cache_key,
+            score_from=0 if params.has_prompt_logprobs else None,
         )
-        for new in generated:
-            if not is_open[new.row]:
-                continue
-            counts[new.row] += 1
-            if new.token in self._stop_token_ids:
-                yield finish(new.row, "stop")
-            else:
-                yield CompletionChunk(new.row, texts[new.row].add(self.tokenizer.token_bytes[new.token]))
-                if texts[new.row].is_stopped:
-                    yield finish(new.row, "stop")
-            if not any(is_open):
-                return
-        for row in range(len(prompts)):
-            if is_open[row]:
-                yield finish(row, "length")
+        job = Job(added, [StreamDecoder(params.stop) for _ in range(params.n)], [[] for _ in range(params.n)], params.n)
+        self._jobs[added] = job
+        return job
 
-    def complete(
-        self,
-        requests: Sequence[InfillRequest],
-        *,
-        max_new_tokens: int | None,
-        sampling: SamplingParams,
-        stop: Sequence[str] = (),
-    ) -> list[Completion]:
-        """The completions of all requests, in order."""
+    def cancel(self, job: Job) -> None:
+        """Ends a job. It has no further chunks."""
+        for each in job.request.sequences:
+            self.engine.cancel(each)
+        self._jobs.pop(job.request, None)
+
+    def step(self) -> list[tuple[Job, CompletionChunk]]:
+        """One step of the engine: the new text of all jobs, with the index of the sample in its job."""
+        found: list[tuple[Job, CompletionChunk]] = []
+        for new in self.engine.step():
+            job = self._jobs.get(new.sample.request)
+            if job is not None and not job.texts[new.sample.index].is_stopped:
+                found += [(job, chunk) for chunk in self._chunks(job, new)]
+                if job.is_finished:
+                    del self._jobs[job.request]
+        for request in [each for each in self._jobs if each.is_finished]:  # those that were only read
+            job = self._jobs.pop(request)
+            job.n_open = 0
+            found += [(job, CompletionChunk(i, "", self._completion(job, i, "length"))) for i in range(len(job.texts))]
+        return found
+
+    def _chunks(self, job: Job, new: NewToken) -> Iterator[CompletionChunk]:
+        index, text = new.sample.index, job.texts[new.sample.index]
+        if new.logprobs is not None:
+            job.logprobs[index].append(new.logprobs)
+        if new.token in self._stop_token_ids:
+            yield self._finish(job, index, "stop", new.logprobs)
+            return
+        piece = text.add(self.tokenizer.token_bytes[new.token])
+        if text.is_stopped:
+            self.engine.cancel(new.sample)
+            yield CompletionChunk(index, piece, None, new.logprobs)
+            yield self._finish(job, index, "stop")
+        elif new.finish_reason is not None:
+            yield CompletionChunk(index, piece, None, new.logprobs)
+            yield self._finish(job, index, new.finish_reason)
+        else:
+            yield CompletionChunk(index, piece, None, new.logprobs)
+
+    def _finish(
+        self, job: Job, index: int, reason: FinishReason, logprobs: TokenLogprobs | None = None
+    ) -> CompletionChunk:
+        job.n_open -= 1
+        rest = job.texts[index].rest()
+        return CompletionChunk(index, rest, self._completion(job, index, reason), logprobs)
+
+    def _completion(self, job: Job, index: int, reason: FinishReason) -> Completion:
+        tokens = tuple(job.request.sequences[index].tokens)
+        return Completion(
+            text=job.texts[index].sent,
+            finish_reason=reason,
+            prompt_tokens=len(job.request.prompt),
+            completion_tokens=len(tokens),
+            tokens=tokens,
+            logprobs=tuple(job.logprobs[index]),
+            cached_tokens=job.request.n_cached_tokens,
+        )
+
+    def stream(
+        self, requests: Sequence[InfillRequest | Sequence[int]], params: CompletionParams
+    ) -> Iterator[CompletionChunk]:
+        """Decodes all requests together. Yields one chunk per token; its text may be empty while text is held back.
+
+        Sample j of request i has the index `i * n + j`. Raises ConfigError when it is called, before the first chunk is
+        requested.
+        """
+        jobs: list[Job] = []
+        try:
+            for request in requests:
+                jobs.append(self.submit(request, params))
+        except ConfigError:
+            for job in jobs:
+                self.cancel(job)
+            raise
+        return self._stream(jobs, params.n)
+
+    def _stream(self, jobs: list[Job], n: int) -> Iterator[CompletionChunk]:
+        numbers = {id(job): i for i, job in enumerate(jobs)}
+        try:
+            while not all(job.is_finished for job in jobs):
+                for job, chunk in self.step():
+                    if id(job) in numbers:
+                        yield replace(chunk, index=numbers[id(job)] * n + chunk.index)
+        finally:
+            for job in jobs:
+                if not job.is_finished:
+                    self.cancel(job)
+
+    def complete(self, requests: Sequence[InfillRequest | Sequence[int]], params: CompletionParams) -> list[Completion]:
+        """The completions of all requests, in order; `n` for each."""
         completions: dict[int, Completion] = {}
-        for chunk in self.stream(requests, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
+        for chunk in self.stream(requests, params):
             if chunk.completion is not None:
                 completions[chunk.index] = chunk.completion
-        return [completions[i] for i in range(len(requests))]
+        return [completions[i] for i in range(len(completions))]
 
-    def infill(self, parts: Sequence[str], *, max_new_tokens: int | None, sampling: SamplingParams) -> list[Completion]:
-        """Fills the holes between `parts` from left to right. Each hole sees the text of the ones before it."""
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        """Bits of each row's continuation, the second of its two lists of ids, after its prompt, the first.
+
+        Rows with the same prompt read it once.
+        """
+        requests = [
+            self.engine.add([*prompt, *rest], GREEDY, max_new_tokens=0, score_from=len(prompt)) for prompt, rest in rows
+        ]
+        while not all(each.is_finished for each in requests):
+            self.engine.step()
+        return [bits(each.prompt_logprobs) for each in requests]
+
+    def infill(self, parts: Sequence[str], params: CompletionParams) -> list[Completion]:
+        """Fills the holes between `parts` from left to right. Each hole sees the text of the ones before it.
+
+        InCoder's format has all holes in one prompt, and each answer follows the ones before it (section 2.2). Other formats
+        have one hole: the text after it is that of the next parts.
+        """
+        infill_format = self.tokenizer.infill_format
+        if isinstance(infill_format, CausalMask) and 2 < len(parts) <= len(infill_format.mask_ids) - 1:
+            ids = [self.tokenizer.encode_document(parts[0]), *map(self.tokenizer.encode, parts[1:])]
+            max_new_tokens = params.max_new_tokens or self.limit_new_tokens(DEFAULT_MAX_NEW_TOKENS)
+            longest = sum(map(len, ids)) + (len(ids) - 1) * (max_new_tokens + N_SENTINELS_PER_SPAN) + 1
+            if longest + len(self.tokenizer.bos_ids) <= self.context_length:
+                return self._infill_together(infill_format, ids, params)
         completions: list[Completion] = []
         for k in range(len(parts) - 1):
             before = parts[0] + "".join(a.text + part for a, part in zip(completions, parts[1:], strict=False))
             request = InfillRequest(before, "".join(parts[k + 1 :]))
-            completions += self.complete([request], max_new_tokens=max_new_tokens, sampling=sampling)
+            completions += self.complete([request], params)
+        return completions
+
+    def _infill_together(
+        self, infill_format: CausalMask, parts: Sequence[list[int]], params: CompletionParams
+    ) -> list[Completion]:
+        completions: list[Completion] = []
+        prompt = [*self.tokenizer.bos_ids, *infill_format.document_with_holes(parts)]
+        for k in range(len(parts) - 1):
+            prompt.append(infill_format.mask_ids[k])
+            completions += self.complete([prompt], params)
+            text_ids = [token for token in completions[-1].tokens if token not in self._stop_token_ids]
+            prompt += [*text_ids, infill_format.end_of_mask_id]
         return completions
 
     def prompt_ids(self, request: InfillRequest, max_new_tokens: int) -> list[int]:
@@ -183,7 +330,12 @@ class Completer:
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]
         is_start = len(prefix) <= room - n_suffix
-        prefix = prefix if is_start else self._from_line_start(prefix[len(prefix) - (room - n_suffix) :])
+        if not is_start:
+            # The same place is cut while a user types on, so that the cached prefix can be used again.
+            n_kept = room - n_suffix
+            step = max(1, n_kept // CUTS)
+            n_dropped = math.ceil((len(prefix) - n_kept) / step) * step
+            prefix = self._from_line_start(prefix[n_dropped:])
         prompt = prefix
         if request.suffix is not None:
             infill_format = self.tokenizer.infill_format

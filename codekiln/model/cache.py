@@ -1,43 +1,222 @@
-"""Keys and values of the tokens that a sequence has read, so that each token is read once.
+"""Keys and values of the tokens that sequences have read, in one pool, and the attention of a flat batch over them.
 
-B sequence, K key head, T new position, S cached position.
+N token of the batch, H head, K key head, S token of the pool, d channel of a head.
 """
 
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codekiln.model.configs import ModelConfig
 
+HAS_KERNELS = importlib.util.find_spec("numba") is not None
+# Longer chunks of one sequence use PyTorch's attention, which is faster for them.
+MAX_KERNEL_CHUNK = 16
+Array = npt.NDArray[Any]
 
-class KVCache:
-    """Keys and values of all layers, each (B, K, capacity, d_head). Every sequence has its own length, (B,)."""
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
-        self._keys, self._values, self.lengths = keys, values, lengths
+class Attend(Protocol):
+    """Stores the keys and values of new tokens, and attends to all tokens that each of them may see."""
 
-    @classmethod
-    def allocate(cls, config: ModelConfig, n_sequences: int, capacity: int, *, like: Tensor) -> "KVCache":
-        """An empty cache for sequences of at most `capacity` positions, with the device and dtype of `like`."""
-        shape = (n_sequences, config.n_kv_heads, capacity, config.d_head)
-        keys, values = ([like.new_zeros(shape) for _ in range(config.n_layers)] for _ in range(2))
-        return cls(keys, values, torch.zeros(n_sequences, dtype=torch.long, device=like.device))
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (N, H, d), k and v (N, K, d) to (N, H * d)."""
+        ...
+
+
+class KVPool:
+    """Keys and values of all layers, each (layers, S, K, d). A sequence has ranges of consecutive tokens in it."""
+
+    def __init__(self, config: ModelConfig, n_tokens: int, *, like: Tensor) -> None:
+        shape = (config.n_layers, n_tokens, config.n_kv_heads, config.d_head)
+        self.config, self.n_tokens = config, n_tokens
+        # Memory that was never written is not resident.
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Copies a range of tokens to another place."""
+        for pool in (self.keys, self.values):
+            pool[:, target : target + n_tokens] = pool[:, source : source + n_tokens].clone()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New tokens of one sequence, which has read `n_before` tokens of its own range from `start`.
+
+    Before its own range it may see a shared prefix: `prefix_length` tokens from `prefix_start`.
+    """
+
+    n_new: int
+    start: int
+    n_before: int
+    prefix_start: int = 0
+    prefix_length: int = 0
 
     @property
-    def capacity(self) -> int:
-        """Positions that a sequence can have."""
-        return self._keys[0].shape[2]
+    def position(self) -> int:
+        """Of the first new token in its sequence."""
+        return self.prefix_length + self.n_before
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes k and v (B, K, T, d_head) after each sequence's length, and returns all keys and values of the layer.
 
-        The lengths stay as they are until `advance`, because all layers write at the same positions.
-        """
-        T = k.shape[2]
-        slots = (self.lengths[:, None] + torch.arange(T, device=k.device))[:, None, :, None].expand_as(k)
-        self._keys[layer].scatter_(2, slots, k)
-        self._values[layer].scatter_(2, slots, v)
-        return self._keys[layer], self._values[layer]
+@dataclass(frozen=True)
+class _SharedPrefix:
+    tokens: slice  # of the batch
+    start: int
+    length: int
 
-    def advance(self, n: int | Tensor) -> None:
-        """Adds `n` new positions, one number or one per sequence (B,), after a forward pass."""
-        self.lengths += n
+
+class BatchAttention:
+    """Attention of a flat batch of chunks. Chunks of more than `MAX_KERNEL_CHUNK` tokens have no shared prefix and come last;
+    chunks with the same prefix are adjacent."""
+
+    def __init__(self, pool: KVPool, chunks: Sequence[Chunk]) -> None:
+        self._pool = pool
+        slots = [np.arange(c.start + c.n_before, c.start + c.n_before + c.n_new) for c in chunks]
+        self._slots = np.concatenate(slots)
+        self._slots_tensor = torch.from_numpy(self._slots).to(pool.keys.device)
+        small = [c for c in chunks if c.n_new <= MAX_KERNEL_CHUNK]
+        self._long = [c for c in chunks if c.n_new > MAX_KERNEL_CHUNK]
+        assert list(chunks[len(small) :]) == self._long
+        self._n_small = sum(c.n_new for c in small)
+        self._starts = np.repeat(np.array([c.start for c in small], np.int64), [c.n_new for c in small])
+        self._lengths = np.concatenate(
+            [np.arange(c.n_before + 1, c.n_before + c.n_new + 1) for c in small] or [np.empty(0, np.int64)]
+        )
+        self._shared = _shared_prefixes(small)
+        self._has_kernels = HAS_KERNELS and pool.keys.is_cpu and pool.keys.dtype == torch.float32
+        if self._has_kernels:
+            self._key_arrays, self._value_arrays = pool.keys.numpy(), pool.values.numpy()
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the compiled kernels attend for all tokens."""
+        return self._has_kernels and not self._long
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (N, H, d), k and v (N, K, d) to (N, H * d)."""
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        keys.index_copy_(0, self._slots_tensor, k)
+        values.index_copy_(0, self._slots_tensor, v)
+        out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+        if self._n_small:
+            self._attend_small(layer, q[: self._n_small], out[: self._n_small])
+        at = self._n_small
+        for chunk in self._long:
+            stop = chunk.start + chunk.n_before + chunk.n_new
+            y = _attend_chunk(q[at : at + chunk.n_new], keys[chunk.start : stop], values[chunk.start : stop])
+            out[at : at + chunk.n_new] = y
+            at += chunk.n_new
+        return out
+
+    def attend_arrays(self, layer: int, q: Array, k: Array, v: Array, out: Array) -> None:
+        """The same for arrays, if the batch `is_small`. The result is written to `out` (N, H * d)."""
+        from codekiln.model import cpu_kernels  # noqa: PLC0415 - an optional package
+
+        cpu_kernels.store(k, v, self._slots, self._key_arrays[layer], self._value_arrays[layer])
+        self._attend_with_kernel(layer, q, out)
+
+    def _attend_small(self, layer: int, q: Tensor, out: Tensor) -> None:
+        if self._has_kernels:
+            self._attend_with_kernel(layer, q.contiguous().numpy(), out.numpy())
+            return
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        states = self._shared_states(layer, q)
+        starts = torch.from_numpy(self._starts).to(q.device)
+        lengths = torch.from_numpy(self._lengths).to(q.device)
+        places = torch.arange(int(self._lengths.max()), device=q.device)
+        is_seen = places < lengths[:, None]  # (N, longest)
+        ranges = torch.where(is_seen, starts[:, None] + places, starts[:, None])
+        group = q.shape[1] // keys.shape[1]
+        k, v = (pool[ranges].repeat_interleave(group, 2).float() for pool in (keys, values))  # (N, longest, H, d)
+        scores = torch.einsum("nhd,nshd->nhs", q.float(), k) / math.sqrt(q.shape[2])
+        scores = scores.masked_fill(~is_seen[:, None], -torch.inf)
+        largest = torch.maximum(scores.amax(-1), states.maxima)
+        weights = (scores - largest[..., None]).exp()
+        factor = (states.maxima - largest).exp()
+        total = torch.einsum("nhs,nshd->nhd", weights, v) + states.sums_of_values * factor[..., None]
+        out.copy_((total / (weights.sum(-1) + states.sums * factor)[..., None]).flatten(1))
+
+    def _attend_with_kernel(self, layer: int, q: Array, out: Array) -> None:
+        from codekiln.model import cpu_kernels  # noqa: PLC0415 - an optional package
+
+        shape = q.shape[:2]
+        if self._shared:
+            states = self._shared_states(layer, torch.from_numpy(q))
+            out[:] = states.sums_of_values.flatten(1).numpy()
+            maxima, sums = states.maxima.numpy(), states.sums.numpy()
+        else:
+            maxima, sums = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.float32)
+            out[:] = 0
+        keys, values = self._key_arrays[layer], self._value_arrays[layer]
+        cpu_kernels.attend(q, keys, values, self._starts, self._lengths, maxima, sums, out)
+
+    def _shared_states(self, layer: int, q: Tensor) -> "_SoftmaxStates":
+        """The softmax of each token over its shared prefix: one matrix product per head for all tokens that share it."""
+        N, H, d = q.shape
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        K = keys.shape[1]
+        maxima = torch.full((N, H), -torch.inf, device=q.device)
+        sums, totals = torch.zeros(N, H, device=q.device), torch.zeros(N, H, d, device=q.device)
+        for shared in self._shared:
+            at = slice(shared.start, shared.start + shared.length)
+            n = shared.tokens.stop - shared.tokens.start
+            queries = q[shared.tokens].view(n, K, H // K, d).transpose(0, 1).reshape(K, -1, d).float()
+            scores = queries @ keys[at].permute(1, 2, 0).float() / math.sqrt(d)  # (K, n H / K, P)
+            largest = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(largest).exp_()
+            total = weights @ values[at].transpose(0, 1).float()
+            maxima[shared.tokens] = largest.view(K, n, H // K).transpose(0, 1).reshape(n, H)
+            sums[shared.tokens] = weights.sum(-1).view(K, n, H // K).transpose(0, 1).reshape(n, H)
+            totals[shared.tokens] = total.view(K, n, H // K, d).transpose(0, 1).reshape(n, H, d)
+        return _SoftmaxStates(maxima, sums, totals)
+
+
+@dataclass(frozen=True)
+class _SoftmaxStates:
+    """Of each token and head: the largest score (N, H), and the sums of exponentials (N, H) and of values (N, H, d)."""
+
+    maxima: Tensor
+    sums: Tensor
+    sums_of_values: Tensor
+
+
+def _shared_prefixes(chunks: Sequence[Chunk]) -> list[_SharedPrefix]:
+    found: list[_SharedPrefix] = []
+    at = 0
+    for chunk in chunks:
+        stop = at + chunk.n_new
+        if chunk.prefix_length:
+            last = found[-1] if found else None
+            is_same = last is not None and (last.start, last.length, last.tokens.stop) == (
+                chunk.prefix_start,
+                chunk.prefix_length,
+                at,
+            )
+            if last is not None and is_same:
+                found[-1] = _SharedPrefix(slice(last.tokens.start, stop), last.start, last.length)
+            else:
+                found.append(_SharedPrefix(slice(at, stop), chunk.prefix_start, chunk.prefix_length))
+        at = stop
+    return found
+
+
+def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """q (N, H, d) of the last N of `keys` and `values` (S, K, d) to (N, H * d)."""
+    N, H, _ = q.shape
+    S, K, _ = keys.shape
+    k, v = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    if H != K and not q.is_cpu and N != S:
+        # The fused kernels of GPUs support shared key heads or a mask, but not both.
+        k, v = (each.repeat_interleave(H // K, dim=1) for each in (k, v))
+    mask = None if N == S else torch.ones(N, S, dtype=torch.bool, device=q.device).tril(S - N)
+    y = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] != H
+    )
+    return y[0].transpose(0, 1).reshape(N, -1)

@@ -1,6 +1,6 @@
 """The transformer of all model families. The class attributes of the config select the architecture.
 
-B batch, T position, S cached position, H head, K key head, D model width, V vocabulary.
+B batch, T position, S key position, H head, K key head, D model width, V vocabulary.
 """
 
 import math
@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codekiln.model.cache import KVCache
 from codekiln.model.configs import ModelConfig
 from codekiln.model.varlen_attention import document_attention
 
 INIT_STD = 0.02
 POSITION_OFFSET = 2  # in fairseq, positions begin after a padding row (InCoder's code)
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu_gated": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -47,9 +46,9 @@ def _norm(config: ModelConfig) -> nn.Module:
 class Attention(nn.Module):
     """Causal attention with `n_kv_heads` keys shared by groups of heads."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config = config
         d, q_width, kv_width = config.d_model, config.n_heads * config.d_head, config.n_kv_heads * config.d_head
         self.q = nn.Linear(d, q_width, bias=config.qkv_bias)
         self.k = nn.Linear(d, kv_width, bias=config.qkv_bias)
@@ -64,7 +63,6 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         document_ids: Tensor | None,
-        cache: KVCache | None,
     ) -> Tensor:
         """x (B, T, D) to (B, T, D). `mask` (B, 1, T, S) is true where a query attends. Without a mask, attention is causal,
         and within documents if there are `document_ids` (B, T)."""
@@ -77,8 +75,6 @@ class Attention(nn.Module):
         if rotary is not None:
             rotate = rotate_halves if config.position_encoding == "rope_half" else rotate_pairs
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
         if document_ids is not None:
             y = document_attention(q, k, v, document_ids)
         else:
@@ -100,7 +96,7 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(config.d_model, config.d_ff, bias) if config.activation == "silu_gated" else None
         self.up = nn.Linear(config.d_model, config.d_ff, bias)
         self.down = nn.Linear(config.d_ff, config.d_model, bias)
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
@@ -111,10 +107,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and a pre-norm feed-forward layer, one after the other or in parallel on one norm."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.mlp_norm = None if config.parallel_residual else _norm(config)
         self.mlp = FeedForward(config)
 
@@ -124,10 +120,9 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         document_ids: Tensor | None,
-        cache: KVCache | None,
     ) -> Tensor:
         y = self.attention_norm(x)
-        attended = x + self.attention(y, rotary, mask, document_ids, cache)
+        attended = x + self.attention(y, rotary, mask, document_ids)
         out: Tensor = attended + self.mlp(y if self.mlp_norm is None else self.mlp_norm(attended))
         return out
 
@@ -158,7 +153,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = _norm(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
         self.cross_entropy = CrossEntropy()
@@ -176,7 +171,6 @@ class Transformer(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
         is_flat: bool = False,
     ) -> Tensor:
         """ids (B, T) to logits (B, T, V), or (B * T, V) if `is_flat`. See `hidden_states` for the other arguments.
@@ -184,7 +178,7 @@ class Transformer(nn.Module):
         The loss needs flat logits. They are made flat before the output layer: with a bias, that layer returns a view for
         (B, T, D), and FSDP2 warns about views.
         """
-        hidden = self.hidden_states(ids, positions=positions, document_ids=document_ids, cache=cache)
+        hidden = self.hidden_states(ids, positions=positions, document_ids=document_ids)
         logits: Tensor = self.lm_head(hidden.flatten(0, 1) if is_flat else hidden)
         return logits
 
@@ -194,20 +188,16 @@ class Transformer(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
     ) -> Tensor:
         """ids (B, T) to the hidden states (B, T, D) that `lm_head` turns into logits.
 
         `positions` (B, T) default to 0, 1, …. `document_ids` (B, T) number the documents packed in a sequence: documents do
-        not see each other, and absolute positions begin at 0 in each. With a cache, ids follow what each sequence has read.
+        not see each other, and absolute positions begin at 0 in each.
         """
         B, T = ids.shape
         config = self.config
         mask = None
-        if cache is not None:
-            positions = cache.lengths[:, None] + torch.arange(T, device=ids.device)
-            mask = torch.arange(cache.capacity, device=ids.device) <= positions[:, None, :, None]  # (B, 1, T, S)
-        elif document_ids is not None:
+        if document_ids is not None:
             if positions is None and config.position_encoding == "sinusoidal":
                 positions = positions_within(document_ids)
             if ids.device.type != "cpu":  # varlen attention is for CPUs
@@ -223,9 +213,9 @@ class Transformer(nn.Module):
             rotary = rotary_angles(scaled, config.n_rotary, config.rope_base)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, rotary, mask, document_ids, None, use_reentrant=False)
+                x = checkpoint(block, x, rotary, mask, document_ids, use_reentrant=False)
             else:
-                x = block(x, rotary, mask, document_ids, cache)
+                x = block(x, rotary, mask, document_ids)
         hidden: Tensor = self.norm(x)
         return hidden
 

@@ -136,6 +136,13 @@ class CausalMask:
         first, second = self.mask_ids[:2]
         return [*prefix, first, *suffix, second, first]
 
+    def document_with_holes(self, parts: Sequence[Sequence[int]]) -> list[int]:
+        """The parts with a mask in each hole between them, and one more mask at the end.
+
+        Then follow, hole by hole, its mask, which asks for it, and what the model writes.
+        """
+        return [token for part, mask in zip(parts, self.mask_ids, strict=False) for token in (*part, mask)]
+
     def example(self, ids: Sequence[int], spans: Sequence[tuple[int, int]], *, is_start: bool) -> TokenizedExample:
         """A document whose spans [start, stop), in order, follow it, each between its mask and the end of mask.
 

@@ -1,0 +1,241 @@
+"""What a decoder does on a CPU between its matrix products, compiled: few calls per layer when a batch has few tokens.
+
+With PyTorch, a small model spends most of a step in the calls of about 40 operators per layer. Here they are five.
+
+N token of the batch, H head, K key head, D width, d channel of a head. Arrays are float32 and contiguous, and outputs are
+written into arrays of the caller. Where a row is "scaled", it is divided by its largest magnitude, which is returned in
+`magnitudes` (N,). Scaled arrays and products have 2 N rows if the projection has two digits (`Int8Linear`).
+"""
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+MAX_DIGIT, MIN_MAGNITUDE = 63, 1e-20  # those of decoder.py
+SILU_GATED, GELU, GELU_TANH = 0, 1, 2
+_compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+
+
+@_compiled
+def _scale_row(rows: Array, n: int, n_tokens: int) -> np.float32:
+    """Divides row `n` by its largest magnitude, which is returned, and splits it into two digits if there is room for them.
+
+    The digits are those of `Int8Linear`.
+    """
+    row = rows[n]
+    largest = np.float32(MIN_MAGNITUDE)
+    for i in range(row.shape[0]):
+        largest = max(largest, abs(row[i]))
+    inverse = np.float32(1) / largest
+    if rows.shape[0] == n_tokens:
+        for i in range(row.shape[0]):
+            row[i] *= inverse
+        return largest
+    low = rows[n_tokens + n]
+    inverse *= np.float32(MAX_DIGIT)
+    for i in range(row.shape[0]):
+        x = row[i] * inverse
+        digit = np.rint(x)
+        row[i] = digit * np.float32(1 / MAX_DIGIT)
+        low[i] = (x - digit) * np.float32(2)
+    return largest
+
+
+@_compiled
+def _product_row(product: Array, n: int, n_tokens: int) -> Any:
+    """Row `n` of a product. Of two digits, the second is added to the first."""
+    row = product[n]
+    if product.shape[0] != n_tokens:
+        low = product[n_tokens + n]
+        for i in range(row.shape[0]):
+            row[i] += low[i] * np.float32(0.5 / MAX_DIGIT)
+    return row
+
+
+@_compiled
+def normalize(x: Array, weight: Array, bias: Array, eps: float, is_rms: bool, out: Array, magnitudes: Array) -> None:
+    """RMSNorm or LayerNorm of x (N, D), scaled. `bias` is empty for RMSNorm."""
+    width = x.shape[1]
+    for n in range(x.shape[0]):
+        row, y = x[n], out[n]
+        mean = np.float32(0)
+        if not is_rms:
+            for i in range(width):
+                mean += row[i]
+            mean /= np.float32(width)
+        squares = np.float32(0)
+        for i in range(width):
+            squares += (row[i] - mean) * (row[i] - mean)
+        factor = np.float32(1 / math.sqrt(squares / width + eps))
+        if is_rms:
+            for i in range(width):
+                y[i] = row[i] * factor * weight[i]
+        else:
+            for i in range(width):
+                y[i] = (row[i] - mean) * factor * weight[i] + bias[i]
+        magnitudes[n] = _scale_row(out, n, x.shape[0])
+
+
+@_compiled
+def add_product(x: Array, product: Array, magnitudes: Array, bias: Array) -> None:
+    """Adds product * magnitudes + bias to x (N, D). `bias` may be empty."""
+    for n in range(x.shape[0]):
+        row, y, magnitude = x[n], _product_row(product, n, x.shape[0]), magnitudes[n]
+        for i in range(x.shape[1]):
+            row[i] += y[i] * magnitude
+        if bias.shape[0]:
+            for i in range(x.shape[1]):
+                row[i] += bias[i]
+
+
+@_compiled
+def split_heads(
+    product: Array,
+    magnitudes: Array,
+    bias: Array,
+    head_scales: Array,
+    eps: float,
+    cosine: Array,
+    sine: Array,
+    is_half: bool,
+    q: Array,
+    k: Array,
+    v: Array,
+) -> None:
+    """The product (N, (H + 2 K) d) of the joint projection to q (N, H, d), k and v (N, K, d), normalized and rotated.
+
+    `head_scales` (H + K, d) are those of QK-norm, or empty. `cosine` and `sine` (N, w) are for the first w channels, with
+    the sign of the sine.
+    """
+    n_heads, n_keys, d = q.shape[1], k.shape[1], q.shape[2]
+    width = cosine.shape[1]
+    half = width // 2
+    head = np.empty(d, np.float32)
+    for n in range(q.shape[0]):
+        row, magnitude = _product_row(product, n, q.shape[0]), magnitudes[n]
+        for h in range(n_heads + 2 * n_keys):
+            for i in range(d):
+                head[i] = row[h * d + i] * magnitude
+            if bias.shape[0]:
+                for i in range(d):
+                    head[i] += bias[h * d + i]
+            if h >= n_heads + n_keys:
+                v[n, h - n_heads - n_keys] = head
+                continue
+            if head_scales.shape[0]:
+                squares = np.float32(0)
+                for i in range(d):
+                    squares += head[i] * head[i]
+                factor = np.float32(1 / math.sqrt(squares / d + eps))
+                for i in range(d):
+                    head[i] *= factor * head_scales[h, i]
+            out = q[n, h] if h < n_heads else k[n, h - n_heads]
+            if is_half:
+                for i in range(half):
+                    out[i] = head[i] * cosine[n, i] + head[i + half] * sine[n, i]
+                    out[i + half] = head[i + half] * cosine[n, i + half] + head[i] * sine[n, i + half]
+            else:
+                for i in range(half):
+                    out[2 * i] = head[2 * i] * cosine[n, 2 * i] + head[2 * i + 1] * sine[n, 2 * i]
+                    out[2 * i + 1] = head[2 * i + 1] * cosine[n, 2 * i + 1] + head[2 * i] * sine[n, 2 * i + 1]
+            for i in range(width, d):
+                out[i] = head[i]
+
+
+@_compiled
+def activate(product: Array, magnitudes: Array, bias: Array, kind: int, out: Array, out_magnitudes: Array) -> None:
+    """The activation of a feed-forward layer, scaled: product (N, width or 2 width) to out (N, width)."""
+    width, n_tokens = out.shape[1], magnitudes.shape[0]
+    for n in range(n_tokens):
+        row, y, magnitude = _product_row(product, n, n_tokens), out[n], magnitudes[n]
+        for i in range(width):
+            x = row[i] * magnitude
+            if bias.shape[0]:
+                x += bias[i]
+            if kind == SILU_GATED:
+                up = row[width + i] * magnitude
+                if bias.shape[0]:
+                    up += bias[width + i]
+                y[i] = x / (np.float32(1) + math.exp(-x)) * up
+            elif kind == GELU:
+                y[i] = np.float32(0.5) * x * (np.float32(1) + math.erf(x * np.float32(0.7071067811865476)))
+            else:
+                inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
+                y[i] = x - x / (math.exp(np.float32(2) * inner) + np.float32(1))
+        out_magnitudes[n] = _scale_row(out, n, n_tokens)
+
+
+@_compiled
+def attend(
+    q: Array,
+    keys: Array,
+    values: Array,
+    starts: Array,
+    lengths: Array,
+    maxima: Array,
+    sums: Array,
+    out: Array,
+) -> None:
+    """Attention of tokens q (N, H, d) over ranges [start, start + length) of `keys` and `values` (S, K, d).
+
+    `maxima` and `sums` (N, H) and `out` (N, H * d) hold the softmax over other keys that was computed before: the largest
+    score, the sum of exponentials, and the weighted sum of values, not yet divided. Without one they are -inf, 0 and 0.
+    """
+    n_heads, n_keys, d = q.shape[1], keys.shape[1], q.shape[2]
+    group = n_heads // n_keys
+    scale = np.float32(1 / math.sqrt(d))
+    longest = 0
+    for n in range(lengths.shape[0]):
+        longest = max(longest, lengths[n])
+    weights = np.empty((n_heads, longest), np.float32)
+    for n in range(q.shape[0]):
+        start, length = starts[n], lengths[n]
+        # Keys and values are read in the order in which they are stored, all heads of a token together.
+        for s in range(length):
+            for h in range(n_heads):
+                key = h // group
+                score = np.float32(0)
+                for i in range(d):
+                    score += q[n, h, i] * keys[start + s, key, i]
+                weights[h, s] = score * scale
+        for h in range(n_heads):
+            largest = maxima[n, h]
+            for s in range(length):
+                largest = max(largest, weights[h, s])
+            before = np.float32(0)
+            if sums[n, h] > 0:
+                before = np.float32(math.exp(maxima[n, h] - largest))
+            weight_sum = sums[n, h] * before
+            for s in range(length):
+                weight = np.float32(math.exp(weights[h, s] - largest))
+                weights[h, s] = weight
+                weight_sum += weight
+            inverse = np.float32(1) / weight_sum
+            for s in range(length):
+                weights[h, s] *= inverse
+            for i in range(d):
+                out[n, h * d + i] *= before * inverse
+        for s in range(length):
+            for h in range(n_heads):
+                weight, key = weights[h, s], h // group
+                for i in range(d):
+                    out[n, h * d + i] += weight * values[start + s, key, i]
+
+
+@_compiled
+def scale(x: Array, magnitudes: Array) -> None:
+    """Scales the rows of x (N, D)."""
+    for n in range(magnitudes.shape[0]):
+        magnitudes[n] = _scale_row(x, n, magnitudes.shape[0])
+
+
+@_compiled
+def store(k: Array, v: Array, slots: Array, keys: Array, values: Array) -> None:
+    """Stores k and v (N, K, d) in the places `slots` (N,) of `keys` and `values` (S, K, d)."""
+    for n in range(slots.shape[0]):
+        keys[slots[n]] = k[n]
+        values[slots[n]] = v[n]

@@ -1,0 +1,291 @@
+"""The engine, in pairs that must agree: cached and not, batched and alone, drafted and not, int8 and float32."""
+
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codekiln.generate.complete import Completer
+from codekiln.generate.engine import Engine, Request
+from codekiln.generate.lookup import PromptLookup
+from codekiln.generate.prefix_cache import PrefixCache, Range
+from codekiln.generate.sampling import GREEDY, SamplingParams
+from codekiln.model.configs import KilnConfig, ModelConfig, codegen, incoder
+from codekiln.model.decoder import Decoder, Int8Linear, Precision
+from codekiln.model.huggingface import load_model
+from codekiln.model.make_decoder import make_decoder
+from codekiln.model.transformer import Transformer
+from tests.small import assert_greedy, make_engine
+
+SMALL: dict[str, Any] = {
+    "n_layers": 2, "d_model": 64, "n_heads": 4, "d_head": 16, "d_ff": 96, "vocab_size": 300, "context_length": 512
+}  # fmt: skip
+FAMILIES: list[ModelConfig] = [
+    KilnConfig(**SMALL, n_kv_heads=2),
+    type(codegen("350M"))(**SMALL, n_kv_heads=4, rotary_dim=8),
+    type(incoder("1B"))(**SMALL, n_kv_heads=4),
+]
+
+
+def random_model(config: ModelConfig) -> Transformer:
+    """Weights large enough that the most likely token is clear in most places."""
+    model = Transformer(config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if name.endswith("norm.weight"):
+            weight.normal_(1.0, 0.1, generator=generator)
+        else:
+            weight.normal_(0.0, 0.05 if name.endswith("bias") else 0.3, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda config: config.family)
+def model(request: pytest.FixtureRequest) -> Transformer:
+    return random_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def kiln() -> Transformer:
+    return random_model(FAMILIES[0])
+
+
+def random_prompts(seed: int, *lengths: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(300) for _ in range(length)] for length in lengths]
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> None:
+    while not all(each.is_finished for each in requests):
+        engine.step()
+
+
+def tokens_of(request: Request) -> list[list[int]]:
+    return [each.tokens for each in request.sequences]
+
+
+def test_greedy_tokens_have_the_greatest_logits(model: Transformer) -> None:
+    """The reference is the transformer that training uses, without a cache."""
+    prompts = random_prompts(1, 1, 5, 17, 40, 100)
+    for prompt, row in zip(prompts, make_engine(model).generate(prompts, GREEDY, max_new_tokens=30), strict=True):
+        assert len(row) == 30
+        assert_greedy(model, prompt, row, tolerance=2e-3)
+
+
+def test_requests_that_join_a_running_batch_have_the_tokens_that_they_have_alone(kiln: Transformer) -> None:
+    params = [GREEDY, SamplingParams(temperature=1.0, seed=5), SamplingParams(temperature=0.7, top_k=20, seed=6)]
+    prompts = random_prompts(2, 7, 300, 33)
+    alone = []
+    for prompt, sampling in zip(prompts, params, strict=True):
+        engine = make_engine(kiln, "int8")
+        request = engine.add(prompt, sampling, max_new_tokens=24, n=2)
+        run(engine, [request])
+        alone.append(tokens_of(request))
+    engine = make_engine(kiln, "int8")
+    requests = []
+    for prompt, sampling in zip(prompts, params, strict=True):
+        requests.append(engine.add(prompt, sampling, max_new_tokens=24, n=2))
+        for _ in range(5):
+            engine.step()
+    run(engine, requests)
+    assert [tokens_of(each) for each in requests] == alone
+    assert engine.n_running == 0 and engine.is_idle
+
+
+def test_samples_of_a_request_are_those_of_requests_with_one(kiln: Transformer) -> None:
+    """20 samples share the prompt; sample 0 alone has the prompt in its own range. The first tokens differ."""
+    prompt = random_prompts(3, 50)[0]
+    sampling = SamplingParams(temperature=1.2, top_p=0.95, seed=9)
+    engine = make_engine(kiln)
+    many, one = (engine.add(prompt, sampling, max_new_tokens=12, n=n) for n in (20, 1))
+    run(engine, [many, one])
+    assert tokens_of(many)[0] == tokens_of(one)[0]
+    assert len({tuple(tokens) for tokens in tokens_of(many)}) == 20
+    for tokens in tokens_of(many)[:3]:  # each is likely under the reference: its logits are those of the whole row
+        logits = kiln(torch.tensor([[*prompt, *tokens]]))[0, len(prompt) - 1 : -1]
+        assert logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).min() > -14
+
+
+def test_logprobs_are_those_of_the_transformer(model: Transformer) -> None:
+    prompt = random_prompts(4, 60)[0]
+    engine = make_engine(model)
+    sampling = SamplingParams(temperature=1.0, top_p=1.0, logprobs=3, seed=1)
+    request = engine.add(prompt, sampling, max_new_tokens=10, n=2, score_from=20)
+    found = {0: list[float](), 1: list[float]()}
+    while not request.is_finished:
+        for new in engine.step():
+            assert new.logprobs is not None and len(new.logprobs.top) == 3
+            found[new.sample.index].append(new.logprobs.logprob)
+    for each in request.sequences:
+        ids = torch.tensor([[*prompt, *each.tokens]])
+        values = model(ids)[0].log_softmax(-1)[:-1].gather(1, ids[0, 1:, None]).flatten()
+        assert found[each.index] == pytest.approx(values[len(prompt) - 1 :].tolist(), abs=1e-3)
+        scored = [logprobs.logprob for logprobs in request.prompt_logprobs]
+        assert scored == pytest.approx(values[19 : len(prompt) - 1].tolist(), abs=1e-3)
+
+
+def test_prompts_are_scored_without_new_tokens(kiln: Transformer) -> None:
+    prompt = random_prompts(5, 700)[0][:500]
+    engine = make_engine(kiln)
+    request = engine.add(prompt, GREEDY, max_new_tokens=0, score_from=0)
+    run(engine, [request])
+    values = kiln(torch.tensor([prompt]))[0].log_softmax(-1)[:-1].gather(1, torch.tensor(prompt)[1:, None]).flatten()
+    assert [each.logprob for each in request.prompt_logprobs] == pytest.approx(values.tolist(), abs=1e-3)
+    assert tokens_of(request) == [[]] and engine.is_idle
+
+
+def test_a_cached_prefix_is_not_read_again_and_changes_nothing(kiln: Transformer) -> None:
+    """An editing session: each prompt is a beginning of the text before with some other tokens after it."""
+    rng = random.Random(6)
+    text = random_prompts(6, 200)[0]
+    session, fresh = make_engine(kiln), make_engine(kiln)
+    for turn in range(6):
+        text = text[: len(text) - rng.randrange(10)] + [rng.randrange(300) for _ in range(rng.randrange(1, 12))]
+        cached = session.add(text, GREEDY, max_new_tokens=8)
+        run(session, [cached])
+        if turn:
+            assert cached.n_cached_tokens >= 150
+        other = fresh.add(text, GREEDY, max_new_tokens=8, cache_key=str(turn))
+        run(fresh, [other])
+        assert other.n_cached_tokens == 0
+        assert_greedy(kiln, text, tokens_of(cached)[0], tolerance=2e-3)
+    assert session.stats.prompt_tokens - session.stats.cached_prompt_tokens < 300
+
+
+def test_cached_prefixes_are_not_shared_between_keys(kiln: Transformer) -> None:
+    engine = make_engine(kiln)
+    prompt = random_prompts(7, 40)[0]
+    first, same, other = (engine.add(prompt, GREEDY, max_new_tokens=4, cache_key=key) for key in ("a", "a", "b"))
+    run(engine, [first])
+    run(engine, [same, other])
+    again = [engine.add(prompt, GREEDY, max_new_tokens=4, cache_key=key) for key in ("a", "b", "c")]
+    run(engine, again)
+    assert [each.n_cached_tokens for each in again] == [39, 39, 0]
+
+
+def test_drafts_change_no_token_and_are_accepted_where_text_repeats(small_run: Path) -> None:
+    """The model repeats itself, so drafts are often right."""
+    completer = Completer.load(small_run)
+    model = load_model(small_run / "model")
+    prompts = [completer.tokenizer.encode(text) for text in ("def count(items):\n    n = 0\n", "class Open", "x")]
+    for sampling in (GREEDY, SamplingParams(temperature=0.5, top_p=0.9, seed=3)):
+        plain, drafting = make_engine(model, has_drafts=False), make_engine(model)
+        expected = plain.generate(prompts, sampling, max_new_tokens=100)
+        found = drafting.generate(prompts, sampling, max_new_tokens=100)
+        if sampling is GREEDY:
+            for prompt, row in zip(prompts, found, strict=True):
+                assert_greedy(model, prompt, row, tolerance=1e-3)
+        else:
+            assert found == expected
+        assert plain.stats.drafted_tokens == 0
+        assert drafting.stats.accepted_tokens <= drafting.stats.drafted_tokens
+        if sampling is GREEDY:
+            assert drafting.stats.accepted_tokens > 0 and drafting.stats.steps < plain.stats.steps
+
+
+def test_rejected_drafts_leave_nothing_in_the_cache(kiln: Transformer) -> None:
+    """Two tokens in random order: their n-grams repeat, and drafts are wrong half of the time."""
+    prompt = random_prompts(12, 40)[0]
+    engine = make_engine(kiln)
+    two = SamplingParams(temperature=2.0, top_p=1.0, seed=1, logit_bias=((1, 100.0), (2, 100.0)))
+    request = engine.add(prompt, two, max_new_tokens=60)
+    run(engine, [request])
+    stats = engine.stats
+    assert stats.drafted_tokens > stats.accepted_tokens > 0
+    again = engine.add([*prompt, *tokens_of(request)[0]], GREEDY, max_new_tokens=20)
+    run(engine, [again])
+    assert again.n_cached_tokens >= len(prompt) + 59
+    assert_greedy(kiln, again.prompt, tokens_of(again)[0], tolerance=2e-3)
+
+
+def test_lookup_drafts_what_followed_the_same_tokens() -> None:
+    lookup = PromptLookup([1, 2, 3, 4, 5, 6, 7, 1, 2, 3])
+    assert lookup.draft(10) == [4, 5]  # two at first
+    lookup.report(2, 2)
+    assert lookup.draft(10) == [4, 5, 6, 7] and lookup.draft(1) == [4]
+    lookup.report(4, 0)
+    assert lookup.draft(10) == [4, 5]
+    lookup.extend([9])
+    assert lookup.draft(10) == []
+    assert PromptLookup([1, 2]).draft(5) == []
+
+
+def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest_prefix(kiln: Transformer) -> None:
+    decoder = make_decoder(kiln, "float32")
+    none = frozenset[int]()
+    engine = Engine(decoder, stop_token_ids=none, forbidden_token_ids=none, pool_tokens=700)
+    prompts = random_prompts(9, 200, 200, 200, 200, 200)
+    expected = make_engine(kiln).generate(prompts, GREEDY, max_new_tokens=20)
+    requests = [engine.add(prompt, GREEDY, max_new_tokens=20) for prompt in prompts]
+    engine.step()
+    assert engine.n_running >= 2 and engine.n_waiting >= 1
+    run(engine, requests)
+    assert [tokens_of(each)[0] for each in requests] == expected
+    many = engine.add(prompts[0], SamplingParams(temperature=1.0), max_new_tokens=100, n=12)  # 5 fit at the same time
+    run(engine, [many])
+    assert all(len(tokens) == 100 for tokens in tokens_of(many))
+
+
+def test_cancelled_requests_leave_the_batch_at_once(kiln: Transformer) -> None:
+    engine = make_engine(kiln)
+    first, second, third = (engine.add(p, GREEDY, max_new_tokens=100, n=2) for p in random_prompts(10, 20, 30, 400))
+    for _ in range(3):
+        engine.step()
+    for request in (first, third):
+        for each in request.sequences:
+            engine.cancel(each)
+    new = engine.step()
+    assert {id(each.sample.request) for each in new} == {id(second)}
+    run(engine, [second])
+    assert engine.is_idle and [len(tokens) for tokens in tokens_of(second)] == [100, 100]
+
+
+def test_ranges_never_overlap() -> None:
+    """Random use of the prefix cache, compared with a list of places."""
+    rng = random.Random(0)
+    cache = PrefixCache(1000)
+    used: list[Range] = []
+    for _ in range(2000):
+        if used and rng.random() < 0.5:
+            cache.release(used.pop(rng.randrange(len(used))))
+        elif (found := cache.allocate(rng.randrange(1, 200), "")) is not None:
+            found.tokens = [1] * rng.randrange(found.capacity + 1)
+            used.append(found)
+        places = sorted((each.start, each.stop) for each in used)
+        assert all(stop <= start for (_, stop), (start, _) in pairwise(places))
+        assert not places or places[-1][1] <= 1000
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.02), ("int8-fast", 0.08)])
+def test_int8_products_are_close_and_do_not_depend_on_the_batch(precision: Precision, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(70, 50, generator=generator), torch.randn(9, 50, generator=generator)
+    x[3] *= 1000
+    x[4] = 0
+    linear = Int8Linear(weight, torch.ones(70), n_digits=2 if precision == "int8" else 1)
+    found = linear(x)
+    expected = x @ weight.T + 1
+    scale = x.norm(dim=1, keepdim=True) * weight.norm(dim=1) + 1e-9
+    assert ((found - expected).abs() / scale).max() < tolerance
+    assert torch.equal(found, torch.cat([linear(row[None]) for row in x]))
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "int8-fast"])
+def test_compiled_kernels_compute_what_pytorch_computes(model: Transformer, precision: Precision) -> None:
+    prompts = random_prompts(11, 3, 9, 20)
+    sampling = SamplingParams(temperature=0, logprobs=5)
+    logprobs = []
+    for decoder in (make_decoder(model, precision), Decoder(model, precision)):
+        none = frozenset[int]()
+        engine = Engine(decoder, stop_token_ids=none, forbidden_token_ids=none, has_drafts=False)
+        requests = [engine.add(prompt, sampling, max_new_tokens=6, n=2) for prompt in prompts]
+        found = []
+        while not all(each.is_finished for each in requests):
+            found += [each.logprobs.logprob for each in engine.step() if each.logprobs is not None]
+        logprobs.append(found)
+    assert type(make_decoder(model, precision)) is not Decoder
+    # Rounding differs in the last bit, and can move an activation to the next of 127 levels.
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=2e-3 if precision == "float32" else 0.3)
