@@ -231,4 +231,3 @@ def _event(record: JsonObject) -> str:
 
 def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
     return JSONResponse(error_body(message, param=param, code=code), status_code=status)
-

@@ -35,6 +35,9 @@ const filler = new HoleFiller(parts);
 const candidates = new CandidateList(byId("candidates"), parts);
 const language = new Compartment();
 
+if (/Mac/.test(navigator.platform)) {
+  for (const key of document.querySelectorAll("kbd[data-mac]")) key.textContent = key.dataset.mac;
+}
 keepSettings(form);
 connectTheme(byId("theme"));
 

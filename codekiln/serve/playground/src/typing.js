@@ -31,17 +31,15 @@ export function completeWhileTyping({ settings, isReady, status, stream }) {
       const { state } = view;
       const at = state.selection.main.head;
       if (!state.selection.main.empty || view.composing) return;
+      const prompt = withoutHoles(state.sliceDoc(0, at));
+      const suffix = withoutHoles(state.sliceDoc(at));
+      if (!prompt && !suffix) return;
+      const current = settings();
       const mine = (running = new AbortController());
       view.dispatch({ effects: setGhost.of({ at, text: "" }) });
       const job = status.start("Completing…");
       try {
-        const current = settings();
-        const body = requestBody(
-          current,
-          withoutHoles(state.sliceDoc(0, at)),
-          withoutHoles(state.sliceDoc(at)),
-        );
-        const measured = await stream(body, {
+        const measured = await stream(requestBody(current, prompt, suffix), {
           apiKey: current.apiKey,
           signal: mine.signal,
           onChoice: ({ text }) => {
