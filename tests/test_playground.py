@@ -1,6 +1,7 @@
 """The playground in a real Chromium, against the real command with a small random model.
 
 Each test also fails if the page reports an error, breaks its security policy, or sends a request to another host.
+Chromium reports a request that the policy forbids as an error.
 """
 
 import hashlib
@@ -102,15 +103,21 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-@contextmanager
-def opened_page(browser: Browser, url: str, *, expected_errors: tuple[str, ...] = (), **options: Any) -> Iterator[Page]:
-    """The playground, focused. At the end, the page must have reported only `expected_errors`, and used only its server."""
+def watch(page: Page, url: str) -> list[str]:
+    """What the page reports from now on: errors, warnings, and requests to other hosts."""
     problems: list[str] = []
-    context = browser.new_context(**options)
-    page = context.new_page()
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
     page.on("request", lambda request: None if request.url.startswith(url) else problems.append(request.url))
+    return problems
+
+
+@contextmanager
+def opened_page(browser: Browser, url: str, *, expected_errors: tuple[str, ...] = (), **options: Any) -> Iterator[Page]:
+    """The playground in a context of its own. Other errors than `expected_errors` fail the test."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    problems = watch(page, url)
     page.goto(url)
     expect(page.locator("[name=model] option")).to_have_count(1)
     yield page
@@ -118,11 +125,23 @@ def opened_page(browser: Browser, url: str, *, expected_errors: tuple[str, ...] 
     assert [problem for problem in problems if not any(part in problem for part in expected_errors)] == []
 
 
+@pytest.fixture(scope="module")
+def reused_page(browser: Browser, server: Server) -> Page:
+    opened = browser.new_page()
+    opened.goto(server.url)
+    return opened
+
+
 @pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    with opened_page(browser, server.url) as opened:
-        configure(opened, **GREEDY)
-        yield opened
+def page(reused_page: Page, server: Server) -> Iterator[Page]:
+    """The playground, loaded again in a page that other tests used: a new page takes twice as long."""
+    reused_page.evaluate("settings => localStorage.setItem('codekiln.settings', settings)", json.dumps(GREEDY))
+    problems = watch(reused_page, server.url)
+    reused_page.goto(server.url)
+    expect(reused_page.locator("[name=model] option")).to_have_count(1)
+    yield reused_page
+    reused_page.unroute_all()
+    assert problems == []
 
 
 def configure(page: Page, **values: str | bool) -> None:
@@ -226,15 +245,15 @@ def test_streamed_text_arrives_in_pieces_and_typing_cancels_it(page: Page, serve
     expected = server.completion("def f(", max_tokens=60)
     write(page, "def f(")
     page.evaluate(RECORD_GHOSTS)
-    throttle(page, bytes_per_second=20_000)
-    page.keyboard.press("Control+Space")
-    expect(page.locator(".ghost")).to_have_text(expected)
+    with throttled(page, bytes_per_second=20_000):
+        page.keyboard.press("Control+Space")
+        expect(page.locator(".ghost")).to_have_text(expected)
     pieces = [piece for piece in page.evaluate("window.ghosts") if piece]
     assert len(pieces) >= 3 and pieces[-1] == expected
     assert all(later.startswith(earlier) for earlier, later in pairwise(pieces))
 
     page.keyboard.press("Escape")
-    with page.expect_event("requestfailed") as failed:
+    with throttled(page, bytes_per_second=20_000), page.expect_event("requestfailed") as failed:
         page.keyboard.press("Control+Space")
         expect(page.locator(".ghost")).to_be_visible()
         page.keyboard.type("§")  # not the beginning of the ghost text
@@ -243,9 +262,14 @@ def test_streamed_text_arrives_in_pieces_and_typing_cancels_it(page: Page, serve
     expect(page.locator("#status")).to_have_text("")
 
 
-def throttle(page: Page, *, bytes_per_second: int) -> None:
+@contextmanager
+def throttled(page: Page, *, bytes_per_second: int) -> Iterator[None]:
+    """The page receives answers at this speed."""
     conditions = {"offline": False, "latency": 0, "uploadThroughput": -1, "downloadThroughput": bytes_per_second}
-    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", conditions)
+    session = page.context.new_cdp_session(page)
+    session.send("Network.emulateNetworkConditions", conditions)
+    yield
+    session.detach()
 
 
 def test_refused_request_is_shown_with_advice(browser: Browser, server: Server) -> None:
@@ -325,8 +349,7 @@ def test_a_change_of_the_text_stops_filling(page: Page) -> None:
     configure(page, max_tokens="100", while_typing=False)
     write(page, "x = ")
     page.keyboard.press("Control+Shift+H")
-    throttle(page, bytes_per_second=5_000)
-    with page.expect_event("requestfailed"):
+    with throttled(page, bytes_per_second=5_000), page.expect_event("requestfailed"):
         page.keyboard.press("Control+Enter")
         expect(page.locator(".hole")).not_to_have_text("hole 1")
         page.keyboard.type("y")
