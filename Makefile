@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check format test test-slow lint clean
+.PHONY: demo playground check format test test-slow lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/codekiln demo --out runs/demo
@@ -23,6 +23,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Bundles the page that `codekiln serve` shows. Only a change of its sources needs it, and Node.js.
+playground:
+	cd codekiln/serve/playground/src && npm ci --no-audit --no-fund && npm run build
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

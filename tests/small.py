@@ -21,11 +21,15 @@ from codekiln.files import JsonObject
 from codekiln.generate.engine import Engine
 from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.model.configs import KilnConfig
+<<<<<<< HEAD
 from codekiln.model.decoder import Precision
 from codekiln.model.make_decoder import make_decoder
+=======
+from codekiln.model.huggingface import save_model
+>>>>>>> hB
 from codekiln.model.transformer import Transformer
 from codekiln.recipe import Recipe
-from codekiln.tokenizer.bpe import Tokenizer
+from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.train.config import RuntimeConfig, TrainConfig
 from codekiln.train.loop import train
@@ -90,6 +94,17 @@ def small_recipe(code: Path, *, total_tokens: int = 20_000) -> Recipe:
         n_report_samples=2,
         min_free_bytes=1_000_000,
     )
+
+
+def save_random_model(folder: Path, tokenizer: Tokenizer) -> Path:
+    """Writes a model directory with random weights and a context of 256 tokens. Takes less than a second."""
+    tokenizer.save(folder / "tokenizer.json")
+    config = dataclasses.replace(TINY, context_length=256)
+    ids: JsonObject = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    configs = hugging_face_configs(tokenizer, config.context_length)
+    torch.manual_seed(0)
+    save_model(folder / "model", Transformer(config), folder / "tokenizer.json", configs, ids)
+    return folder / "model"
 
 
 def with_train(recipe: Recipe, **changes: object) -> Recipe:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
 
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
@@ -232,15 +230,6 @@ def test_special_tokens_in_a_request_are_text(client: openai.OpenAI) -> None:
     assert plain.usage is not None and plain.usage.prompt_tokens > 8
 
 
-def test_playground_is_served_with_a_strict_security_policy(url: str) -> None:
-    page = httpx.get(url + "/")
-    assert page.status_code == 200 and "textarea" in page.text
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-    for asset in ("/playground.js", "/playground.css", "/health", "/v1/models"):
-        assert httpx.get(url + asset).status_code == 200
-    assert httpx.get(url + "/docs").status_code == 404
-
-
 def test_port_in_use_is_reported(small_run: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -273,59 +262,3 @@ def test_event_stream_ends_with_done(url: str) -> None:
         events = [line for line in response.iter_lines() if line]
     assert events[-1] == "data: [DONE]"
     assert all(json.loads(event.removeprefix("data: "))["object"] == "text_completion" for event in events[:-1])
-
-
-@pytest.fixture
-def page(url: str) -> Iterator[Page]:
-    """The playground in a browser. An error of its script or of its security policy fails the test."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("Chromium is not installed (Debian: apt install chromium)")
-    errors: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        opened = browser.new_page()
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        # The browser reports a refused request as an error.
-        opened.on("console", lambda m: errors.append(m.text) if m.type == "error" and " 400 " not in m.text else None)
-        opened.goto(url)
-        yield opened
-        browser.close()
-    assert not errors
-
-
-def write_around_cursor(page: Page, before: str, after: str) -> None:
-    page.locator("#code").fill(before + after)
-    page.evaluate("at => document.getElementById('code').setSelectionRange(at, at)", len(before))
-
-
-def test_playground_fills_the_hole_at_the_cursor(page: Page, small_run: Path) -> None:
-    before, after = "def open_door(name", "\n    return name\n"
-    expected = Completer.load(small_run).complete(
-        [InfillRequest(before, after)], CompletionParams(max_new_tokens=12, sampling=GREEDY)
-    )[0]
-    code = page.locator("#code")
-    page.locator("#max").fill("12")
-    page.locator("#temperature").fill("0")
-
-    write_around_cursor(page, before, after)
-    code.press("Control+Space")
-    expect(page.locator("#state")).to_contain_text("done in" if expected.finish_reason == "stop" else "limit")
-    expect(code).to_have_value(before + expected.text + after)
-
-    code.press("Escape")
-    expect(code).to_have_value(before + after)
-
-    page.locator("#fill").click()
-    expect(code).to_have_value(before + expected.text + after)
-    code.press("Tab")
-    code.press("Escape")  # nothing is selected: the accepted text is kept
-    expect(code).to_have_value(before + expected.text + after)
-
-
-def test_playground_shows_errors_and_escapes_text(page: Page) -> None:
-    page.locator("#max").fill("100000")
-    write_around_cursor(page, "<img src=x onerror=alert(1)>", "")
-    page.locator("#code").press("Control+Space")
-    expect(page.locator("#state")).to_contain_text("max_tokens")
-    expect(page.locator("#code")).to_have_value("<img src=x onerror=alert(1)>")

@@ -10,12 +10,11 @@ import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from importlib.resources import files as package_files
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -23,14 +22,9 @@ from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, CompletionChunk, InfillRequest
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
+from codekiln.serve.pages import add_playground
 from codekiln.serve.protocol import CompletionRequest, CompletionResponse, error_body
 
-# The page loads nothing from other hosts, and shows generated text as text, never as markup.
-PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'"
-    )
-}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_WAITING = 64  # completion requests that are decoded or wait for it
 MAX_PARSING = 2  # bodies that are parsed and tokenized at the same time
@@ -145,12 +139,10 @@ def make_app(
         "/v1/models": lambda: JSONResponse({"object": "list", "data": [model_record]}),
         "/v1/models/{name:path}": show_model,
         "/health": lambda: JSONResponse({"status": "ok"}),
-        "/": lambda: HTMLResponse(_asset("index.html"), headers=PAGE_HEADERS),
-        "/playground.js": lambda: Response(_asset("playground.js"), media_type="text/javascript"),
-        "/playground.css": lambda: Response(_asset("playground.css"), media_type="text/css"),
     }
     for path, respond in pages.items():
         app.add_api_route(path, respond, methods=["GET", "HEAD"], response_model=None)
+    add_playground(app)
     return app
 
 
@@ -239,7 +231,3 @@ def _event(record: JsonObject) -> str:
 
 def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
     return JSONResponse(error_body(message, param=param, code=code), status_code=status)
-
-
-def _asset(name: str) -> str:
-    return package_files("codekiln.serve").joinpath("playground", name).read_text(encoding="utf-8")
