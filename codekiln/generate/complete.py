@@ -30,6 +30,14 @@ class InfillRequest:
     suffix: str | None = None
 
 
+@dataclass(frozen=True)
+class CutPrompt:
+    """A prompt that fits the context, and how many tokens it would have if nothing was left out."""
+
+    ids: list[int]
+    n_tokens: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompletionParams:
     """How requests are completed. A completion ends before the first stop string.
@@ -319,6 +327,10 @@ class Completer:
         return completions
 
     def prompt_ids(self, request: InfillRequest, max_new_tokens: int) -> list[int]:
+        """The ids of `cut_prompt`."""
+        return self.cut_prompt(request, max_new_tokens).ids
+
+    def cut_prompt(self, request: InfillRequest, max_new_tokens: int) -> CutPrompt:
         """The prompt in the model's infilling format, cut to the context: far text is left out, by whole lines if possible.
 
         Raises ConfigError for a suffix if the model cannot infill, and if the new tokens leave no room for a prompt.
@@ -327,6 +339,7 @@ class Completer:
         if room < 1:
             raise ConfigError(f"{max_new_tokens} new tokens leave no room in a context of {self.context_length}")
         prefix, suffix = self.tokenizer.encode_document(request.prompt), self.tokenizer.encode(request.suffix or "")
+        n_all = len(prefix) + len(suffix)
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]
         is_start = len(prefix) <= room - n_suffix
@@ -344,7 +357,8 @@ class Completer:
             prompt = infill_format.prompt(prefix, suffix)
         # A start token belongs before every text of its family (Llama 3), also where the beginning of the prompt is cut off.
         has_bos = is_start or self.tokenizer.start_id is not None
-        return [*self.tokenizer.bos_ids, *prompt] if has_bos else prompt
+        ids = [*self.tokenizer.bos_ids, *prompt] if has_bos else prompt
+        return CutPrompt(ids, n_all + len(ids) - len(prefix) - len(suffix))
 
     def _from_line_start(self, ids: list[int]) -> list[int]:
         """The ids from the first complete line on, if that keeps at least half of them; else all."""
