@@ -64,7 +64,7 @@ def test_many_stop_strings_and_prompts_are_taken_and_wrong_ones_named(url: str) 
         ({"stop": 5}, "stop", "a text or a list of texts"),
         ({"prompt": ["x"] * 17}, "prompt", "1 to 16 texts (got 17)"),
         ({"prompt": []}, "prompt", "1 to 16 texts (got 0)"),
-        ({"prompt": [1, 2]}, "prompt", "token ids are not supported"),
+        ({"prompt": [1, "x"]}, "prompt", "a list of texts, of token ids"),
         ({"prompt": 7}, "prompt", "a text or a list of texts"),
     ):
         status, message = post(url, body)

@@ -170,10 +170,7 @@ class Completer:
                 f"(got {max_new_tokens})"
             )
         prompt = self.prompt_ids(request, max_new_tokens) if isinstance(request, InfillRequest) else list(request)
-        if not all(0 <= token < self.tokenizer.vocab_size for token in prompt):
-            raise ConfigError(
-                f"the prompt has token ids outside of the vocabulary, 0 to {self.tokenizer.vocab_size - 1}"
-            )
+        self.check(prompt, params)
         added = self.engine.add(
             prompt,
             params.sampling,
@@ -185,6 +182,13 @@ class Completer:
         job = Job(added, [StreamDecoder(params.stop) for _ in range(params.n)], [[] for _ in range(params.n)], params.n)
         self._jobs[added] = job
         return job
+
+    def check(self, prompt: Sequence[int], params: CompletionParams) -> None:
+        """Raises ConfigError for token ids that the tokenizer does not have."""
+        n = self.tokenizer.vocab_size
+        for name, ids in (("prompt", prompt), ("logit_bias", [token for token, _ in params.sampling.logit_bias])):
+            if wrong := [token for token in ids if not 0 <= token < n]:
+                raise ConfigError(f"{name}: token id {wrong[0]} is not in the vocabulary: ids are 0 to {n - 1}")
 
     def cancel(self, job: Job) -> None:
         """Ends a job. It has no further chunks."""

@@ -15,13 +15,14 @@ from starlette.exceptions import HTTPException
 
 from codekiln.errors import CodekilnError
 from codekiln.generate.complete import Completer
-from codekiln.serve.access import KeyCheck
+from codekiln.serve.access import KeyCheck, read_keys
 from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
 from codekiln.serve.pages import add_playground
 from codekiln.serve.protocols import openai
 from codekiln.serve.service import CompletionService, Refusal
 
+__all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "serve"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -58,7 +59,10 @@ def make_app(
     @app.exception_handler(CodekilnError)
     async def refuse(_: Request, refused: CodekilnError) -> JSONResponse:
         if not isinstance(refused, Refusal):
-            return JSONResponse(error_body(str(refused)), status_code=400)
+            name, colon, _ = str(refused).partition(":")
+            return JSONResponse(
+                error_body(str(refused), param=name if colon and name.isidentifier() else None), status_code=400
+            )
         headers = {"Retry-After": str(RETRY_SECONDS)} if refused.status == 429 else None
         body = error_body(refused.message, param=refused.param, code=refused.code)
         return JSONResponse(body, status_code=refused.status, headers=headers)

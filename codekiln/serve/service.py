@@ -180,6 +180,7 @@ class CompletionService:
                     param="prompt",
                     code="context_length_exceeded",
                 )
+            completer.check(ids, query.params)
             is_truncated |= is_cut
             prompts.append(ids)
         return prompts, is_truncated

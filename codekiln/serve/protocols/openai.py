@@ -9,13 +9,14 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, CompletionChunk, CompletionParams, InfillRequest
 from codekiln.generate.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, SamplingParams, TokenLogprobs
 from codekiln.serve.service import Answer, CompletionService, Prompt, Query, Refusal
+from codekiln.serve.streaming import EVENT_STREAM, StreamedResponse
 
 MAX_PROMPTS = 16
 MAX_SAMPLES = 256  # of all prompts of a request
@@ -183,7 +184,7 @@ async def complete(request: Request, body: CompletionRequest, service: Completio
     answer = await service.answer(request, Query(prompts=prompts, params=body.params(), is_cut=suffix is not None))
     response = CompletionResponse(service, body, answer)
     if body.stream:
-        return StreamingResponse(_events(answer, response, body), media_type="text/event-stream")
+        return StreamedResponse(_events(answer, response, body), EVENT_STREAM)
     return JSONResponse(response.whole(await answer.whole()))
 
 
