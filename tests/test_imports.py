@@ -13,7 +13,10 @@ pytestmark = pytest.mark.process
 @pytest.mark.parametrize(
     ("blocked", "arguments"),
     [
-        (("daft", "license_expression", "fastapi"), ("plan", "demo", "--gpus", "1", "--set", "model.n_layers=1")),
+        (
+            ("daft", "license_expression", "fastapi"),
+            ("plan", "demo", "--gpus", "1", "--set", "train.global_batch_size=1", "--set", "model.n_layers=1"),
+        ),
         (("torch", "daft"), ("recipes",)),
         (("torch", "daft"), ("compare", "RUN", "--out", "OUT/comparison.html")),
         (("torch", "daft"), ("report", "COPY")),
