@@ -35,6 +35,8 @@ pytestmark = pytest.mark.process
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
+MUON: dict[str, Any] = {"muon": True, "config": "kiln, untied", "n_steps": 12}  # long enough to be killed twice
+
 
 def torchrun_codekiln(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs the command on two ranks to its end."""
@@ -92,7 +94,7 @@ def alone(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("alone")
     return {
         "kiln": finish_training(1, small_run, folder / "kiln"),
-        "muon": finish_training(1, small_run, folder / "muon", muon=True, config="kiln, untied"),
+        "muon": finish_training(1, small_run, folder / "muon", **MUON),
         "incoder": finish_training(1, small_run, folder / "incoder", config="incoder"),
         "codegen": finish_training(1, small_run, folder / "codegen", config="codegen"),
     }
@@ -103,7 +105,7 @@ def test_two_ranks_equal_one_process(alone: dict[str, Path], small_run: Path, tm
 
 
 def test_four_ranks_with_muon_equal_one_process(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
-    assert_same(alone["muon"], finish_training(4, small_run, tmp_path / "four", muon=True, config="kiln, untied"))
+    assert_same(alone["muon"], finish_training(4, small_run, tmp_path / "four", **MUON))
 
 
 @pytest.mark.parametrize("config", ["kiln", "codegen"])
@@ -149,10 +151,10 @@ def test_run_resumes_on_another_number_of_ranks(alone: dict[str, Path], small_ru
     """Killed on two ranks, killed on four, and finished in one process: equals an undisturbed run of one process."""
     run = tmp_path / "run"
     for n, at in ((2, 2), (4, 6)):
-        train_until_killed(n, small_run, run, at, save_every=2, muon=True, config="kiln, untied")
+        train_until_killed(n, small_run, run, at, save_every=2, **MUON)
         last = list_checkpoints(run / "checkpoints")[-1]
         assert len(list(last.glob("*.safetensors"))) == n
-    finish_training(1, small_run, run, save_every=2, muon=True, config="kiln, untied")
+    finish_training(1, small_run, run, save_every=2, **MUON)
     assert_same(alone["muon"], run)
 
 
@@ -197,6 +199,7 @@ def train_until_killed(n: int, source: Path, run: Path, step: int, **options: An
         signal_when(lambda: last_step(run) > step, signal.SIGKILL, only_one=True),
     ):
         finish_training(n, source, run, **options)
+    assert last_step(run) > step
 
 
 def test_torchrun_restarts_a_run_after_a_rank_was_killed(
@@ -204,7 +207,7 @@ def test_torchrun_restarts_a_run_after_a_rank_was_killed(
 ) -> None:
     run = tmp_path / "run"
     with signal_when(lambda: last_step(run) > 4, signal.SIGKILL, only_one=True):
-        finish_training(2, small_run, run, restarts=1, save_every=2, muon=True, config="kiln, untied")
+        finish_training(2, small_run, run, restarts=1, save_every=2, **MUON)
     assert_same(alone["muon"], run)
 
 
@@ -229,7 +232,7 @@ def test_two_nodes_restart_together(
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     run = tmp_path / "run"
     rendezvous = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"]
-    options: dict[str, Any] = {"restarts": 3, "save_every": 2, "muon": True, "config": "kiln, untied"}
+    options: dict[str, Any] = {"restarts": 3, "save_every": 2, **MUON}
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     nodes = [start_training(1, small_run, run, rendezvous=rendezvous, **options) for _ in range(2)]
     wait_for(lambda: last_step(run) > 4, lambda: nodes[1].poll() is None)
@@ -305,7 +308,7 @@ def test_error_of_rank_0_is_printed_once_without_tracebacks(tmp_path: Path) -> N
 @pytest.mark.timeout(1800)
 def test_two_rank_run_killed_ten_times_equals_an_undisturbed_run(small_run: Path, tmp_path: Path) -> None:
     """Bit-identical, because the same ranks add in the same order."""
-    options: dict[str, Any] = {"n_steps": 60, "save_every": 2, "muon": True, "config": "kiln, untied"}
+    options: dict[str, Any] = {**MUON, "n_steps": 60, "save_every": 2}
     straight = finish_training(2, small_run, tmp_path / "straight", **options)
     soaked = tmp_path / "soaked"
     for kill in range(10):
