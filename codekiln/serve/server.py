@@ -19,7 +19,7 @@ from codekiln.serve.access import KeyCheck, read_keys
 from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
 from codekiln.serve.pages import add_playground
-from codekiln.serve.protocols import openai
+from codekiln.serve.protocols import llama_cpp, openai
 from codekiln.serve.service import CompletionService, Refusal
 
 __all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "serve"]
@@ -78,6 +78,7 @@ def make_app(
     app.add_api_route("/health", lambda: JSONResponse({"status": "ok"}), methods=["GET", "HEAD"], response_model=None)
     app.add_api_route("/metrics", show_metrics, methods=["GET", "HEAD"], response_model=None)
     openai.add_openai(app, service)
+    llama_cpp.add_llama_cpp(app, service)
     add_playground(app)
     return app
 
