@@ -110,6 +110,12 @@ def serve(
             help="File with an API key in each line; CODEKILN_API_KEY adds one.", show_default=False, parser=parse_path
         ),
     ] = None,
+    recognize_fim: Annotated[
+        bool,
+        typer.Option(
+            "--recognize-fim", help="Prompts in the infilling template of another model get the format of this model."
+        ),
+    ] = False,
     is_open: Annotated[
         bool, typer.Option("--open", help="Answer other machines without API keys (anybody can use the model).")
     ] = False,
@@ -134,6 +140,7 @@ def serve(
         allowed_hosts=allowed_hosts or (),
         max_body_bytes=max_body_bytes,
         api_keys=api_keys,
+        recognize_fim=recognize_fim,
     )
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")

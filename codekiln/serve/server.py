@@ -19,7 +19,7 @@ from codekiln.serve.access import KeyCheck, read_keys
 from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
 from codekiln.serve.pages import add_playground
-from codekiln.serve.protocols import llama_cpp, openai
+from codekiln.serve.protocols import llama_cpp, mistral, ollama, openai, tabby
 from codekiln.serve.service import CompletionService, Refusal
 
 __all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "serve"]
@@ -34,12 +34,14 @@ def make_app(
     allowed_hosts: Sequence[str] = (),
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     api_keys: Sequence[str] = (),
+    recognize_fim: bool = False,
 ) -> FastAPI:
     """The application for one model, to listen on `host`.
 
     On loopback addresses it answers to their names and to `allowed_hosts`; elsewhere to `allowed_hosts`, or to any name.
+    `recognize_fim` is explained at `CompletionService`.
     """
-    service = CompletionService(completer, model_name)
+    service = CompletionService(completer, model_name, recognize_fim=recognize_fim)
 
     @asynccontextmanager
     async def run_engine(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -68,7 +70,10 @@ def make_app(
         return JSONResponse(body, status_code=refused.status, headers=headers)
 
     async def complete(request: Request) -> Response:
-        return await openai.complete(request, await service.parse(request, openai.CompletionRequest), service)
+        body = await service.parse_any(request, tabby.request_kind)
+        if isinstance(body, tabby.TabbyRequest):
+            return await tabby.complete(request, body, service)
+        return await openai.complete(request, body, service)
 
     def show_metrics() -> Response:
         text = service.metrics.page(completer.engine.stats)
@@ -79,6 +84,9 @@ def make_app(
     app.add_api_route("/metrics", show_metrics, methods=["GET", "HEAD"], response_model=None)
     openai.add_openai(app, service)
     llama_cpp.add_llama_cpp(app, service)
+    mistral.add_mistral(app, service)
+    ollama.add_ollama(app, service)
+    tabby.add_tabby(app, service)
     add_playground(app)
     return app
 

@@ -8,10 +8,10 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -27,6 +27,7 @@ from codekiln.generate.complete import (
     InfillRequest,
 )
 from codekiln.generate.engine import Request as EngineRequest
+from codekiln.serve.fim_templates import find_hole
 from codekiln.serve.metrics import ServerMetrics
 from codekiln.serve.worker import EngineWorker, Generation
 
@@ -103,10 +104,15 @@ class Answer:
 
 
 class CompletionService:
-    """Answers queries about one model."""
+    """Answers queries about one model.
 
-    def __init__(self, completer: Completer, model_name: str) -> None:
+    With `recognize_fim`, prompts without a suffix that are in the infilling template of another model are rendered in the
+    format of this one.
+    """
+
+    def __init__(self, completer: Completer, model_name: str, *, recognize_fim: bool = False) -> None:
         self.completer, self.model_name = completer, model_name
+        self._recognize_fim = recognize_fim
         self.metrics = ServerMetrics()
         self._worker = EngineWorker(completer)
         self._parse_slots = asyncio.Semaphore(MAX_PARSING)
@@ -124,11 +130,15 @@ class CompletionService:
 
     async def parse(self, request: Request, kind: type[Body]) -> Body:
         """The body of a request. Raises Refusal that names the field that is wrong."""
+        return await self.parse_any(request, lambda _: kind)
+
+    async def parse_any(self, request: Request, kind_of: Callable[[Any], type[Body]]) -> Body:
+        """The body of a request to a path that several protocols share. `kind_of` selects its type by its fields."""
         if not _is_json(request.headers.get("content-type", "")):
             raise Refusal(415, "Content-Type must be application/json")
         data = await request.body()
         async with self._parse_slots:
-            return await run_in_threadpool(_parse_body, data, kind)
+            return await run_in_threadpool(_parse_body, data, kind_of)
 
     def require_model(self, name: str | None) -> None:
         """Raises Refusal if a client asks for another model."""
@@ -166,13 +176,15 @@ class CompletionService:
         room = completer.context_length - max_new_tokens
         prompts: list[list[int]] = []
         is_truncated = False
-        for prompt in query.prompts:
+        for given in query.prompts:
+            prompt = self._recognize(given)
+            may_be_cut = isinstance(prompt, InfillRequest) and (query.is_cut or prompt is not given)
             if isinstance(prompt, InfillRequest):
                 found = completer.cut_prompt(prompt, max_new_tokens)
                 ids, n_tokens, is_cut = found.ids, found.n_tokens, found.n_tokens > len(found.ids)
             else:
                 ids, n_tokens, is_cut = prompt, len(prompt), len(prompt) > room
-            if is_cut and not (query.is_cut and isinstance(prompt, InfillRequest)):
+            if is_cut and not may_be_cut:
                 raise Refusal(
                     400,
                     f"prompt: it has {n_tokens} tokens, and this model has room for {room} besides the new tokens: "
@@ -184,6 +196,12 @@ class CompletionService:
             is_truncated |= is_cut
             prompts.append(ids)
         return prompts, is_truncated
+
+    def _recognize(self, prompt: Prompt) -> Prompt:
+        """A prompt, or the text around the hole if it is in the template of another model and that is recognized."""
+        if not self._recognize_fim or not isinstance(prompt, InfillRequest) or prompt.suffix is not None:
+            return prompt
+        return find_hole(prompt.prompt) or prompt
 
     async def _run(
         self, request: Request, answer: Answer, prompts: list[list[int]], slot: str | None
@@ -290,9 +308,10 @@ async def _wait_for_disconnection(request: Request, answer: Answer) -> None:
     answer.queue.put_nowait(None)
 
 
-def _parse_body(data: bytes, kind: type[Body]) -> Body:
+def _parse_body(data: bytes, kind_of: Callable[[Any], type[Body]]) -> Body:
     try:
-        return kind.model_validate(json.loads(data.decode("utf-8")))
+        fields = json.loads(data.decode("utf-8"))
+        return kind_of(fields).model_validate(fields)
     except ValidationError as refused:
         first = refused.errors(include_url=False, include_context=False)[0]
         name = str(first["loc"][0])[:100] if first["loc"] else "body"

@@ -74,7 +74,7 @@ class GenerationRequest(WireModel):
     id_slot: Annotated[int, Field(ge=-1, lt=2**31)] = -1
     n_predict: Annotated[int, Field(ge=-1, le=100_000)] = -1
     n_indent: Annotated[int, Field(ge=0, le=1000)] = 0
-    stop: StopStrings = []
+    stop: StopStrings = Field(default_factory=list)
     stream: bool = False
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.2
     top_k: Annotated[int, Field(ge=-1, le=1_000_000)] = 0
@@ -118,7 +118,7 @@ class InfillBody(GenerationRequest):
 
     input_prefix: str
     input_suffix: str
-    input_extra: Annotated[list[ExtraFile], Field(max_length=MAX_EXTRA)] = []
+    input_extra: Annotated[list[ExtraFile], Field(max_length=MAX_EXTRA)] = Field(default_factory=list)
     prompt: str = ""
 
 

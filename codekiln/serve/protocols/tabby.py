@@ -1,0 +1,119 @@
+"""Tabby's API for its agent and its editor plugins: `/v1/completions` with segments, and what they ask before and after.
+
+The path is OpenAI's. A body with `segments` is Tabby's.
+"""
+
+import uuid
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from codekiln import __version__
+from codekiln.generate.complete import CompletionParams
+from codekiln.generate.sampling import SamplingParams
+from codekiln.serve.protocols.extra_context import infill_request
+from codekiln.serve.protocols.openai import CompletionRequest, Name, Seed, WireModel
+from codekiln.serve.service import CompletionService, Query
+
+MAX_SNIPPETS = 256
+
+
+class Declaration(WireModel):
+    """The source of a name that is used near the cursor. `filepath` is taken and has no effect."""
+
+    filepath: Name
+    body: str
+
+
+class Snippet(Declaration):
+    """Code of another file that is similar to the code near the cursor. The most similar one comes first."""
+
+    score: float = 0.0
+
+
+class Segments(WireModel):
+    """The text around the cursor, and code of other files. The path and the repository are taken and have no effect."""
+
+    prefix: str
+    suffix: str | None = None
+    filepath: Name | None = None
+    git_url: Name | None = None
+    declarations: Annotated[list[Declaration], Field(max_length=MAX_SNIPPETS)] = Field(default_factory=list)
+    relevant_snippets_from_changed_files: Annotated[list[Snippet], Field(max_length=MAX_SNIPPETS)] = Field(
+        default_factory=list
+    )
+    relevant_snippets_from_recently_opened_files: Annotated[list[Snippet], Field(max_length=MAX_SNIPPETS)] = Field(
+        default_factory=list
+    )
+    clipboard: str | None = None
+
+    def texts(self) -> list[str]:
+        """Code of other files, the most relevant last."""
+        clipboard = [] if self.clipboard is None else [self.clipboard]
+        opened = [each.body for each in reversed(self.relevant_snippets_from_recently_opened_files)]
+        changed = [each.body for each in reversed(self.relevant_snippets_from_changed_files)]
+        return [*clipboard, *opened, *changed, *(each.body for each in self.declarations)]
+
+
+class TabbyRequest(WireModel):
+    """The fields of a completion request. `language` and `user` are taken and have no effect."""
+
+    segments: Segments
+    language: Name | None = None
+    user: Name | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.2
+    seed: Seed = 0
+    mode: Literal["standard"] = "standard"
+
+
+def request_kind(fields: Any) -> type[CompletionRequest] | type[TabbyRequest]:
+    """The protocol of a body of `/v1/completions`."""
+    return TabbyRequest if isinstance(fields, dict) and "segments" in fields else CompletionRequest
+
+
+async def complete(request: Request, body: TabbyRequest, service: CompletionService) -> Response:
+    """The response to a completion request."""
+    completer, segments = service.completer, body.segments
+    suffix = segments.suffix if completer.can_infill or segments.suffix else None
+    prompt = await run_in_threadpool(infill_request, completer, segments.prefix, suffix, segments.texts())
+    params = CompletionParams(sampling=SamplingParams(temperature=body.temperature, seed=body.seed))
+    answer = await service.answer(request, Query(prompts=[prompt], params=params))
+    text = (await answer.whole())[0].text
+    choices = [{"index": 0, "text": text}]
+    return JSONResponse({"id": f"cmpl-{uuid.uuid4()}", "choices": choices, "mode": body.mode})
+
+
+def add_tabby(app: FastAPI, service: CompletionService) -> None:
+    """Adds the routes to an application, without `/v1/completions`, which is shared."""
+
+    def show_health() -> Response:
+        version = {"build_date": "", "build_timestamp": "", "git_sha": "", "git_describe": f"codekiln {__version__}"}
+        return JSONResponse(
+            {
+                "model": service.model_name,
+                "device": "",  # this path needs no key, so it shows nothing of the machine
+                "arch": "",
+                "cpu_info": "",
+                "cpu_count": 0,
+                "cuda_devices": [],
+                "version": version,
+            }
+        )
+
+    async def take_event(request: Request) -> Response:
+        await request.body()  # within the limit of sizes; nothing is stored
+        return Response()
+
+    def list_models() -> Response:
+        return JSONResponse({"completion": [service.model_name], "chat": None, "embedding": None})
+
+    def show_setting() -> Response:
+        return JSONResponse({"disable_client_side_telemetry": True})
+
+    app.add_api_route("/v1/health", show_health, methods=["GET", "HEAD", "POST"], response_model=None)
+    app.add_api_route("/v1/events", take_event, methods=["POST"], response_model=None)
+    app.add_api_route("/v1beta/models", list_models, methods=["GET", "HEAD"], response_model=None)
+    app.add_api_route("/v1beta/server_setting", show_setting, methods=["GET", "HEAD"], response_model=None)
