@@ -29,6 +29,7 @@ class Job:
 
     def __init__(self, prompt: str, n_steps: int) -> None:
         self.prompt, self.n_left = prompt, n_steps
+        self.request = SimpleNamespace(n_cached_tokens=0)
 
     @property
     def is_finished(self) -> bool:
@@ -41,10 +42,11 @@ class Counter:
     max_new_tokens_limit = 4096
     context_length = 10_000
     can_infill = True
+    precision = "float32"
 
     def __init__(self) -> None:
         self.n_steps = 0
-        self.engine, self.tokenizer = SimpleNamespace(stats=None), SimpleNamespace(token_bytes=[])
+        self.engine, self.tokenizer = SimpleNamespace(stats=None), SimpleNamespace(token_bytes=[], decode=lambda _: "")
         self._jobs: list[Job] = []
 
     def limit_new_tokens(self, max_new_tokens: int) -> int:

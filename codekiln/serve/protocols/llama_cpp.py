@@ -67,6 +67,8 @@ class ExtraFile(WireModel):
 class GenerationRequest(WireModel):
     """The fields that `/infill` and `/completion` share. Samplers are applied in this server's order, not in the list's.
 
+    `penalty_last_n` 0 switches the penalties off, as Tabby requests; they are for all tokens otherwise.
+
     `id_slot` is the client's: a newer request in a slot ends an older one, unless it only fills the cache (`n_predict` 0).
     """
 
@@ -83,6 +85,7 @@ class GenerationRequest(WireModel):
     repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    penalty_last_n: Literal[0] | None = None
     seed: Annotated[int, Field(ge=-1, lt=2**63)] = 0
     samplers: Samplers | None = None
     cache_prompt: bool = True
@@ -94,7 +97,7 @@ class GenerationRequest(WireModel):
     def params(self, completer: Completer) -> CompletionParams:
         """How the prompt is completed. More new tokens than the model allows are as many as it allows."""
         names = SAMPLERS if self.samplers is None else self.samplers
-        has_penalties = "penalties" in names
+        has_penalties = "penalties" in names and self.penalty_last_n is None
         sampling = SamplingParams(
             temperature=self.temperature if "temperature" in names else 1.0,
             top_k=max(0, self.top_k) if "top_k" in names else 0,
