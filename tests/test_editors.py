@@ -55,8 +55,8 @@ class Terminal:
         return found
 
     def close(self) -> None:
-        """Ends the program and its tmux server."""
-        self._run("kill-server")
+        """Ends the program and its tmux server, if they are still running."""
+        subprocess.run([*self._tmux, "kill-server"], capture_output=True, timeout=30, check=False)
 
     def _run(self, *arguments: str) -> str:
         done = subprocess.run([*self._tmux, *arguments], capture_output=True, text=True, timeout=30, check=True)

@@ -61,7 +61,7 @@ def make_app(
     @app.exception_handler(CodekilnError)
     async def refuse(_: Request, refused: CodekilnError) -> JSONResponse:
         if not isinstance(refused, Refusal):
-            name, colon, _ = str(refused).partition(":")
+            name, colon = str(refused).partition(":")[:2]
             return JSONResponse(
                 error_body(str(refused), param=name if colon and name.isidentifier() else None), status_code=400
             )
