@@ -59,10 +59,9 @@ def make_app(
     @app.exception_handler(CodekilnError)
     async def refuse(_: Request, refused: CodekilnError) -> JSONResponse:
         if not isinstance(refused, Refusal):
-            name, colon, _ = str(refused).partition(":")
-            return JSONResponse(
-                error_body(str(refused), param=name if colon and name.isidentifier() else None), status_code=400
-            )
+            name = str(refused).partition(":")[0]  # as in "prompt: token id 7 is ..."
+            record = error_body(str(refused), param=name if name.isidentifier() else None)
+            return JSONResponse(record, status_code=400)
         headers = {"Retry-After": str(RETRY_SECONDS)} if refused.status == 429 else None
         body = error_body(refused.message, param=refused.param, code=refused.code)
         return JSONResponse(body, status_code=refused.status, headers=headers)
