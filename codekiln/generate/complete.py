@@ -5,9 +5,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from codekiln.errors import ConfigError
 from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
+from codekiln.generate.precision import choose_precision
 from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs, bits
 from codekiln.model.decoder import Precision
 from codekiln.model.huggingface import TOKENIZER, load_model, require_vocabulary, resolve_model_dir, stop_token_ids_in
@@ -119,6 +123,7 @@ class Completer:
     ) -> None:
         require_vocabulary(tokenizer.vocab_size, model.config)
         self.tokenizer, self.precision = tokenizer, precision
+        self.agreement: float | None = None  # with float32, if it was measured
         self.context_length = model.config.context_length
         stop_ids = tokenizer.stop_token_ids | (stop_token_ids & tokenizer.special_ids)
         # Ids without text are never sampled: special tokens, gaps in the vocabulary, and unused rows of the embedding.
@@ -149,11 +154,23 @@ class Completer:
         return min(max_new_tokens, self.max_new_tokens_limit)
 
     @classmethod
-    def load(cls, folder: Path, precision: Precision = "float32") -> "Completer":
-        """Loads a run or a model directory. Raises CodekilnError or OSError naming the file that is missing or damaged."""
+    def load(cls, folder: Path, precision: Precision | Literal["auto"] = "float32") -> "Completer":
+        """Loads a run or a model directory, to the GPU if there is one and the precision is not for CPUs.
+
+        "auto" is bfloat16 on GPUs, and on CPUs the fastest precision that agrees with float32 (`choose_precision`). Raises
+        CodekilnError or OSError naming the file that is missing or damaged.
+        """
         inner = resolve_model_dir(folder)
         model, tokenizer = load_model(inner), Tokenizer.load(inner / TOKENIZER)
-        return cls(model, tokenizer, stop_token_ids_in(inner), precision=precision)
+        if precision in ("auto", "bfloat16") and torch.cuda.is_available():
+            model = model.to("cuda")
+        agreement = None
+        if precision == "auto":
+            choice = choose_precision(model, tokenizer, inner)
+            precision, agreement = choice.precision, choice.agreement
+        completer = cls(model, tokenizer, stop_token_ids_in(inner), precision=precision)
+        completer.agreement = agreement
+        return completer
 
     def submit(self, request: InfillRequest | Sequence[int], params: CompletionParams) -> Job:
         """Adds a request, as text or as token ids, to the running batch. `step` computes its tokens.
