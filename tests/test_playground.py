@@ -410,7 +410,7 @@ def test_candidates_show_probabilities_and_are_chosen_with_keys(page: Page) -> N
 def test_candidates_are_the_samples_of_the_server(page: Page, server: Server) -> None:
     configure(page, n="3", temperature="2", top_p="1", max_tokens="8", while_typing=False)
     bodies: list[dict[str, Any]] = []
-    page.on("request", lambda request: request.post_data and bodies.append(json.loads(request.post_data)))
+    page.on("request", lambda request: bodies.extend(json.loads(data) for data in [request.post_data] if data))
     write(page, "total = ")
     page.keyboard.press("Control+Shift+Enter")
     options = page.locator("#candidates [role=option]")

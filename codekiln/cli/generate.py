@@ -16,6 +16,7 @@ from codekiln.cli.options import (
     Seed,
     Temperature,
     TopP,
+    Weights,
     parse_path,
     read_text,
 )
@@ -113,6 +114,7 @@ def serve(
     is_open: Annotated[
         bool, typer.Option("--open", help="Answer other machines without API keys (anybody can use the model).")
     ] = False,
+    weights: Weights = "auto",
 ) -> None:
     """Serve completions to editors and SDKs, and a playground."""
     from codekiln.generate.complete import Completer
@@ -126,7 +128,7 @@ def serve(
         )
     listening = server.listen(host, port)
     name = model.resolve().name
-    completer = Completer.load(model)
+    completer = Completer.load(model, weights)
     application = server.make_app(
         completer,
         name,
@@ -136,7 +138,9 @@ def serve(
         api_keys=api_keys,
     )
     shown = f"[{host}]" if ":" in host else host
+    agreement = "" if completer.agreement is None else f", {completer.agreement:.1%} of tokens as in float32"
     typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+    typer.echo(f"Weights: {completer.precision}{agreement}", err=True)
     sys.stdout.flush()
     server.serve(application, listening)
 

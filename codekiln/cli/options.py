@@ -99,6 +99,10 @@ MaxNewTokens = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling probability.")]
+Weights = Annotated[
+    Literal["auto", "float32", "int8", "int8-fast", "bfloat16"],
+    typer.Option(help="Precision of the weights; auto is the fastest that predicts the same tokens as float32."),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.", min=0, max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that Codekiln did not write.")]
