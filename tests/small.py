@@ -21,12 +21,9 @@ from codekiln.files import JsonObject
 from codekiln.generate.engine import Engine
 from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.model.configs import KilnConfig
-<<<<<<< HEAD
 from codekiln.model.decoder import Precision
-from codekiln.model.make_decoder import make_decoder
-=======
 from codekiln.model.huggingface import save_model
->>>>>>> hB
+from codekiln.model.make_decoder import make_decoder
 from codekiln.model.transformer import Transformer
 from codekiln.recipe import Recipe
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
