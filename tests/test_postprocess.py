@@ -1,9 +1,12 @@
 """Post-processing of completions: tables of hand-written cases. The cursor is between prefix and suffix."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from codekiln.generate.postprocess import (
     RAW,
+    Mode,
     PostProcessing,
     cut_overlap,
     cut_repetition,
@@ -219,3 +222,29 @@ def test_generation_stops_after_the_line_that_ends_the_block() -> None:
     assert is_finished(prefix, "b = a\n\n", suffix, block) and not is_finished(prefix, "b = a\n", suffix, block)
     assert is_finished(prefix, "b = a\nf(", suffix, block) is False  # the line is not complete
     assert is_finished(prefix, "b = a\nf()\n", suffix, block)
+
+
+PIECES = st.lists(
+    st.sampled_from(["a", "b1", " ", "    ", "\t", "\n", "\r\n", "(", ")", "{", "}", '"', "'", "\\", ";", ":", "end"])
+)
+TEXTS = PIECES.map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS, TEXTS, st.sampled_from(["line", "block", "scope", "hole"]), st.integers(0, 15))
+def test_any_result_is_a_beginning_of_the_text(prefix: str, text: str, suffix: str, mode: Mode, flags: int) -> None:
+    names = ("cut_at_suffix", "drop_duplicates", "cut_repetition", "strip_space")
+    switches = {name: bool(flags >> k & 1) for k, name in enumerate(names)}
+    found = postprocess(prefix, text, suffix, PostProcessing(mode=mode, **switches))
+    assert text.startswith(found)
+    assert flags or found == limit_to_mode(prefix, text, suffix, mode)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS, TEXTS, st.sampled_from(["block", "scope", "hole"]), st.integers(0, 60))
+def test_text_after_the_place_where_generation_stops_changes_nothing(
+    prefix: str, text: str, suffix: str, mode: Mode, n: int
+) -> None:
+    steps = PostProcessing(mode=mode, drop_duplicates=False, cut_repetition=False, strip_space=False)
+    if is_finished(prefix, text[:n], suffix, steps):
+        assert postprocess(prefix, text[:n], suffix, steps) == postprocess(prefix, text, suffix, steps)
