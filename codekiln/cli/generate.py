@@ -42,7 +42,7 @@ HOLE = "<HOLE>"
 Stop = Annotated[
     list[str] | None, typer.Option(help="End before this text (repeatable).", show_default=False, metavar="TEXT")
 ]
-Count = Annotated[int, typer.Option("-n", help="Number of candidates, the most likely first.", min=1)]
+Count = Annotated[int, typer.Option("-n", help="Number of candidates to draw.", min=1)]
 
 
 def complete(

@@ -114,6 +114,9 @@ class Job:
 class Completer:
     """A model and its tokenizer. Not thread-safe. `stop_token_ids` add to those of the tokenizer.
 
+    A caller that runs several jobs uses `submit`, `submit_score`, `cancel` and `step`. The other methods step until they are
+    done, and the chunks of other jobs are lost.
+
     Raises ConfigError if the tokenizer has more ids than the model.
     """
 
