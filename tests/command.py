@@ -37,6 +37,14 @@ def codekiln(*arguments: object, stdin: bytes = b"") -> "subprocess.CompletedPro
     return subprocess.CompletedProcess(words, status if isinstance(status, int) else 1, stdout, stderr)
 
 
+def codekiln_with_log(stderr: Path, *arguments: object) -> None:
+    """Runs the command in a forked process, see `start_forked`, with its errors in a file."""
+    os.environ.update(_ENVIRONMENT)
+    sys.argv = ["codekiln", *map(str, arguments)]
+    with stderr.open("w", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        main()
+
+
 def codekiln_process(
     *arguments: object, cwd: Path | None = None, **environment: str
 ) -> "subprocess.CompletedProcess[str]":

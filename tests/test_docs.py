@@ -1,16 +1,14 @@
 """The documentation: its examples run, its links lead somewhere, and it names commands and options that exist."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import typer
 
 from codekiln.cli import app
+from tests.small import ROOT, run_program
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS = [
     line.removeprefix("## ").strip()
@@ -22,9 +20,7 @@ SECTIONS = [
 @pytest.mark.process
 @pytest.mark.parametrize("section", SECTIONS)
 def test_examples_of_extending_run(section: str) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "programs" / "run_blocks.py"), "docs/extending.md", section]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    run_program("run_blocks.py", ROOT / "docs" / "extending.md", section)
 
 
 def test_extending_has_the_five_examples() -> None:

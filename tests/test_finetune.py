@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -34,6 +31,8 @@ from codekiln.train.checkpoint import list_checkpoints
 from codekiln.train.config import LoraConfig
 from codekiln.train.lora import inject_lora, iter_merged_weights
 from codekiln.train.objectives import CausalMasking, FillInTheMiddle, NextToken, SpmInfill
+from tests.command import codekiln, codekiln_with_log
+from tests.forked import start_forked
 from tests.small import EAGER, write_tree
 
 pytestmark = pytest.mark.process
@@ -114,10 +113,10 @@ def test_incoder_recipe_has_the_published_numbers() -> None:
     assert recipe.train.optimizer.betas == (0.9, 0.98) and isinstance(recipe.train.objective, CausalMasking)
 
 
-def own_code(folder: Path) -> Path:
+def own_code(folder: Path, *, n_files: int = 24) -> Path:
     """A folder of code that differs from the small tree, without a license."""
     folder.mkdir()
-    for n in range(24):
+    for n in range(n_files):
         (folder / f"module{n}.py").write_text(
             f"class Machine{n}:\n    def __init__(self, power):\n        self.power = power * {n}\n\n"
             f"    def start(self):\n        if self.power > {n * 3}:\n            return self.power\n"
@@ -129,13 +128,13 @@ def own_code(folder: Path) -> Path:
 
 def test_finetune_command_trains_on_a_folder_of_code(small_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
-    command = [
-        sys.executable, "-m", "codekiln", "finetune", str(small_run), "--code", str(own_code(tmp_path / "own")),
-        "--out", str(out), "--no-compile", "--set", "train.epochs=6", "--set", "train.global_batch_size=4",
+    command = (
+        "finetune", small_run, "--code", own_code(tmp_path / "own"),
+        "--out", out, "--no-compile", "--set", "train.epochs=6", "--set", "train.global_batch_size=4",
         "--set", "train.optimizer.lr=2e-3",
         "--set", "infilling.n_problems=4", "--set", "infilling.max_new_tokens=8",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    )  # fmt: skip
+    done = codekiln(*command)
     assert done.returncode == 0, done.stderr
     rows = read_metrics(out / "metrics.jsonl")
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
@@ -143,15 +142,13 @@ def test_finetune_command_trains_on_a_folder_of_code(small_run: Path, tmp_path: 
     before, after = weights_of_run(small_run), weights_of_run(out)
     assert before.keys() == after.keys()
     assert json.loads((out / "recipe.json").read_text())["train"]["objective"]["kind"] == "SpmInfill"
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    again = codekiln(*command)
     assert again.returncode == 0 and len(read_metrics(out / "metrics.jsonl")) == len(rows)
 
 
 def test_finetuning_on_a_small_folder_changes_the_weights(small_run: Path, tmp_path: Path) -> None:
     """With the defaults: the code has fewer sequences than a batch, is read once, and changes the weights."""
-    own = own_code(tmp_path / "own")
-    for path in sorted(own.iterdir())[8:]:
-        path.unlink()
+    own = own_code(tmp_path / "own", n_files=8)
     recipe = apply_overrides(finetune(small_run / "model", own), ["infilling.n_problems=2"])
     build(recipe, tmp_path / "run", EAGER)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -163,18 +160,18 @@ def test_finetuning_on_a_small_folder_changes_the_weights(small_run: Path, tmp_p
 
 def test_sigterm_saves_a_checkpoint_and_exits_with_0(small_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
-    command = [
-        sys.executable, "-m", "codekiln", "finetune", str(small_run), "--code", str(own_code(tmp_path / "own")),
-        "--out", str(out), "--no-compile", "--set", "train.epochs=400", "--set", "train.global_batch_size=4",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = (
+        "finetune", small_run, "--code", own_code(tmp_path / "own"),
+        "--out", out, "--no-compile", "--set", "train.epochs=400", "--set", "train.global_batch_size=4",
+    )  # fmt: skip
+    process = start_forked(codekiln_with_log, tmp_path / "stderr.txt", *command)
     deadline = time.monotonic() + 200
     while len(read_metrics(out / "metrics.jsonl")) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and "SIGTERM" in errors
+    process.terminate()
+    process.join(timeout=60)
+    assert process.exitcode == 0 and "SIGTERM" in (tmp_path / "stderr.txt").read_text(encoding="utf-8")
     assert int(list_checkpoints(out / "checkpoints")[-1].name[5:]) == len(read_metrics(out / "metrics.jsonl"))
 
 
@@ -235,19 +232,14 @@ def test_objective_follows_the_infilling_format(tokenizer: Tokenizer) -> None:
 def test_imported_codegen_is_finetuned_and_completes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.CodeGenConfig(
-        n_layer=2, n_embd=64, n_head=4, rotary_dim=8, vocab_size=51_200, n_positions=128, n_ctx=128,
+        n_layer=2, n_embd=64, n_head=4, rotary_dim=8, vocab_size=51_200, n_positions=64, n_ctx=64,
         bos_token_id=50_256, eos_token_id=50_256,
     )  # fmt: skip
     transformers.CodeGenForCausalLM(config).half().save_pretrained(tmp_path / "released")
     codegen_tokenizer(load_gpt2_merges()).save(tmp_path / "released" / "tokenizer.json")
     import_model(tmp_path / "released", tmp_path / "model")
-    recipe = finetune(tmp_path / "model", own_code(tmp_path / "own"))
-    settings = [
-        "train.global_batch_size=4",
-        "train.epochs=3",
-        "train.optimizer.lr=3e-3",
-    ]
-    recipe = apply_overrides(recipe, settings)
+    recipe = finetune(tmp_path / "model", own_code(tmp_path / "own", n_files=8))
+    recipe = apply_overrides(recipe, ["train.global_batch_size=4", "train.epochs=2", "train.optimizer.lr=1e-2"])
     assert recipe.infilling is None
     build(recipe, tmp_path / "run", EAGER)
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")

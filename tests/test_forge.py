@@ -4,7 +4,6 @@ import email.utils
 import gzip
 import io
 import json
-import os
 import random
 import re
 import signal
@@ -50,6 +49,7 @@ from tests.forge_server import (
     send_html,
     stall,
 )
+from tests.small import program_environment
 from tests.test_corpus_sources import MIT_TEXT, write
 
 ALL = Selection(created=("2008-01-01", "2021-12-09"))
@@ -602,7 +602,7 @@ def test_a_fetch_that_was_killed_continues(tmp_path: Path) -> None:
         for part in ("page=2", "codeload/o/r2/"):
             server.faults = {part: [stall]}
             server.stalled.clear()
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=program_environment())
             try:
                 assert server.stalled.wait(60)
                 if "codeload" in part:
@@ -616,7 +616,9 @@ def test_a_fetch_that_was_killed_continues(tmp_path: Path) -> None:
             server.log.clear()
         assert {part for part in ("codeload/o/r0/", "codeload/o/r1/") if any(part in path for path in finished)}
         assert list((tmp_path / "forge" / "archives").glob(".2-*"))
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=False, env=program_environment()
+        )
         assert done.returncode == 0, done.stderr
         again = {request.path for request in server.log} & set(finished)
         assert not again

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small import program
+from tests.small import program, program_environment
 
 pytestmark = pytest.mark.process
 
@@ -13,7 +13,10 @@ pytestmark = pytest.mark.process
 @pytest.mark.parametrize(
     ("blocked", "arguments"),
     [
-        (("daft", "license_expression", "fastapi"), ("plan", "demo", "--gpus", "1", "--set", "model.n_layers=1")),
+        (
+            ("daft", "license_expression", "fastapi"),
+            ("plan", "demo", "--gpus", "1", "--set", "train.global_batch_size=1", "--set", "model.n_layers=1"),
+        ),
         (("torch", "daft"), ("recipes",)),
         (("torch", "daft"), ("compare", "RUN", "--out", "OUT/comparison.html")),
         (("torch", "daft"), ("report", "COPY")),
@@ -30,6 +33,7 @@ def test_a_command_runs_without_packages_that_it_does_not_need(
     done = subprocess.run(
         program("run_without.py", ",".join(blocked), *words),
         cwd=tmp_path,
+        env=program_environment(),
         capture_output=True,
         text=True,
         timeout=240,
@@ -41,7 +45,14 @@ def test_a_command_runs_without_packages_that_it_does_not_need(
 def test_serving_needs_no_training_code(small_run: Path, tmp_path: Path) -> None:
     blocked = "codekiln.train,codekiln.corpus,codekiln.pipeline,daft"
     command = program("run_without.py", blocked, "serve", str(small_run), "--port", "0")
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=program_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
         assert server.stdout is not None and server.stderr is not None
         line = server.stdout.readline()
         server.terminate()
@@ -56,6 +67,14 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(tmp_path: Pa
         ("fastapi", "serve", ("serve", "run", "--port", "0")),
     ):
         command = program("run_without.py", blocked, *arguments)
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=program_environment(),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
         assert done.returncode == 1, done.stderr
         assert f"{blocked} is not installed: pip install 'codekiln[{extra}]'" in done.stderr

@@ -1,4 +1,8 @@
-"""Distributed training: torchrun ranks on gloo equal one process, and load each other's checkpoints."""
+"""Distributed training: torchrun ranks on gloo equal one process, and load each other's checkpoints.
+
+Ranks are forked by torchrun's agent where the test is about what they compute, and started by the command torchrun where it is
+about torchrun.
+"""
 
 import json
 import os
@@ -6,42 +10,51 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from codekiln.metrics_log import read_metrics
 from codekiln.train.checkpoint import list_checkpoints
 from codekiln.train.parallel import init_distributed
-from tests.small import PROGRAMS, ROOT, program, program_environment, write_tree
+from tests.command import codekiln
+from tests.forked import run_on_ranks, signal_ranks
+from tests.programs import join_worlds, orthogonalize_on_owners, train_on_ranks
+from tests.small import ROOT, program, program_environment, write_tree
 
 pytestmark = pytest.mark.process
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
+MUON: dict[str, Any] = {"muon": True, "config": "kiln, untied", "n_steps": 12}  # long enough to be killed twice
 
-def torchrun(n: int, *arguments: str, seconds: int = 120) -> subprocess.CompletedProcess[str]:
-    """Runs a program, or a module after -m, on n ranks to its end."""
-    command = [sys.executable, *TORCHRUN, str(n), *arguments]
+
+def torchrun_codekiln(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs the command on two ranks to its end."""
+    command = [sys.executable, *TORCHRUN, "2", "-m", "codekiln", *map(str, arguments)]
     return subprocess.run(
-        command, cwd=ROOT, env=program_environment(), capture_output=True, text=True, timeout=seconds, check=False
+        command, cwd=ROOT, env=program_environment(), capture_output=True, text=True, timeout=280, check=False
     )
 
 
 def start_training(
-    n: int, source: Path, run: Path, *, restarts: int = 0, rendezvous: Sequence[str] = (), **options: Any
+    n: int, source: Path, run: Path, *, restarts: int = 0, rendezvous: Sequence[str] = TORCHRUN[2:3], **options: Any
 ) -> subprocess.Popen[str]:
-    """Starts train_on_ranks.py: with torchrun on n ranks, or as one of several nodes, or in one process."""
+    """Starts train_on_ranks.py with torchrun, on n ranks of one node or of one of several."""
     run.mkdir(parents=True, exist_ok=True)
-    launcher = [*TORCHRUN[:2], *(rendezvous or TORCHRUN[2:3]), TORCHRUN[3], str(n), "--max-restarts", str(restarts)]
+    launcher = [*TORCHRUN[:2], *rendezvous, TORCHRUN[3], str(n), "--max-restarts", str(restarts)]
     python, *arguments = program("train_on_ranks.py", source, run, json.dumps(options))
     return subprocess.Popen(
-        [python, *(launcher if n > 1 or rendezvous else []), *arguments],
+        [python, *launcher, *arguments],
         cwd=ROOT,
         env=program_environment(OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
@@ -50,11 +63,14 @@ def start_training(
     )
 
 
-def finish_training(n: int, source: Path, run: Path, **options: Any) -> Path:
-    """Runs train_on_ranks.py to its end. Returns the run."""
-    process = start_training(n, source, run, **options)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output[-4000:]
+def finish_training(n: int, source: Path, run: Path, *, restarts: int = 0, **options: Any) -> Path:
+    """Runs train_on_ranks.py on n ranks, or in this process, to its end. Returns the run."""
+    run.mkdir(parents=True, exist_ok=True)
+    arguments = (source, run, train_on_ranks.Options(**options))
+    if n == 1:
+        train_on_ranks.main(*arguments)
+    else:
+        run_on_ranks(n, train_on_ranks.main, *arguments, restarts=restarts)
     return run
 
 
@@ -78,7 +94,7 @@ def alone(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("alone")
     return {
         "kiln": finish_training(1, small_run, folder / "kiln"),
-        "muon": finish_training(1, small_run, folder / "muon", muon=True, config="kiln, untied"),
+        "muon": finish_training(1, small_run, folder / "muon", **MUON),
         "incoder": finish_training(1, small_run, folder / "incoder", config="incoder"),
         "codegen": finish_training(1, small_run, folder / "codegen", config="codegen"),
     }
@@ -89,7 +105,7 @@ def test_two_ranks_equal_one_process(alone: dict[str, Path], small_run: Path, tm
 
 
 def test_four_ranks_with_muon_equal_one_process(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
-    assert_same(alone["muon"], finish_training(4, small_run, tmp_path / "four", muon=True, config="kiln, untied"))
+    assert_same(alone["muon"], finish_training(4, small_run, tmp_path / "four", **MUON))
 
 
 @pytest.mark.parametrize("config", ["kiln", "codegen"])
@@ -135,45 +151,63 @@ def test_run_resumes_on_another_number_of_ranks(alone: dict[str, Path], small_ru
     """Killed on two ranks, killed on four, and finished in one process: equals an undisturbed run of one process."""
     run = tmp_path / "run"
     for n, at in ((2, 2), (4, 6)):
-        process = start_training(n, small_run, run, save_every=2, muon=True, config="kiln, untied")
-        killed_after(process, run, at)
+        train_until_killed(n, small_run, run, at, save_every=2, **MUON)
         last = list_checkpoints(run / "checkpoints")[-1]
         assert len(list(last.glob("*.safetensors"))) == n
-    finish_training(1, small_run, run, save_every=2, muon=True, config="kiln, untied")
+    finish_training(1, small_run, run, save_every=2, **MUON)
     assert_same(alone["muon"], run)
 
 
-def wait_for_checkpoint(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    """Waits for a complete checkpoint of a later step."""
+def wait_for(is_reached: Callable[[], bool], is_running: Callable[[], bool]) -> None:
+    """Waits until a run has got somewhere. Fails if it ends before."""
     deadline = time.monotonic() + 200
-    while not (found := list_checkpoints(run / "checkpoints")) or int(found[-1].name[5:]) <= step:
-        assert process.poll() is None, process.communicate()[0][-4000:]
+    while not is_reached():
+        assert is_running()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def children_of(process: subprocess.Popen[str]) -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
-    return [int(number) for number in children.split()]
+def last_step(run: Path) -> int:
+    """The step of the last complete checkpoint, or 0."""
+    found = list_checkpoints(run / "checkpoints")
+    return int(found[-1].name[5:]) if found else 0
 
 
-def killed_after(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    """Kills one of torchrun's ranks. torchrun stops the others and reports a failure."""
-    wait_for_checkpoint(process, run, step)
-    os.kill(children_of(process)[-1], signal.SIGKILL)
-    process.communicate(timeout=240)  # PyTorch's own timeout for lost ranks is ten minutes
-    assert process.returncode != 0
+@contextmanager
+def signal_when(is_reached: Callable[[], bool], number: int, *, only_one: bool = False) -> Iterator[None]:
+    """Sends a signal to all ranks, or to one, when the run of the block has got somewhere."""
+    is_running = threading.Event()
+    is_running.set()
+
+    def wait_and_signal() -> None:
+        wait_for(is_reached, is_running.is_set)
+        signal_ranks(number, only_one=only_one)
+
+    with ThreadPoolExecutor(1) as thread:
+        signalled = thread.submit(wait_and_signal)
+        try:
+            yield
+        finally:
+            is_running.clear()
+    signalled.result()
+
+
+def train_until_killed(n: int, source: Path, run: Path, step: int, **options: Any) -> None:
+    """Kills one of the ranks after a checkpoint of a later step. The agent stops the others and reports a failure."""
+    with (
+        pytest.raises(ChildFailedError),  # PyTorch's own timeout for lost ranks is ten minutes
+        signal_when(lambda: last_step(run) > step, signal.SIGKILL, only_one=True),
+    ):
+        finish_training(n, source, run, **options)
+    assert last_step(run) > step
 
 
 def test_torchrun_restarts_a_run_after_a_rank_was_killed(
     alone: dict[str, Path], small_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start_training(2, small_run, run, restarts=1, save_every=2, muon=True, config="kiln, untied")
-    wait_for_checkpoint(process, run, 4)
-    os.kill(children_of(process)[-1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output[-4000:]
+    with signal_when(lambda: last_step(run) > 4, signal.SIGKILL, only_one=True):
+        finish_training(2, small_run, run, restarts=1, save_every=2, **MUON)
     assert_same(alone["muon"], run)
 
 
@@ -198,41 +232,41 @@ def test_two_nodes_restart_together(
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     run = tmp_path / "run"
     rendezvous = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"]
-    options: dict[str, Any] = {"restarts": 3, "save_every": 2, "muon": True, "config": "kiln, untied"}
+    options: dict[str, Any] = {"restarts": 3, "save_every": 2, **MUON}
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     nodes = [start_training(1, small_run, run, rendezvous=rendezvous, **options) for _ in range(2)]
-    wait_for_checkpoint(nodes[1], run, 4)
-    os.kill(children_of(nodes[1])[-1], signal.SIGKILL)
+    wait_for(lambda: last_step(run) > 4, lambda: nodes[1].poll() is None)
+    children = Path(f"/proc/{nodes[1].pid}/task/{nodes[1].pid}/children").read_text(encoding="utf-8")
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
     for node in nodes:
         output, _ = node.communicate(timeout=200)
         assert node.returncode == 0, output[-4000:]
     assert_same(alone["muon"], run)
 
 
-@pytest.mark.parametrize("tensor_parallel", [1, 2])
-def test_sigterm_to_torchrun_saves_the_current_step(small_run: Path, tmp_path: Path, tensor_parallel: int) -> None:
+def test_sigterm_to_torchrun_saves_the_current_step(small_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_training(2, small_run, run, n_steps=400, save_every=400, tensor_parallel=tensor_parallel)
-    deadline = time.monotonic() + 200
-    while len(read_metrics(run / "metrics.jsonl")) < 5:
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = start_training(2, small_run, run, n_steps=400, save_every=400)
+    wait_for(lambda: len(read_metrics(run / "metrics.jsonl")) >= 5, lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    last = list_checkpoints(run / "checkpoints")[-1]
-    assert int(last.name[5:]) == len(read_metrics(run / "metrics.jsonl"))
+    assert last_step(run) == len(read_metrics(run / "metrics.jsonl"))
+
+
+def test_sigterm_to_tensor_parallel_ranks_saves_the_current_step(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with signal_when(lambda: len(read_metrics(run / "metrics.jsonl")) >= 5, signal.SIGTERM):
+        finish_training(2, small_run, run, n_steps=400, save_every=400, tensor_parallel=2)
+    assert 5 <= last_step(run) == len(read_metrics(run / "metrics.jsonl")) < 400
 
 
 def test_process_joins_one_group_after_the_other() -> None:
-    done = torchrun(2, str(PROGRAMS / "join_worlds.py"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_ranks(2, join_worlds.main)
 
 
 def test_each_matrix_is_orthogonalized_by_one_rank() -> None:
     """Three ranks, rows that do not divide over them, fewer matrices than ranks, and ranks without rows."""
-    done = torchrun(3, str(PROGRAMS / "orthogonalize_on_owners.py"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_ranks(3, orthogonalize_on_owners.main)
 
 
 def test_train_command_on_two_ranks_equals_one(tmp_path: Path) -> None:
@@ -246,11 +280,11 @@ def test_train_command_on_two_ranks_equals_one(tmp_path: Path) -> None:
         "min_free_bytes=1000000",
     ]  # fmt: skip
     outcomes = []
-    for n in (1, 2):
+    for n, command in ((1, codekiln), (2, torchrun_codekiln)):
         run = tmp_path / f"run{n}"
-        done = torchrun(
-            n, "-m", "codekiln", "train", "demo", "--out", str(run), "--code", str(code), "--license", "MIT", "--no-compile",
-            *(part for setting in settings for part in ("--set", setting)), seconds=280,
+        done = command(
+            "train", "demo", "--out", run, "--code", code, "--license", "MIT", "--no-compile",
+            *(part for setting in settings for part in ("--set", setting)),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         assert (run / "CARD.md").is_file() and (run / "stages" / "functions.json").is_file()
@@ -264,8 +298,7 @@ def test_train_command_on_two_ranks_equals_one(tmp_path: Path) -> None:
 
 def test_error_of_rank_0_is_printed_once_without_tracebacks(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    command = ["-m", "codekiln", "train", "demo", "--out", str(tmp_path / "run"), "--code", str(tmp_path / "empty")]
-    done = torchrun(2, *command)
+    done = torchrun_codekiln("train", "demo", "--out", tmp_path / "run", "--code", tmp_path / "empty")
     assert done.returncode != 0
     assert done.stderr.count("codekiln: error:") == 1 and str(tmp_path / "empty") in done.stderr
     assert "RuntimeError" not in done.stderr and "Connection closed" not in done.stderr
@@ -275,11 +308,11 @@ def test_error_of_rank_0_is_printed_once_without_tracebacks(tmp_path: Path) -> N
 @pytest.mark.timeout(1800)
 def test_two_rank_run_killed_ten_times_equals_an_undisturbed_run(small_run: Path, tmp_path: Path) -> None:
     """Bit-identical, because the same ranks add in the same order."""
-    options: dict[str, Any] = {"n_steps": 60, "save_every": 2, "muon": True, "config": "kiln, untied"}
+    options: dict[str, Any] = {**MUON, "n_steps": 60, "save_every": 2}
     straight = finish_training(2, small_run, tmp_path / "straight", **options)
     soaked = tmp_path / "soaked"
     for kill in range(10):
-        killed_after(start_training(2, small_run, soaked, **options), soaked, 4 + 5 * kill)
+        train_until_killed(2, small_run, soaked, 4 + 5 * kill, **options)
     finish_training(2, small_run, soaked, **options)
     timed = {"seconds", "tokens_per_second", "matmul_efficiency"}
     rows, other_rows = (

@@ -1,10 +1,8 @@
 """Estimates of a training step, compared with calculations by hand and with the counter of PyTorch."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from codekiln.train.config import AdamWConfig, MuonConfig, TrainConfig
 from codekiln.train.loop import forward_backward
 from codekiln.train.objectives import NextToken
 from codekiln.train.parallel import SINGLE_PROCESS
+from tests.command import assert_refused, codekiln
 
 pytestmark = pytest.mark.process
 
@@ -26,6 +25,7 @@ A100 = ACCELERATORS["a100"]
 IN_FLOAT32 = replace(A100, dtype=torch.float32)
 
 
+@cache
 def estimate(
     n_ranks: int = 1, micro_batch_size: int = 2, tensor_parallel: int = 1, *, activation_checkpointing: bool = False
 ) -> StepEstimate:
@@ -147,14 +147,13 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
 
 
 def test_plan_command_prints_days_and_the_launch_command() -> None:
-    command = [sys.executable, "-m", "codekiln", "plan", "demo", "--gpus", "16", "--accelerator"]
-    changed = ["--set", "model.n_layers=1", "--json"]
-    done = subprocess.run([*command, "h100", *changed], capture_output=True, text=True, check=True)
+    command = ("plan", "demo", "--gpus", 16, "--accelerator")
+    changed = ("--set", "train.global_batch_size=16", "--set", "model.n_layers=1", "--json")
+    done = codekiln(*command, "h100", *changed)
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["best"]["stages"][0]["days"] > 0
     assert "torchrun --nnodes 2" in found["best"]["command"]
     assert found["best"]["command"].endswith("--set model.n_layers=1")
     assert {entry["operation"] for entry in found["settings"][0]["collectives"]} >= {"all_gather", "reduce_scatter"}
-    wide = os.environ | {"COLUMNS": "200"}
-    wrong = subprocess.run([*command, "h200"], check=False, capture_output=True, text=True, env=wide)
-    assert wrong.returncode == 1 and "h200" in wrong.stderr and "h100, a100, v100, tpu-v4-like" in wrong.stderr
+    assert_refused(codekiln(*command, "h200"), "h200", "h100, a100, v100, tpu-v4-like")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.small import program
+from tests.small import program, program_environment
 
 pytestmark = pytest.mark.process
 
@@ -22,7 +22,9 @@ pytestmark = pytest.mark.process
 @pytest.fixture(scope="module")
 def address(small_run: Path) -> Iterator[tuple[str, int]]:
     """A server with short time limits, so that the tests need not wait for the real ones."""
-    with subprocess.Popen(program("serve_with_limits.py", small_run), stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        program("serve_with_limits.py", small_run), env=program_environment(), stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline())
         yield "127.0.0.1", port
@@ -64,7 +66,7 @@ def test_many_stop_strings_and_prompts_are_taken_and_wrong_ones_named(url: str) 
         ({"stop": 5}, "stop", "a text or a list of texts"),
         ({"prompt": ["x"] * 17}, "prompt", "1 to 16 texts (got 17)"),
         ({"prompt": []}, "prompt", "1 to 16 texts (got 0)"),
-        ({"prompt": [1, 2]}, "prompt", "token ids are not supported"),
+        ({"prompt": [1, "x"]}, "prompt", "a list of texts, of token ids"),
         ({"prompt": 7}, "prompt", "a text or a list of texts"),
     ):
         status, message = post(url, body)
@@ -175,7 +177,10 @@ def test_an_empty_suffix_is_a_completion_where_the_model_cannot_infill(small_run
         json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"infill_format": None}), encoding="utf-8"
     )
     with subprocess.Popen(
-        program("serve_with_limits.py", tmp_path / "model"), stdout=subprocess.PIPE, text=True
+        program("serve_with_limits.py", tmp_path / "model"),
+        env=program_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as server:
         assert server.stdout is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}"

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,18 @@ from codekiln.train.objectives import NextToken
 from codekiln.train.optimizer import OptimizerGroup
 from codekiln.train.parallel import World
 from codekiln.train.schedules import WarmupCosine
-from tests.small import printed_rng, program, program_environment, run_program, train_tiny, write_tree
+from tests.forked import start_forked
+from tests.programs import build_small, train_on_full_disk
+from tests.small import printed_rng, train_tiny, write_tree
 
 TIMINGS = ("seconds", "tokens_per_second", "matmul_efficiency")
-COMPILED = ("--compile",)
 
 
-def start_build(code: Path, run: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Starts to build the small recipe in another process."""
-    return subprocess.Popen(
-        program("build_small.py", code, run, *options),
-        env=program_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def finish_build(code: Path, run: Path, *options: str) -> None:
+def finish_build(code: Path, run: Path, *, compile: bool = False) -> None:
     """Builds the small recipe in another process, to its end."""
-    process = start_build(code, run, *options)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors.decode()
+    process = start_forked(build_small.main, code, run, compile=compile)
+    process.join(timeout=600)
+    assert process.exitcode == 0
 
 
 def outcome(run: Path) -> tuple[list[dict[str, object]], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -73,16 +65,17 @@ def assert_same_outcome(run: Path, other: Path) -> None:
         assert a_record["result"] == b_record["result"], stage
 
 
-def signal_after(process: subprocess.Popen[bytes], run: Path, step: int, number: int, rng: random.Random) -> None:
+def signal_after(process: BaseProcess, run: Path, step: int, number: int, rng: random.Random) -> None:
     """Sends a signal after the run has logged a step, at a random moment within the next steps."""
     deadline = time.monotonic() + 120
     while len(read_metrics(run / "metrics.jsonl")) <= step:
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(rng.random() * 0.1)
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +93,9 @@ def test_run_killed_at_random_steps_equals_an_undisturbed_run(undisturbed: tuple
     killed = tmp_path / "killed"
     rng = printed_rng()
     for step in sorted(rng.sample(range(1, 22), 2)):
-        process = start_build(code, killed)
+        process = start_forked(build_small.main, code, killed)
         signal_after(process, killed, step, signal.SIGKILL, rng)
-        assert process.returncode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
     finish_build(code, killed)
     assert_same_outcome(run, killed)
 
@@ -111,9 +104,9 @@ def test_run_killed_at_random_steps_equals_an_undisturbed_run(undisturbed: tuple
 def test_ctrl_c_saves_the_current_step_and_the_run_resumes(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     code, run = undisturbed
     stopped = tmp_path / "stopped"
-    process = start_build(code, stopped)
+    process = start_forked(build_small.main, code, stopped)
     signal_after(process, stopped, 5, signal.SIGINT, printed_rng())
-    assert process.returncode == 130
+    assert process.exitcode == 130
     last = list_checkpoints(stopped / "checkpoints")[-1]
     assert last.name == f"step-{read_metrics(stopped / 'metrics.jsonl')[-1]['step'] + 1:08}"
     finish_build(code, stopped)
@@ -121,18 +114,16 @@ def test_ctrl_c_saves_the_current_step_and_the_run_resumes(undisturbed: tuple[Pa
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("seconds", [2.5, 6.0])
+@pytest.mark.parametrize("seconds", [1.5, 4.0])
 def test_run_killed_at_any_moment_equals_an_undisturbed_run(
     undisturbed: tuple[Path, Path], tmp_path: Path, seconds: float
 ) -> None:
     code, run = undisturbed
     killed = tmp_path / "killed"
-    process = start_build(code, killed)
-    try:
-        process.communicate(timeout=seconds * (0.7 + 0.6 * printed_rng().random()))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+    process = start_forked(build_small.main, code, killed)
+    process.join(timeout=seconds * (0.7 + 0.6 * printed_rng().random()))
+    process.kill()
+    process.join()
     finish_build(code, killed)
     assert_same_outcome(run, killed)
 
@@ -141,10 +132,10 @@ def test_run_killed_at_any_moment_equals_an_undisturbed_run(
 @pytest.mark.timeout(900)
 def test_compiled_run_that_was_killed_equals_an_undisturbed_run(tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
-    finish_build(code, tmp_path / "run", *COMPILED)
-    process = start_build(code, tmp_path / "killed", *COMPILED)
+    finish_build(code, tmp_path / "run", compile=True)
+    process = start_forked(build_small.main, code, tmp_path / "killed", compile=True)
     signal_after(process, tmp_path / "killed", 6, signal.SIGKILL, printed_rng())
-    finish_build(code, tmp_path / "killed", *COMPILED)
+    finish_build(code, tmp_path / "killed", compile=True)
     assert_same_outcome(tmp_path / "run", tmp_path / "killed")
 
 
@@ -174,8 +165,10 @@ def test_weights_that_are_not_finite_stop_training_and_keep_the_last_checkpoint(
 @pytest.mark.process
 def test_full_disk_keeps_the_previous_checkpoint(small_run: Path, tmp_path: Path) -> None:
     """A real failing write: from the third checkpoint on, the process may write no file over 100,000 bytes."""
-    done = run_program("train_on_full_disk.py", small_run, tmp_path)
-    assert str(tmp_path / "checkpoints" / "step-00000006") in done.stdout
+    process = start_forked(train_on_full_disk.main, small_run, tmp_path, tmp_path / "message.txt")
+    process.join(timeout=200)
+    message = (tmp_path / "message.txt").read_text(encoding="utf-8")
+    assert str(tmp_path / "checkpoints" / "step-00000006") in message
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000002", "step-00000004"]
     resumed = train_tiny(small_run, tmp_path, save_every=2)
     straight = train_tiny(small_run, tmp_path / "straight", save_every=2)

@@ -156,7 +156,9 @@ def infill(
 
 def serve(
     model: ModelArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on (no authentication).")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. One that other machines reach needs API keys.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 picks a free one.", min=0, max=65535)] = 8080,
     allowed_hosts: Annotated[
         list[str] | None,
@@ -167,16 +169,36 @@ def serve(
         ),
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.", min=1000)] = 1_000_000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with an API key in each line; CODEKILN_API_KEY adds one.", show_default=False, parser=parse_path
+        ),
+    ] = None,
+    is_open: Annotated[
+        bool, typer.Option("--open", help="Answer other machines without API keys (anybody can use the model).")
+    ] = False,
 ) -> None:
-    """Serve the OpenAI completions API (prompt, suffix, stream) and a playground."""
+    """Serve completions to editors and SDKs, and a playground."""
     from codekiln.generate.complete import Completer
 
     server = import_optional("codekiln.serve.server", "serve")
+    api_keys = server.read_keys(api_key_file)
+    if host not in server.LOOPBACK and not api_keys and not is_open:
+        raise ConfigError(
+            f"other machines could use the model on {host} without an API key: "
+            "give --api-key-file, set CODEKILN_API_KEY, or allow it with --open"
+        )
     listening = server.listen(host, port)
     name = model.resolve().name
     completer = Completer.load(model)
     application = server.make_app(
-        completer, name, host, allowed_hosts=allowed_hosts or (), max_body_bytes=max_body_bytes
+        completer,
+        name,
+        host,
+        allowed_hosts=allowed_hosts or (),
+        max_body_bytes=max_body_bytes,
+        api_keys=api_keys,
     )
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")

@@ -5,10 +5,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from codekiln.errors import ConfigError
 from codekiln.generate.context import ContextIds, RepositoryContext, context_ids
 from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
+from codekiln.generate.precision import choose_precision
 from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs, bits
 from codekiln.model.decoder import Precision
 from codekiln.model.huggingface import TOKENIZER, load_model, require_vocabulary, resolve_model_dir, stop_token_ids_in
@@ -33,6 +37,14 @@ class InfillRequest:
     prompt: str
     suffix: str | None = None
     context: RepositoryContext | None = None
+
+
+@dataclass(frozen=True)
+class CutPrompt:
+    """A prompt that fits the context, and how many tokens it would have if nothing was left out."""
+
+    ids: list[int]
+    n_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +144,7 @@ class Completer:
     ) -> None:
         require_vocabulary(tokenizer.vocab_size, model.config)
         self.tokenizer, self.precision = tokenizer, precision
+        self.agreement: float | None = None  # with float32, if it was measured
         self.context_length = model.config.context_length
         stop_ids = tokenizer.stop_token_ids | (stop_token_ids & tokenizer.special_ids)
         # Ids without text are never sampled: special tokens, gaps in the vocabulary, and unused rows of the embedding.
@@ -162,11 +175,23 @@ class Completer:
         return min(max_new_tokens, self.max_new_tokens_limit)
 
     @classmethod
-    def load(cls, folder: Path, precision: Precision = "float32") -> "Completer":
-        """Loads a run or a model directory. Raises CodekilnError or OSError naming the file that is missing or damaged."""
+    def load(cls, folder: Path, precision: Precision | Literal["auto"] = "float32") -> "Completer":
+        """Loads a run or a model directory, to the GPU if there is one and the precision is not for CPUs.
+
+        "auto" is bfloat16 on GPUs, and on CPUs the fastest precision that agrees with float32 (`choose_precision`). Raises
+        CodekilnError or OSError naming the file that is missing or damaged.
+        """
         inner = resolve_model_dir(folder)
         model, tokenizer = load_model(inner), Tokenizer.load(inner / TOKENIZER)
-        return cls(model, tokenizer, stop_token_ids_in(inner), precision=precision)
+        if precision in ("auto", "bfloat16") and torch.cuda.is_available():
+            model = model.to("cuda")
+        agreement = None
+        if precision == "auto":
+            choice = choose_precision(model, tokenizer, inner)
+            precision, agreement = choice.precision, choice.agreement
+        completer = cls(model, tokenizer, stop_token_ids_in(inner), precision=precision)
+        completer.agreement = agreement
+        return completer
 
     def submit(self, request: InfillRequest | Sequence[int], params: CompletionParams) -> Job:
         """Adds a request, as text or as token ids, to the running batch. `step` computes its tokens.
@@ -183,10 +208,7 @@ class Completer:
                 f"(got {max_new_tokens})"
             )
         prompt = self.prompt_ids(request, max_new_tokens) if isinstance(request, InfillRequest) else list(request)
-        if not all(0 <= token < self.tokenizer.vocab_size for token in prompt):
-            raise ConfigError(
-                f"the prompt has token ids outside of the vocabulary, 0 to {self.tokenizer.vocab_size - 1}"
-            )
+        self.check(prompt, params)
         added = self.engine.add(
             prompt,
             params.sampling,
@@ -205,6 +227,13 @@ class Completer:
         job = Job(added, [StreamDecoder(())])
         self._jobs[added] = job
         return job
+
+    def check(self, prompt: Sequence[int], params: CompletionParams) -> None:
+        """Raises ConfigError for token ids that the tokenizer does not have."""
+        n = self.tokenizer.vocab_size
+        for name, ids in (("prompt", prompt), ("logit_bias", [token for token, _ in params.sampling.logit_bias])):
+            if wrong := [token for token in ids if not 0 <= token < n]:
+                raise ConfigError(f"{name}: token id {wrong[0]} is not in the vocabulary: ids are 0 to {n - 1}")
 
     def cancel(self, job: Job) -> None:
         """Ends a job. It has no further chunks."""
@@ -327,6 +356,10 @@ class Completer:
         return [bits(jobs[number].request.prompt_logprobs) for number in range(len(rows))]
 
     def prompt_ids(self, request: InfillRequest, max_new_tokens: int) -> list[int]:
+        """The ids of `cut_prompt`."""
+        return self.cut_prompt(request, max_new_tokens).ids
+
+    def cut_prompt(self, request: InfillRequest, max_new_tokens: int) -> CutPrompt:
         """The prompt in the model's infilling format, cut to the context: far text is left out, by whole lines if possible.
 
         Raises ConfigError for a suffix if the model cannot infill, and if the new tokens leave no room for a prompt.
@@ -336,6 +369,7 @@ class Completer:
         if room < 1:
             raise ConfigError(f"{max_new_tokens} new tokens leave no room in a context of {self.context_length}")
         prefix, suffix = self.tokenizer.encode_document(request.prompt), self.tokenizer.encode(request.suffix or "")
+        n_all = len(prefix) + len(suffix)
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]
         is_start = len(prefix) <= room - n_suffix
@@ -355,7 +389,8 @@ class Completer:
             return [*context.before, *prompt]
         # A start token belongs before every text of its family (Llama 3), also where the beginning of the prompt is cut off.
         has_bos = is_start or self.tokenizer.start_id is not None
-        return [*self.tokenizer.bos_ids, *prompt] if has_bos else prompt
+        ids = [*self.tokenizer.bos_ids, *prompt] if has_bos else prompt
+        return CutPrompt(ids, n_all + len(ids) - len(prefix) - len(suffix))
 
     def context_ids(self, context: RepositoryContext | None, max_new_tokens: int) -> ContextIds:
         """The other files of a repository as ids: at most half of what the new tokens leave of the context.

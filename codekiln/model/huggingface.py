@@ -61,7 +61,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
     architecture, config = read_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
-    model.to_empty(device="cpu").to(dtype)
+    # Not `to_empty`, which imports SymPy, and would first allocate the weights in float32.
+    model.load_state_dict(
+        {name: torch.empty(w.shape, dtype=dtype) for name, w in model.state_dict().items()}, assign=True
+    )
     model.tie_weights()
     weights = dict(model.named_parameters())
     for name, tensor in CheckpointReader(folder, architecture, config).read():

@@ -152,7 +152,10 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        weight = torch.empty(config.vocab_size, config.d_model)
+        if not weight.is_meta:  # there `normal_` does nothing, but imports PyTorch's compiler, which takes a second
+            nn.init.normal_(weight)
+        self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = _norm(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
@@ -210,7 +213,8 @@ class Transformer(nn.Module):
             x = x + sinusoids(positions + POSITION_OFFSET, config.d_model).to(x.dtype)
         else:
             scaled = positions if config.rope_scale == 1 else positions / config.rope_scale
-            rotary = rotary_angles(scaled, config.n_rotary, config.rope_base)
+            angles = rotary_angles_once if torch.compiler.is_compiling() else rotary_angles
+            rotary = angles(scaled, config.n_rotary, config.rope_base)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rotary, mask, document_ids, use_reentrant=False)
@@ -278,18 +282,23 @@ def positions_within(document_ids: Tensor) -> Tensor:
     return places - torch.where(is_main, places, 0).cummax(1).values
 
 
-@torch.library.custom_op("codekiln::rotary_angles", mutates_args=())
 def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for positions (B, T), each (B, 1, T, width / 2) in float32 (RoFormer, section 3.2).
-
-    It is a custom operator so that compiled code computes the angles once, and not again in every layer.
-    """
+    """Cosine and sine for positions (B, T), each (B, 1, T, width / 2) in float32 (RoFormer, section 3.2)."""
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
     angles = positions[:, None, :, None].float() * frequencies
     return angles.cos(), angles.sin()
 
 
-@rotary_angles.register_fake
+@torch.library.custom_op("codekiln::rotary_angles", mutates_args=())
+def rotary_angles_once(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
+    """`rotary_angles` as a custom operator, so that compiled code computes the angles once, and not again in every layer.
+
+    Only for compiled code: the first call of a custom operator imports PyTorch's compiler, which takes a second.
+    """
+    return rotary_angles(positions, width, base)
+
+
+@rotary_angles_once.register_fake
 def _(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
     B, T = positions.shape
     cosine = positions.new_empty(B, 1, T, width // 2, dtype=torch.float32)

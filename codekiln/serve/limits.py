@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from codekiln.serve.protocol import error_body
+from codekiln.serve.errors import error_body
 
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_ADDRESS = 256  # editors and their plugins on one machine share an address
@@ -95,8 +95,8 @@ class RequestLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if refusal := self._refuse(scope):
-            await refusal(scope, receive, send)
+        if (refused := self._refuse(scope)) is not None:
+            await refused(scope, receive, send)
             return
         n_bytes = 0
         deadline = asyncio.get_running_loop().time() + BODY_SECONDS
@@ -125,7 +125,7 @@ class RequestLimits:
 
     def _refuse(self, scope: Scope) -> JSONResponse | None:
         if scope["http_version"] not in HTTP_VERSIONS:
-            return _refusal(505, f"HTTP {scope['http_version']} is not supported: use HTTP/1.1")
+            return refusal(505, f"HTTP {scope['http_version']} is not supported: use HTTP/1.1")
         if not self._hosts:
             return None
         host = Headers(scope=scope).get("host")
@@ -136,13 +136,14 @@ class RequestLimits:
         except ValueError:
             name = None
         if name is None or any(character.isspace() for character in host or ""):
-            return _refusal(400, "the Host header is malformed")
+            return refusal(400, "the Host header is malformed")
         if name not in self._hosts:
-            return _refusal(421, f"host {name[:100]} is not allowed: this server is {', '.join(self._hosts)}")
+            return refusal(421, f"host {name[:100]} is not allowed: this server is {', '.join(self._hosts)}")
         return None
 
 
-def _refusal(status: int, message: str) -> JSONResponse:
+def refusal(status: int, message: str) -> JSONResponse:
+    """An error as OpenAI's clients read it, after which the connection is closed."""
     return JSONResponse(error_body(message), status_code=status, headers={"Connection": "close"})
 
 

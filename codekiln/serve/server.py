@@ -1,112 +1,29 @@
-"""A model behind `/v1/completions`, and a playground at `/`.
+"""A model behind the protocols of editors and SDKs, and a playground at `/`.
 
-One request is decoded at a time; output is buffered, so a slow client does not block the others. There is no authentication.
-On loopback addresses the server checks the Host header, which protects against DNS rebinding: no web page of another name
-can read it.
+One engine answers all requests together. On loopback addresses the server checks the Host header, which protects against DNS
+rebinding: no web page of another name can read it. With API keys, all routes but `/health` and the page need one.
 """
 
-import asyncio
-import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import ValidationError
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from codekiln.errors import CodekilnError
-from codekiln.files import JsonObject
-from codekiln.generate.complete import Completer, CompletionChunk, InfillRequest
+from codekiln.generate.complete import Completer
+from codekiln.serve.access import KeyCheck, read_keys
+from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
 from codekiln.serve.pages import add_playground
-from codekiln.serve.protocol import CompletionRequest, CompletionResponse, error_body
+from codekiln.serve.protocols import openai
+from codekiln.serve.service import CompletionService, Refusal
 
+__all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "serve"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_WAITING = 64  # completion requests that are decoded or wait for it
-MAX_PARSING = 2  # bodies that are parsed and tokenized at the same time
-
-
-class CompletionService:
-    """Answers completion requests of one model. One is decoded at a time; the others wait."""
-
-    def __init__(self, completer: Completer, model_name: str) -> None:
-        self._completer, self._model_name = completer, model_name
-        self._decode_lock = asyncio.Lock()
-        self._parse_slots = asyncio.Semaphore(MAX_PARSING)
-        self._n_waiting = 0
-
-    async def respond(self, request: Request) -> Response:
-        """The response to a request to /v1/completions, whole or streamed."""
-        if self._n_waiting >= MAX_WAITING:
-            return _error(503, f"{self._n_waiting} requests are waiting: try again later")
-        self._n_waiting += 1
-        is_streaming = False
-        try:
-            prepared = await self._prepare(request)
-            if isinstance(prepared, Response):
-                return prepared
-            body, chunks = prepared
-            response = CompletionResponse(self._model_name)
-            generated = _generate_in_thread(chunks, self._decode_lock, request)
-            if body.stream:
-                has_usage = body.stream_options is not None and body.stream_options.include_usage
-                is_streaming = True
-                events = self._leave_after(_events(generated, response, has_usage=has_usage))
-                return StreamingResponse(events, media_type="text/event-stream")
-            async with aclosing(generated):
-                found = {chunk.index: chunk.completion async for chunk in generated if chunk.completion is not None}
-            if len(found) < len(body.prompt):
-                return Response(status_code=499)  # the client disconnected
-            return JSONResponse(response.body([found[i] for i in range(len(body.prompt))]))
-        finally:
-            self._n_waiting -= not is_streaming
-
-    async def _leave_after(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
-        """The events of a stream. The request no longer waits after the last one, or when its client disconnects."""
-        try:
-            async for event in events:
-                yield event
-        finally:
-            self._n_waiting -= 1
-
-    async def _prepare(self, request: Request) -> Response | tuple[CompletionRequest, Iterator[CompletionChunk]]:
-        """Reads, parses and tokenizes a request, the last two in a thread; or the response that refuses it."""
-        if not _is_json(request.headers.get("content-type", "")):
-            return _error(415, "Content-Type must be application/json")
-        data = await request.body()
-        async with self._parse_slots:
-            return await run_in_threadpool(self._parse, data)
-
-    def _parse(self, data: bytes) -> Response | tuple[CompletionRequest, Iterator[CompletionChunk]]:
-        try:
-            body = CompletionRequest.model_validate(json.loads(data.decode("utf-8")))
-        except ValidationError as refusal:
-            first = refusal.errors(include_url=False, include_context=False)[0]
-            field = str(first["loc"][0])[:100] if first["loc"] else "body"
-            return _error(400, f"{field}: {first['msg'].removeprefix('Value error, ')[:300]}", param=field)
-        except (ValueError, RecursionError) as error:
-            return _error(400, f"invalid JSON in UTF-8: {str(error)[:200]}")
-        if body.model is not None and body.model != self._model_name:
-            return _unknown_model(body.model, self._model_name)
-        limit = self._completer.max_new_tokens_limit
-        if body.max_tokens is not None and body.max_tokens > limit:
-            return _error(400, f"max_tokens must be at most {limit} for this model", param="max_tokens")
-        # Editors send an empty suffix at the end of a file: a model that cannot infill completes there.
-        suffix = None if body.suffix == "" and not self._completer.can_infill else body.suffix
-        try:
-            chunks = self._completer.stream(
-                [InfillRequest(prompt, suffix) for prompt in body.prompt],
-                max_new_tokens=body.max_tokens,
-                sampling=body.sampling(),
-                stop=body.stop,
-            )
-        except CodekilnError as refusal:
-            return _error(400, str(refusal))
-        return body, chunks
 
 
 def make_app(
@@ -116,32 +33,50 @@ def make_app(
     *,
     allowed_hosts: Sequence[str] = (),
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    api_keys: Sequence[str] = (),
 ) -> FastAPI:
     """The application for one model, to listen on `host`.
 
     On loopback addresses it answers to their names and to `allowed_hosts`; elsewhere to `allowed_hosts`, or to any name.
     """
-    app = FastAPI(title="codekiln", docs_url=None, redoc_url=None, openapi_url=None)
-    hosts = (*LOOPBACK, *allowed_hosts) if host in LOOPBACK or allowed_hosts else ()
-    app.add_middleware(RequestLimits, hosts=hosts, max_body_bytes=max_body_bytes)
     service = CompletionService(completer, model_name)
-    model_record: JsonObject = {"id": model_name, "object": "model", "created": 0, "owned_by": "codekiln"}
+
+    @asynccontextmanager
+    async def run_engine(_: FastAPI) -> AsyncGenerator[None, None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(title="codekiln", docs_url=None, redoc_url=None, openapi_url=None, lifespan=run_engine)
+    hosts = (*LOOPBACK, *allowed_hosts) if host in LOOPBACK or allowed_hosts else ()
+    app.add_middleware(KeyCheck, keys=api_keys)
+    app.add_middleware(RequestLimits, hosts=hosts, max_body_bytes=max_body_bytes)
 
     @app.exception_handler(HTTPException)
     async def fail(_: Request, failure: HTTPException) -> JSONResponse:
         return JSONResponse(error_body(str(failure.detail)), status_code=failure.status_code, headers=failure.headers)
 
-    def show_model(name: str) -> Response:
-        return JSONResponse(model_record) if name == model_name else _unknown_model(name, model_name)
+    @app.exception_handler(CodekilnError)
+    async def refuse(_: Request, refused: CodekilnError) -> JSONResponse:
+        if not isinstance(refused, Refusal):
+            name = str(refused).partition(":")[0]  # as in "prompt: token id 7 is ..."
+            record = error_body(str(refused), param=name if name.isidentifier() else None)
+            return JSONResponse(record, status_code=400)
+        headers = {"Retry-After": str(RETRY_SECONDS)} if refused.status == 429 else None
+        body = error_body(refused.message, param=refused.param, code=refused.code)
+        return JSONResponse(body, status_code=refused.status, headers=headers)
 
-    app.add_api_route("/v1/completions", service.respond, methods=["POST"], response_model=None)
-    pages: dict[str, Callable[..., Response]] = {
-        "/v1/models": lambda: JSONResponse({"object": "list", "data": [model_record]}),
-        "/v1/models/{name:path}": show_model,
-        "/health": lambda: JSONResponse({"status": "ok"}),
-    }
-    for path, respond in pages.items():
-        app.add_api_route(path, respond, methods=["GET", "HEAD"], response_model=None)
+    async def complete(request: Request) -> Response:
+        return await openai.complete(request, await service.parse(request, openai.CompletionRequest), service)
+
+    def show_metrics() -> Response:
+        text = service.metrics.page(completer.engine.stats)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.add_api_route("/v1/completions", complete, methods=["POST"], response_model=None)
+    app.add_api_route("/health", lambda: JSONResponse({"status": "ok"}), methods=["GET", "HEAD"], response_model=None)
+    app.add_api_route("/metrics", show_metrics, methods=["GET", "HEAD"], response_model=None)
+    openai.add_openai(app, service)
     add_playground(app)
     return app
 
@@ -168,66 +103,3 @@ def listen(host: str, port: int) -> socket.socket:
         )
         raise OSError(message) from None
     return listening
-
-
-def _is_json(content_type: str) -> bool:
-    """Whether a Content-Type is application/json, in any case and with any parameters (RFC 9110, section 8.3)."""
-    return content_type.partition(";")[0].strip().lower() == "application/json"
-
-
-def _unknown_model(name: str, model_name: str) -> JSONResponse:
-    message = f"model {name[:100]!r} does not exist: this server has {model_name!r}"
-    return _error(404, message, param="model", code="model_not_found")
-
-
-async def _generate_in_thread(
-    chunks: Iterator[CompletionChunk], decode_lock: asyncio.Lock, request: Request
-) -> AsyncGenerator[CompletionChunk, None]:
-    """The chunks, generated in a thread while no other request is decoded, and buffered for a slow client.
-
-    Generation stops when the client disconnects or this generator is closed.
-    """
-    queue: asyncio.Queue[CompletionChunk | None] = asyncio.Queue()
-
-    async def produce() -> None:
-        try:
-            async with decode_lock:
-                while not await request.is_disconnected():
-                    if (chunk := await run_in_threadpool(next, chunks, None)) is None:
-                        return
-                    queue.put_nowait(chunk)
-        finally:
-            queue.put_nowait(None)
-
-    producer = asyncio.create_task(produce())
-    try:
-        while (chunk := await queue.get()) is not None:
-            yield chunk
-        await producer
-    finally:
-        producer.cancel()
-
-
-async def _events(
-    generated: AsyncGenerator[CompletionChunk, None], response: CompletionResponse, *, has_usage: bool
-) -> AsyncIterator[str]:
-    """Server-sent events: one per chunk that has text or ends a completion, and the end mark."""
-    completions = []
-    async with aclosing(generated):
-        async for chunk in generated:
-            if chunk.completion is not None:
-                completions.append(chunk.completion)
-                yield _event(response.chunk(chunk.index, chunk.text, chunk.completion.finish_reason))
-            elif chunk.text:
-                yield _event(response.chunk(chunk.index, chunk.text, None))
-    if has_usage:
-        yield _event(response.usage_chunk(completions))
-    yield "data: [DONE]\n\n"
-
-
-def _event(record: JsonObject) -> str:
-    return f"data: {json.dumps(record)}\n\n"
-
-
-def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
-    return JSONResponse(error_body(message, param=param, code=code), status_code=status)

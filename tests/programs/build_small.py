@@ -11,19 +11,24 @@ from codekiln.pipeline import build
 from codekiln.train.config import RuntimeConfig
 from tests.small import small_recipe
 
-parser = argparse.ArgumentParser()
-parser.add_argument("code", type=Path)
-parser.add_argument("run", type=Path)
-parser.add_argument("--total-tokens", type=int, default=26_000)
-parser.add_argument("--compile", action="store_true")
-parser.add_argument("--stop-after")
-options = parser.parse_args()
-try:
-    build(
-        small_recipe(options.code, total_tokens=options.total_tokens),
-        options.run,
-        RuntimeConfig(compile=options.compile),
-        stop_after=options.stop_after,
-    )
-except KeyboardInterrupt:
-    sys.exit(130)
+TOTAL_TOKENS = 26_000
+
+
+def main(
+    code: Path, run: Path, *, total_tokens: int = TOTAL_TOKENS, compile: bool = False, stop_after: str | None = None
+) -> None:
+    recipe = small_recipe(code, total_tokens=total_tokens)
+    try:
+        build(recipe, run, RuntimeConfig(compile=compile), stop_after=stop_after)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("code", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--total-tokens", type=int, default=TOTAL_TOKENS)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--stop-after")
+    main(**vars(parser.parse_args()))

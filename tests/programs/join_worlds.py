@@ -1,7 +1,9 @@
-"""Joins four process groups one after the other, on two ranks that torchrun started."""
+"""Joins four process groups one after the other, on two ranks that torchrun's agent started."""
 
 from codekiln.train.parallel import init_distributed
 
-for _ in range(4):
-    with init_distributed("cpu") as world:
-        assert world.all_reduce_sum([1.0 + world.rank]) == [3.0]
+
+def main() -> None:
+    for _ in range(4):
+        with init_distributed("cpu") as world:
+            assert world.all_reduce_sum([1.0 + world.rank]) == [3.0]

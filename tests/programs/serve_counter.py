@@ -6,42 +6,77 @@ The prompt "count" is answered with the number of steps so far.
 # ruff: noqa: T201 - prints its result
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import cast
 
-from codekiln.generate.complete import Completer, Completion, CompletionChunk, InfillRequest
-from codekiln.generate.sampling import SamplingParams
+from codekiln.generate.complete import (
+    Completer,
+    Completion,
+    CompletionChunk,
+    CompletionParams,
+    CutPrompt,
+    InfillRequest,
+)
+from codekiln.generate.complete import Job as RealJob
 from codekiln.serve.server import listen, make_app, serve
 
 TEXTS = {"fast": "x" * 5000, "slow": "x", "silent": ""}
 
 
+class Job:
+    """A prompt, and how many steps it still has."""
+
+    def __init__(self, prompt: str, n_steps: int) -> None:
+        self.prompt, self.n_left = prompt, n_steps
+
+    @property
+    def is_finished(self) -> bool:
+        return self.n_left < 0
+
+
 class Counter:
-    """As much of a completer as the server uses."""
+    """As much of a completer as the server uses. Prompts are ids of characters."""
 
     max_new_tokens_limit = 4096
+    context_length = 10_000
     can_infill = True
 
     def __init__(self) -> None:
         self.n_steps = 0
+        self.engine, self.tokenizer = SimpleNamespace(stats=None), SimpleNamespace(token_bytes=[])
+        self._jobs: list[Job] = []
 
-    def stream(
-        self,
-        requests: Sequence[InfillRequest],
-        *,
-        max_new_tokens: int | None,
-        sampling: SamplingParams,
-        stop: Sequence[str] = (),
-    ) -> Iterator[CompletionChunk]:
-        return self._chunks(requests[0].prompt, max_new_tokens or 1)
+    def limit_new_tokens(self, max_new_tokens: int) -> int:
+        return max_new_tokens
 
-    def _chunks(self, prompt: str, n: int) -> Iterator[CompletionChunk]:
-        if prompt != "count":
-            for _ in range(n):
+    def cut_prompt(self, request: InfillRequest, max_new_tokens: int) -> CutPrompt:
+        return CutPrompt([ord(character) for character in request.prompt], len(request.prompt))
+
+    def check(self, prompt: Sequence[int], params: CompletionParams) -> None:
+        """All prompts are taken."""
+
+    def submit(self, prompt: Sequence[int], params: CompletionParams) -> Job:
+        text = "".join(map(chr, prompt))
+        job = Job(text, 0 if text == "count" else params.max_new_tokens or 1)
+        self._jobs.append(job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        self._jobs.remove(job)
+
+    def step(self) -> list[tuple[RealJob, CompletionChunk]]:
+        found = []
+        for job in list(self._jobs):
+            job.n_left -= 1
+            if job.is_finished:
+                self._jobs.remove(job)
+                found.append((job, CompletionChunk(0, "", Completion(str(self.n_steps), "stop", 1, 1))))
+            else:
                 self.n_steps += 1
-                time.sleep(0 if prompt == "fast" else 0.01)
-                yield CompletionChunk(0, TEXTS[prompt])
-        yield CompletionChunk(0, "", Completion(str(self.n_steps), "stop", 1, 1))
+                time.sleep(0 if job.prompt == "fast" else 0.01)
+                found.append((job, CompletionChunk(0, TEXTS[job.prompt])))
+        return cast("list[tuple[RealJob, CompletionChunk]]", found)
 
 
 if __name__ == "__main__":

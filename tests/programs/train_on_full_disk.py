@@ -1,12 +1,10 @@
-"""Trains until writes fail: train_on_full_disk.py SOURCE RUN. Prints the message of the error.
+"""Trains until writes fail, and writes the message of the error to a file.
 
 From the checkpoint of step 6 on, the process may write no file over 100,000 bytes, which fails as a full disk does.
 """
-# ruff: noqa: T201 - prints its result
 
 import resource
 import signal
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -27,8 +25,9 @@ def save(self: Checkpointer, step: int, tensors: dict[str, Tensor], training_sta
     original(self, step, tensors, training_state)
 
 
-with mock.patch.object(Checkpointer, "save", save):
-    try:
-        train_tiny(Path(sys.argv[1]), Path(sys.argv[2]), save_every=2)
-    except OSError as error:
-        print(error.strerror)
+def main(source: Path, run: Path, message: Path) -> None:
+    with mock.patch.object(Checkpointer, "save", save):
+        try:
+            train_tiny(source, run, save_every=2)
+        except OSError as error:
+            message.write_text(error.strerror or "", encoding="utf-8")

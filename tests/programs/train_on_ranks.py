@@ -39,7 +39,7 @@ class Options:
 
     config: str = "kiln"
     muon: bool = False
-    n_steps: int = 12
+    n_steps: int = 8
     save_every: int = 6
     micro_batch_size: int = 2
     compile: bool = False

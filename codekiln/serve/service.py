@@ -1,0 +1,307 @@
+"""What all protocols share: how a request becomes tokens, who waits, who is answered together, and what is logged.
+
+A protocol parses a body into `Query`, calls `CompletionService.answer`, and writes what comes back in its own form.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ValidationError
+
+from codekiln.errors import CodekilnError
+from codekiln.generate.complete import (
+    DEFAULT_MAX_NEW_TOKENS,
+    Completer,
+    Completion,
+    CompletionChunk,
+    CompletionParams,
+    InfillRequest,
+)
+from codekiln.generate.engine import Request as EngineRequest
+from codekiln.serve.metrics import ServerMetrics
+from codekiln.serve.worker import EngineWorker, Generation
+
+MAX_OPEN = 64  # completion requests that wait or are being answered
+MAX_PARSING = 2  # bodies that are parsed and tokenized at the same time
+LOG = logging.getLogger("codekiln.serve")
+Body = TypeVar("Body", bound=BaseModel)
+Prompt = InfillRequest | list[int]
+
+
+class Refusal(CodekilnError):  # noqa: N818 - not a failure of the server
+    """An answer with an error status. `param` is the field that is wrong."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What a client wants: `n` samples of each prompt.
+
+    A newer query in the same `slot` of a client ends an older one. `is_cut` cuts prompts that are too long; otherwise they
+    are refused. Without `has_cache`, no cached prefix is used.
+    """
+
+    prompts: Sequence[Prompt]
+    params: CompletionParams
+    slot: str | None = None
+    is_cut: bool = True
+    has_cache: bool = True
+
+
+@dataclass(eq=False)
+class Answer:
+    """The answer to a query, as it is generated."""
+
+    prompt_tokens: list[int]  # of each prompt
+    is_truncated: bool
+    params: CompletionParams
+    started: float = field(default_factory=time.monotonic)
+    first_token_seconds: float | None = None
+    completions: dict[int, Completion] = field(default_factory=dict)
+    is_superseded: bool = False
+    # Chunks, or None to end early.
+    queue: asyncio.Queue[CompletionChunk | Exception | None] = field(default_factory=asyncio.Queue)
+    chunks: AsyncGenerator[CompletionChunk, None] = field(init=False)
+    generations: list[Generation] = field(default_factory=list)
+
+    @property
+    def n_samples(self) -> int:
+        """Of all prompts."""
+        return len(self.prompt_tokens) * self.params.n
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all samples have ended."""
+        return len(self.completions) == self.n_samples
+
+    def request_of(self, number: int) -> EngineRequest:
+        """The request of a sample. It no longer changes where the sample has a chunk, but for its samples."""
+        job = self.generations[number // self.params.n].job
+        assert job is not None
+        return job.request
+
+    async def whole(self) -> list[Completion]:
+        """All completions, in order. Raises Refusal if the client has left or sent a newer request in the same slot."""
+        async with aclosing(self.chunks) as chunks:
+            async for _ in chunks:
+                pass
+        if not self.is_complete:
+            raise Refusal(409, "a newer request of this client took the place of this one", code="superseded")
+        return [self.completions[i] for i in range(self.n_samples)]
+
+
+class CompletionService:
+    """Answers queries about one model."""
+
+    def __init__(self, completer: Completer, model_name: str) -> None:
+        self.completer, self.model_name = completer, model_name
+        self.metrics = ServerMetrics()
+        self._worker = EngineWorker(completer)
+        self._parse_slots = asyncio.Semaphore(MAX_PARSING)
+        self._n_open = self._n_tokenizing = 0
+        self._slots: dict[str, Answer] = {}
+        self._generations: dict[_Key, Generation] = {}
+
+    def start(self) -> None:
+        """Starts the engine."""
+        self._worker.start()
+
+    def stop(self) -> None:
+        """Stops the engine."""
+        self._worker.stop()
+
+    async def parse(self, request: Request, kind: type[Body]) -> Body:
+        """The body of a request. Raises Refusal that names the field that is wrong."""
+        if not _is_json(request.headers.get("content-type", "")):
+            raise Refusal(415, "Content-Type must be application/json")
+        data = await request.body()
+        async with self._parse_slots:
+            return await run_in_threadpool(_parse_body, data, kind)
+
+    def require_model(self, name: str | None) -> None:
+        """Raises Refusal if a client asks for another model."""
+        if name is not None and name != self.model_name:
+            message = f"model {name[:100]!r} does not exist: this server has {self.model_name!r}"
+            raise Refusal(404, message, param="model", code="model_not_found")
+
+    async def answer(self, request: Request, query: Query) -> Answer:
+        """Starts to answer a query. Raises Refusal, or ConfigError if the model cannot do it."""
+        if self._n_open + self._n_tokenizing >= MAX_OPEN:
+            raise Refusal(429, f"{MAX_OPEN} requests are waiting: try again later", code="overloaded")
+        user = request.scope.get("state", {}).get("user", "")
+        self._n_tokenizing += 1
+        try:
+            async with self._parse_slots:
+                prompts, is_truncated = await run_in_threadpool(self._tokenize, query)
+        finally:
+            self._n_tokenizing -= 1
+        cache_key = user if query.has_cache else f"{user} {time.monotonic_ns()}"
+        params = dataclasses.replace(query.params, cache_key=cache_key)
+        answer = Answer([len(ids) for ids in prompts], is_truncated, params)
+        slot = None if query.slot is None else f"{user} {query.slot}"
+        answer.chunks = self._run(request, answer, prompts, slot)
+        return answer
+
+    def _tokenize(self, query: Query) -> tuple[list[list[int]], bool]:
+        """The ids of each prompt, and whether one was cut."""
+        completer = self.completer
+        limit = completer.max_new_tokens_limit
+        max_new_tokens = query.params.max_new_tokens
+        if max_new_tokens is None:
+            max_new_tokens = completer.limit_new_tokens(DEFAULT_MAX_NEW_TOKENS)
+        if max_new_tokens > limit:
+            raise Refusal(400, f"max_tokens must be at most {limit} for this model", param="max_tokens")
+        room = completer.context_length - max_new_tokens
+        prompts: list[list[int]] = []
+        is_truncated = False
+        for prompt in query.prompts:
+            if isinstance(prompt, InfillRequest):
+                found = completer.cut_prompt(prompt, max_new_tokens)
+                ids, n_tokens, is_cut = found.ids, found.n_tokens, found.n_tokens > len(found.ids)
+            else:
+                ids, n_tokens, is_cut = prompt, len(prompt), len(prompt) > room
+            if is_cut and not (query.is_cut and isinstance(prompt, InfillRequest)):
+                raise Refusal(
+                    400,
+                    f"prompt: it has {n_tokens} tokens, and this model has room for {room} besides the new tokens: "
+                    "shorten it, or request fewer new tokens",
+                    param="prompt",
+                    code="context_length_exceeded",
+                )
+            completer.check(ids, query.params)
+            is_truncated |= is_cut
+            prompts.append(ids)
+        return prompts, is_truncated
+
+    async def _run(
+        self, request: Request, answer: Answer, prompts: list[list[int]], slot: str | None
+    ) -> AsyncGenerator[CompletionChunk, None]:
+        """The chunks of all prompts. Generation ends when the client leaves or this generator is closed."""
+        self._n_open += 1
+        self.metrics.open.set(self._n_open)
+        keys = [_Key(tuple(ids), answer.params) for ids in prompts]
+        if slot is not None:
+            self._supersede(slot, answer)
+        generations = answer.generations = [self._join(key) for key in keys]
+        tasks = [asyncio.create_task(_wait_for_disconnection(request, answer))]
+        for number, generation in enumerate(generations):
+            tasks.append(asyncio.create_task(_forward(generation, number * answer.params.n, answer)))
+        try:
+            while not answer.is_complete and (item := await answer.queue.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                if answer.first_token_seconds is None:
+                    answer.first_token_seconds = time.monotonic() - answer.started
+                    self.metrics.first_token.observe(answer.first_token_seconds)
+                if item.completion is not None:
+                    answer.completions[item.index] = item.completion
+                yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            for key, generation in zip(keys, generations, strict=True):
+                self._leave(key, generation)
+            if slot is not None and self._slots.get(slot) is answer:
+                del self._slots[slot]
+            self._n_open -= 1
+            self.metrics.open.set(self._n_open)
+            self._log(request, answer)
+
+    def _supersede(self, slot: str, answer: Answer) -> None:
+        """Ends the older answer in a slot."""
+        older = self._slots.get(slot)
+        if older is not None:
+            older.is_superseded = True
+            older.queue.put_nowait(None)
+        self._slots[slot] = answer
+
+    def _join(self, key: "_Key") -> Generation:
+        """The generation for a prompt: one that is running for the same prompt and settings, or a new one."""
+        found = self._generations.get(key)
+        if found is None or found.is_finished:
+            found = self._generations[key] = self._worker.submit(list(key.prompt), key.params)
+        else:
+            self.metrics.shared.inc()
+        found.n_readers += 1
+        return found
+
+    def _leave(self, key: "_Key", generation: Generation) -> None:
+        generation.n_readers -= 1
+        if generation.n_readers:
+            return
+        if not generation.is_finished:
+            self._worker.cancel(generation)
+        if self._generations.get(key) is generation:
+            del self._generations[key]
+
+    def _log(self, request: Request, answer: Answer) -> None:
+        """One line per request: times and counts, and nothing of its text."""
+        seconds = time.monotonic() - answer.started
+        self.metrics.duration.observe(seconds)
+        if not answer.is_complete:
+            self.metrics.cancelled.inc()
+        completions = answer.completions.values()
+        first = answer.first_token_seconds
+        LOG.info(
+            "%s %s prompt_tokens=%d cached_tokens=%d completion_tokens=%d first_token=%s total=%.3fs",
+            request.url.path,
+            "done" if answer.is_complete else "superseded" if answer.is_superseded else "cancelled",
+            sum(answer.prompt_tokens),
+            sum(each.cached_tokens for each in completions),
+            sum(each.completion_tokens for each in completions),
+            "-" if first is None else f"{first:.3f}s",
+            seconds,
+        )
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What makes two generations the same."""
+
+    prompt: tuple[int, ...]
+    params: CompletionParams
+
+
+async def _forward(generation: Generation, first_index: int, answer: Answer) -> None:
+    """Puts the chunks of a generation into the queue of an answer, where its first sample has number `first_index`."""
+    try:
+        async for chunk in generation.read():
+            answer.queue.put_nowait(dataclasses.replace(chunk, index=first_index + chunk.index))
+    except Exception as failure:
+        answer.queue.put_nowait(failure)
+
+
+async def _wait_for_disconnection(request: Request, answer: Answer) -> None:
+    """Ends an answer when its client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    answer.queue.put_nowait(None)
+
+
+def _parse_body(data: bytes, kind: type[Body]) -> Body:
+    try:
+        return kind.model_validate(json.loads(data.decode("utf-8")))
+    except ValidationError as refused:
+        first = refused.errors(include_url=False, include_context=False)[0]
+        name = str(first["loc"][0])[:100] if first["loc"] else "body"
+        message = f"{name}: {first['msg'].removeprefix('Value error, ')[:300]}"
+        raise Refusal(400, message, param=name) from None
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"invalid JSON in UTF-8: {str(error)[:200]}") from None
+
+
+def _is_json(content_type: str) -> bool:
+    """Whether a Content-Type is application/json, in any case and with any parameters (RFC 9110, section 8.3)."""
+    return content_type.partition(";")[0].strip().lower() == "application/json"
