@@ -379,6 +379,7 @@ class Completer:
             step = max(1, n_kept // CUTS)
             n_dropped = math.ceil((len(prefix) - n_kept) / step) * step
             prefix = self._from_line_start(prefix[n_dropped:])
+        n_cut = n_all - len(prefix) - len(suffix)
         prompt = prefix = [*context.header, *prefix]
         if request.suffix is not None:
             infill_format = self.tokenizer.infill_format
@@ -386,11 +387,12 @@ class Completer:
                 raise ConfigError("this model cannot infill: its tokenizer has no infilling format (CodeGen has none)")
             prompt = infill_format.prompt(prefix, suffix)
         if context.before:
-            return [*context.before, *prompt]
+            ids = [*context.before, *prompt]
+            return CutPrompt(ids, len(ids) + n_cut)
         # A start token belongs before every text of its family (Llama 3), also where the beginning of the prompt is cut off.
         has_bos = is_start or self.tokenizer.start_id is not None
         ids = [*self.tokenizer.bos_ids, *prompt] if has_bos else prompt
-        return CutPrompt(ids, n_all + len(ids) - len(prefix) - len(suffix))
+        return CutPrompt(ids, len(ids) + n_cut)
 
     def context_ids(self, context: RepositoryContext | None, max_new_tokens: int) -> ContextIds:
         """The other files of a repository as ids: at most half of what the new tokens leave of the context.
