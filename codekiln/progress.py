@@ -49,7 +49,12 @@ def progress_bar(title: str, total: int, *, done: int = 0) -> Iterator[ProgressT
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     with Progress(
-        *columns, TimeElapsedColumn(), Remaining(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
+        *columns,
+        TimeElapsedColumn(),
+        Remaining(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),  # what is printed to a file or a pipe must go there
     ) as bar:
         yield ProgressTask(title, total, done, bar)
 

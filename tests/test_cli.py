@@ -1,6 +1,7 @@
 """The command as a user types it: output, exit status, and clear messages for bad input."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,11 +21,11 @@ pytestmark = pytest.mark.process
 
 def test_infill_reads_arguments_a_file_and_standard_input(small_run: Path, tmp_path: Path) -> None:
     prefix, suffix = "def open_door(name, count=3):\n", "\n    return steps\n"
-    completion = Completer.load(small_run).infill(
-        [prefix, suffix], CompletionParams(max_new_tokens=20, sampling=GREEDY)
+    completion = Completer.load(small_run).complete(
+        [InfillRequest(prefix, suffix)], CompletionParams(max_new_tokens=20, sampling=GREEDY)
     )[0]
     expected = prefix + completion.text + suffix
-    options = ("--temperature", 0, "--max-new-tokens", 20)
+    options = ("--temperature", 0, "--max-new-tokens", 20, "--raw")
     assert codekiln("infill", small_run, prefix, suffix, *options).stdout == expected
     file = tmp_path / "hole.py"
     file.write_text(f"{prefix}<HOLE>{suffix}", encoding="utf-8")
@@ -32,8 +33,92 @@ def test_infill_reads_arguments_a_file_and_standard_input(small_run: Path, tmp_p
     done = codekiln("infill", small_run, "--marker", "@@", *options, stdin=f"{prefix}@@{suffix}".encode())
     assert done.stdout == expected
     as_json = json.loads(codekiln("infill", small_run, "--file", file, "--json", *options).stdout)
-    assert as_json["text"] == expected
-    assert as_json["holes"] == [{"text": completion.text, "finish_reason": completion.finish_reason}]
+    assert as_json["text"] == expected and as_json["file"] == str(file) and as_json["notes"] == []
+    (candidate,) = as_json["holes"][0]["candidates"]
+    assert candidate["text"] == candidate["raw_text"] == completion.text
+    assert candidate["finish_reason"] == completion.finish_reason and candidate["total_logprob"] < 0
+
+
+def test_infill_of_several_files_prints_one_record_for_each(small_run: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.py" for name in "abc"]
+    for number, file in enumerate(files):
+        file.write_text(f"x = {number}\ny = <HOLE>\nz = <HOLE>\n", encoding="utf-8")
+    other = tmp_path / "other.py"
+    other.write_text("x = 1\n", encoding="utf-8")
+    named = [word for file in files for word in ("--file", file)]
+    options = ("-n", 3, "--rank", "suffix", "--temperature", 1, "--max-new-tokens", 6, "--retries", 1)
+    done = codekiln("infill", small_run, *named, *options, "--mode", "line", "--context", other, "--json")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["file"] for record in records] == list(map(str, files)) and "Infill" in done.stderr
+    for number, record in enumerate(records):
+        first, second = (hole["candidates"] for hole in record["holes"])
+        best = [each[0]["text"] if each else "" for each in (first, second)]
+        assert record["text"] == f"x = {number}\ny = {best[0]}\nz = {best[1]}\n"
+        assert all("\n" not in each["raw_text"] and each["suffix_logprob"] < 0 for each in (*first, *second))
+    done = codekiln("infill", small_run, *named, "--temperature", 0, "--max-new-tokens", 6)
+    assert [line for line in done.stdout.splitlines() if line[:4] == "==> "] == [f"==> {file} <==" for file in files]
+
+
+def test_missing_and_unreadable_files_are_named_before_the_model_is_loaded(tmp_path: Path) -> None:
+    good, latin = tmp_path / "good.py", tmp_path / "latin.py"
+    good.write_text("x <HOLE>", encoding="utf-8")
+    latin.write_bytes(b"# caf\xe9 <HOLE>\n")
+    for bad, reason in ((latin, "UTF-8"), (tmp_path / "none.py", "No such file")):
+        for command in ("complete", "infill"):
+            done = codekiln(command, tmp_path / "no model", "--file", good, "--file", bad)
+            assert_refused(done, bad.name, reason)
+            assert "no model" not in done.stderr
+        done = codekiln("infill", tmp_path / "no model", "--file", good, "--context", bad)
+        assert_refused(done, bad.name, reason)
+    good.write_text("x", encoding="utf-8")
+    assert_refused(codekiln("infill", tmp_path / "no model", "--file", good), "good.py has no hole")
+
+
+def test_ctrl_c_leaves_the_results_that_were_printed(small_run: Path, tmp_path: Path) -> None:
+    named = []
+    for number in range(700):  # more than are generated at the same time
+        file = tmp_path / f"{number:03}.py"
+        file.write_text("def f(", encoding="utf-8")
+        named += ["--file", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "codekiln",
+        "complete",
+        str(small_run),
+        *named,
+        "--json",
+        "--max-new-tokens",
+        "100",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=100)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    records = [json.loads(line) for line in (first + rest).splitlines()]
+    assert [Path(record["file"]).name for record in records] == [f"{n:03}.py" for n in range(len(records))]
+    assert 0 < len(records) < 700
+
+
+def test_output_in_a_pipe_has_no_part_of_the_progress_bar(small_run: Path, tmp_path: Path) -> None:
+    """Standard error is a terminal, on which the bar is drawn, and standard output is a pipe."""
+    named = []
+    for name in "ab":
+        (tmp_path / name).write_text("def f(", encoding="utf-8")
+        named += ["--file", str(tmp_path / name)]
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "codekiln", "complete", str(small_run), *named, "--json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=end, text=True, env=os.environ | {"TERM": "xterm"}
+    )
+    os.close(end)
+    output, _ = process.communicate(timeout=100)
+    assert [json.loads(line)["file"] for line in output.splitlines()] == named[1::2]
+    drawn = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert "Complete" in drawn and '"file"' not in drawn
 
 
 def test_complete_prints_the_completion(small_run: Path) -> None:
@@ -45,7 +130,25 @@ def test_complete_prints_the_completion(small_run: Path) -> None:
     assert codekiln("complete", small_run, "def f(", *options).stdout == expected.text + "\n"
     assert codekiln("complete", small_run / "model", *options, stdin=b"def f(").stdout == expected.text + "\n"
     as_json = json.loads(codekiln("complete", small_run, "def f(", "--json", *options).stdout)
-    assert as_json == {"text": expected.text, "finish_reason": expected.finish_reason}
+    (completion,) = as_json["completions"]
+    assert as_json["file"] is None and completion["text"] == expected.text
+    assert completion["finish_reason"] == expected.finish_reason
+    limited = codekiln("complete", small_run, "def f(", *options, "--stop", expected.text[2:4], "--stop", "never")
+    assert limited.stdout == expected.text[: expected.text.index(expected.text[2:4])] + "\n"
+    greedy = codekiln("complete", small_run, "def f(", *options, "--top-k", 1).stdout
+    assert greedy == codekiln("complete", small_run, "def f(", *options, "--min-p", 1).stdout
+
+
+def test_several_completions_are_printed_with_the_most_likely_first(small_run: Path) -> None:
+    options = ("-n", 4, "--temperature", 1, "--max-new-tokens", 6)
+    done = codekiln("complete", small_run, "def f(", *options)
+    means = [float(line.split()[-2]) for line in done.stdout.splitlines() if line.startswith("--- ")]
+    assert len(means) == 4 and means == sorted(means, reverse=True)
+    found = json.loads(codekiln("complete", small_run, "def f(", *options, "--json").stdout)["completions"]
+    expected = Completer.load(small_run).complete(
+        [InfillRequest("def f(")], CompletionParams(max_new_tokens=6, n=4, sampling=SamplingParams(temperature=1.0))
+    )
+    assert sorted(each["text"] for each in found) == sorted(each.text for each in expected)
 
 
 def test_exit_status_of_the_process() -> None:

@@ -110,10 +110,7 @@ def test_prompt_file_with_a_byte_order_mark_is_read_without_it(small_run: Path, 
     marked, plain = tmp_path / "marked.py", tmp_path / "plain.py"
     plain.write_bytes(b"def f(x):\n")
     marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
-    outputs = [
-        codekiln("complete", small_run, "--file", path, "--temperature", "0", "--json").stdout
-        for path in (marked, plain)
-    ]
+    outputs = [codekiln("complete", small_run, "--file", path, "--temperature", "0").stdout for path in (marked, plain)]
     assert outputs[0] == outputs[1]
 
 

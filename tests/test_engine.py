@@ -155,6 +155,18 @@ def test_a_cached_prefix_is_not_read_again_and_changes_nothing(kiln: Transformer
     assert session.stats.prompt_tokens - session.stats.cached_prompt_tokens < 300
 
 
+def test_a_prompt_that_is_being_read_is_not_read_twice(kiln: Transformer) -> None:
+    engine = make_engine(kiln)
+    first, *tails = random_prompts(13, 300, 5, 20, 40)
+    prompts = [first + tail for tail in tails]
+    requests = [engine.add(prompt, GREEDY, max_new_tokens=5) for prompt in prompts]
+    other = engine.add(first, GREEDY, max_new_tokens=5, cache_key="another user")
+    run(engine, [*requests, other])
+    assert [each.n_cached_tokens for each in requests] == [0, 300, 300] and other.n_cached_tokens == 0
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert_greedy(kiln, prompt, tokens_of(request)[0], tolerance=2e-3)
+
+
 def test_cached_prefixes_are_not_shared_between_keys(kiln: Transformer) -> None:
     engine = make_engine(kiln)
     prompt = random_prompts(7, 40)[0]

@@ -85,19 +85,6 @@ def test_special_tokens_in_requests_are_text(completer: Completer) -> None:
     assert [ids.count(t) for t in (spm.middle_id, spm.prefix_id, spm.eos_id)] == [1, 1, 1]
 
 
-def test_each_hole_sees_the_infills_before_it(completer: Completer) -> None:
-    parts = ["def f(a):\n    b = ", "\n    c = ", "\n    return c\n"]
-    answers = completer.infill(parts, CompletionParams(max_new_tokens=12, sampling=GREEDY))
-    first = completer.complete(
-        [InfillRequest(parts[0], parts[1] + parts[2])], CompletionParams(max_new_tokens=12, sampling=GREEDY)
-    )[0]
-    before = parts[0] + first.text + parts[1]
-    second = completer.complete(
-        [InfillRequest(before, parts[2])], CompletionParams(max_new_tokens=12, sampling=GREEDY)
-    )[0]
-    assert answers == [first, second]
-
-
 def test_ids_without_text_are_never_sampled(tokenizer: Tokenizer) -> None:
     config = KilnConfig(
         n_layers=1, d_model=32, n_heads=2, n_kv_heads=1, d_head=16, d_ff=64, vocab_size=512, context_length=128

@@ -407,6 +407,26 @@ def test_candidates_show_probabilities_and_are_chosen_with_keys(page: Page) -> N
     expect(page.locator(".ghost")).to_have_count(0)
 
 
+def test_candidates_are_the_samples_of_the_server(page: Page, server: Server) -> None:
+    configure(page, n="3", temperature="2", top_p="1", max_tokens="8", while_typing=False)
+    bodies: list[dict[str, Any]] = []
+    page.on("request", lambda request: bodies.extend(json.loads(data) for data in [request.post_data] if data))
+    write(page, "total = ")
+    page.keyboard.press("Control+Shift+Enter")
+    options = page.locator("#candidates [role=option]")
+    expect(options).to_have_count(3)
+    expect(page.locator("#status")).to_contain_text("total")
+    answer = httpx.post(server.url + "/v1/completions", json=bodies[-1] | {"stream": False}, timeout=60).json()
+    expected = [choice["text"] for choice in answer["choices"]]
+    assert len(expected) == 3
+    for number in range(3):
+        expect(options.nth(number)).to_contain_text("mean log-probability")
+        expect(options.nth(number).locator(".token")).to_have_count(8)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect_document(page, "total = " + expected[1])
+
+
 def answer_with_candidates(route: Route) -> None:
     def choice(index: int, tokens: dict[str, float], others: dict[str, float], finish: str | None) -> dict[str, Any]:
         logprobs = {

@@ -18,9 +18,9 @@ import openai
 import pytest
 
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
+from codekiln.generate.context import ContextFile, RepositoryContext
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.fim_templates import find_hole
-from codekiln.serve.protocols.extra_context import infill_request
 from codekiln.serve.protocols.llama_cpp import LineLimits
 from tests.small import program, program_environment
 
@@ -98,13 +98,14 @@ def expected(
     *,
     prompt: str = PREFIX,
     suffix: str | None = SUFFIX,
+    context: RepositoryContext | None = None,
     max_new_tokens: int | None = 24,
     stop: tuple[str, ...] = (),
     **sampling: Any,
 ) -> str:
     """The completion by the engine itself."""
     params = CompletionParams(sampling=SamplingParams(**sampling), max_new_tokens=max_new_tokens, stop=stop)
-    return completer.complete([InfillRequest(prompt, suffix)], params)[0].text
+    return completer.complete([InfillRequest(prompt, suffix, context)], params)[0].text
 
 
 LLAMA_FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -129,13 +130,16 @@ LLAMA_FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"temperature": 0, "input_suffix": ""}, {"temperature": 0, "suffix": ""}),
     ({"temperature": 0, "prompt": "    steps"}, {"temperature": 0, "prompt": PREFIX + "    steps"}),
     (
-        {"temperature": 0, "input_extra": [{"text": "A = 1"}, {"text": "B = 2"}]},
-        {"temperature": 0, "prompt": "A = 1\nB = 2\n" + PREFIX},
+        {"temperature": 0, "input_extra": [{"text": "A = 1", "filename": "a.py"}, {"text": "B = 2"}]},
+        {
+            "temperature": 0,
+            "context": RepositoryContext(files=(ContextFile("a.py", "A = 1"), ContextFile("", "B = 2"))),
+        },
     ),
 ]
 
 
-@pytest.mark.parametrize(("change", "params"), LLAMA_FIELDS, ids=lambda value: json.dumps(value)[:60])
+@pytest.mark.parametrize(("change", "params"), LLAMA_FIELDS, ids=lambda value: str(value)[:60])
 def test_llama_cpp_fields_are_honored(
     url: str, completer: Completer, change: dict[str, Any], params: dict[str, Any]
 ) -> None:
@@ -188,13 +192,17 @@ def test_tabby_fields_are_honored(url: str, completer: Completer) -> None:
             {"filepath": "d.py", "body": "D", "score": 1.0},
         ],
         "clipboard": "E",
+        "filepath": "lib/f.py",
+        "git_url": "https://git.example/doors.git",
     }
+    files = tuple(ContextFile(f"{name.lower()}.py" if name != "E" else "", name) for name in "EDCBA")
+    context = RepositoryContext(files=files, path="lib/f.py", repository="doors")
     for change, params in (
         ({"temperature": 0}, {"temperature": 0}),
         ({"temperature": 1.5, "seed": 5}, {"temperature": 1.5, "seed": 5}),
         ({"temperature": 0, "mode": "standard", "language": "python", "user": "me"}, {"temperature": 0}),
         ({"temperature": 0, "segments": {"prefix": PREFIX}}, {"temperature": 0, "suffix": None}),
-        ({"temperature": 0, "segments": segments | near}, {"temperature": 0, "prompt": "E\nD\nC\nB\nA\n" + PREFIX}),
+        ({"temperature": 0, "segments": segments | near}, {"temperature": 0, "context": context}),
     ):
         answer = answered(url, "/v1/completions", TABBY | change)
         assert answer["choices"] == [{"index": 0, "text": expected(completer, max_new_tokens=None, **params)}]
@@ -493,11 +501,14 @@ def test_long_prompts_are_cut_and_reported(url: str) -> None:
 
 
 def test_n_predict_0_fills_the_cache(url: str) -> None:
-    body = INFILL | {"input_prefix": "def count_windows(items):\n    return sum(", "input_suffix": "\n# a new file\n"}
-    warm = answered(url, "/infill", body | {"n_predict": 0, "samplers": [], "t_max_prompt_ms": 1})
+    body = INFILL | {
+        "input_extra": [{"text": "def count_windows(items):\n    return sum(items)\n", "filename": "a.py"}]
+    }
+    only_extra = {"input_prefix": "", "input_suffix": "", "n_predict": 0, "samplers": [], "t_max_prompt_ms": 1}
+    warm = answered(url, "/infill", body | only_extra)
     assert (warm["content"], warm["tokens_predicted"]) == ("", 0)
     answer = answered(url, "/infill", body | {"prompt": "item."})
-    assert answer["timings"]["cache_n"] == answer["tokens_cached"] >= warm["tokens_evaluated"] - 2
+    assert answer["timings"]["cache_n"] == answer["tokens_cached"] >= warm["tokens_evaluated"] - 3
     assert answer["timings"]["prompt_n"] + answer["tokens_cached"] == answer["tokens_evaluated"]
     alone = answered(url, "/infill", body | {"prompt": "item.", "cache_prompt": False})
     assert alone["tokens_cached"] == 0 and alone["content"] == answer["content"]
@@ -570,13 +581,6 @@ def test_text_ends_after_a_line_when_the_time_is_over() -> None:
         "c\n",
     ]
     assert limits.is_ended and limits.rest() == ""
-
-
-def test_texts_of_other_files_are_cut_to_half_of_the_context(completer: Completer) -> None:
-    fits, too_long = "x = 1\n" * 10, "y = 2\n" * 200
-    assert infill_request(completer, "P", "S", ["far", fits, "near"]) == InfillRequest(f"far\n{fits}\nnear\nP", "S")
-    assert infill_request(completer, "P", "S", ["far", too_long, "near"]) == InfillRequest("near\nP", "S")
-    assert infill_request(completer, "P", None, []) == InfillRequest("P", None)
 
 
 def test_tokens_are_those_of_the_tokenizer(url: str, completer: Completer) -> None:

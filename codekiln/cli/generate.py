@@ -1,92 +1,158 @@
 """Commands that generate text: complete, infill, serve."""
 # ruff: noqa: PLC0415
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from codekiln.cli.options import (
-    InputFile,
+    InputFiles,
+    InputText,
     Json,
     MaxNewTokens,
+    MinP,
     ModelArgument,
     Seed,
     Temperature,
+    TopK,
     TopP,
+    Weights,
     parse_path,
-    read_text,
+    print_note,
+    read_input,
+    read_inputs,
 )
 from codekiln.errors import ConfigError
 from codekiln.extras import import_optional
+from codekiln.files import JsonObject
+from codekiln.progress import ProgressTask, progress_bar
 
 if TYPE_CHECKING:
     from codekiln.generate.complete import Completion
+    from codekiln.generate.context import RepositoryContext
+    from codekiln.generate.infilling import FilledDocument
     from codekiln.generate.sampling import SamplingParams
 
 HOLE = "<HOLE>"
+
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End before this text (repeatable).", show_default=False, metavar="TEXT")
+]
+Count = Annotated[int, typer.Option("-n", help="Number of candidates to draw.", min=1)]
 
 
 def complete(
     model: ModelArgument,
     prompt: Annotated[str | None, typer.Argument(help="Prompt text.", show_default=False)] = None,
-    file: InputFile = None,
+    files: InputFiles = None,
+    n: Count = 1,
+    stop: Stop = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.2,
     top_p: TopP = 0.95,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Complete a prompt."""
+    """Complete a prompt, or several files. With --json, prints one line for each input."""
     from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 
-    request = InfillRequest(read_text(prompt, file))
-    sampling = _sampling(temperature, top_p, seed)
-    completion = None
-    for chunk in Completer.load(model).stream(
-        [request], CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling)
-    ):
-        if not as_json:
+    inputs = read_inputs(prompt, files or ())
+    sampling = _sampling(temperature, top_p, top_k, min_p, seed)
+    params = CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), n=n)
+    completer = Completer.load(model)
+    if len(inputs) == n == 1 and not as_json:
+        for chunk in completer.stream([InfillRequest(inputs[0].text)], params):
             typer.echo(chunk.text, nl=False)
-        completion = chunk.completion or completion
-    assert completion is not None
-    typer.echo(json.dumps(_record(completion)) if as_json else "")
+        typer.echo("")
+        return
+    jobs = [completer.submit(InfillRequest(each.text), params) for each in inputs]
+    with _printer("Complete", inputs, as_json=as_json) as printer:
+        while not all(job.is_finished for job in jobs):
+            completer.step()
+            for number, job in enumerate(jobs):
+                if job.is_finished and not printer.has(number):
+                    found = sorted(job.completions.values(), key=lambda each: each.mean_logprob, reverse=True)
+                    printer.add(number, _texts(found), {"completions": [_record(each) for each in found]})
 
 
 def infill(
     model: ModelArgument,
     prompt: Annotated[str | None, typer.Argument(help="Text before the hole.", show_default=False)] = None,
     suffix: Annotated[str | None, typer.Argument(help="Text after the hole.", show_default=False)] = None,
-    file: InputFile = None,
+    files: InputFiles = None,
     marker: Annotated[str, typer.Option(help="Marks a hole in a file or on standard input.")] = HOLE,
+    context: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Another file of the repository, for the model to read; the most relevant one last (repeatable).",
+            show_default=False,
+            parser=parse_path,
+        ),
+    ] = None,
+    mode: Annotated[
+        Literal["line", "block", "scope", "hole"],
+        typer.Option(help="Where a hole ends: with its line, its block, its indentation, or where the model ends it."),
+    ] = "hole",
+    n: Count = 1,
+    rank: Annotated[
+        Literal["total", "mean", "suffix"],
+        typer.Option(help="Rank candidates by total or mean log-probability, or by that of the text after the hole."),
+    ] = "mean",
+    retries: Annotated[
+        int, typer.Option(help="Draw candidates that the token limit cut off again, up to this often.", min=0)
+    ] = 0,
+    is_raw: Annotated[bool, typer.Option("--raw", help="Without post-processing.")] = False,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.2,
     top_p: TopP = 0.95,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Fill in the middle: give prefix and suffix, or a file with <HOLE> markers. Prints the whole text."""
+    """Fill in the middle: give prefix and suffix, or files with <HOLE> markers. Prints the whole text.
+
+    With --json, prints one line for each input, with all candidates.
+    """
     from codekiln.generate.complete import Completer, CompletionParams
+    from codekiln.generate.infilling import HoledDocument, InfillSettings
+    from codekiln.generate.infilling import infill as infill_documents
+    from codekiln.generate.postprocess import PostProcessing
 
     if prompt is not None and suffix is None:
         raise typer.BadParameter("give the text before the hole and the text after it, or --file with markers")
     if not marker:
         raise typer.BadParameter("--marker is empty: give the text that marks a hole")
-    text = read_text(prompt, file)
-    parts = text.split(marker) if suffix is None else [text, suffix]
-    if len(parts) < 2:
-        raise ConfigError(f"the text has no hole: put {marker} where it is, or choose another mark with --marker")
-    sampling = _sampling(temperature, top_p, seed)
-    completions = Completer.load(model).infill(
-        parts, CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling)
+    inputs = read_inputs(prompt, files or ())
+    others = [read_input(path) for path in context or ()]
+    documents = []
+    for each in inputs:
+        parts = each.text.split(marker) if suffix is None else [each.text, suffix]
+        if len(parts) < 2:
+            name = each.file or "the text"
+            raise ConfigError(f"{name} has no hole: put {marker} where it is, or choose another mark with --marker")
+        documents.append(HoledDocument(tuple(parts), _context(others, each.file)))
+    sampling = _sampling(temperature, top_p, top_k, min_p, seed)
+    settings = InfillSettings(
+        params=CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling, n=n),
+        postprocessing=PostProcessing.raw(mode) if is_raw else PostProcessing(mode=mode),
+        rank_by=rank,
+        n_retries=retries,
     )
-    filled = parts[0] + "".join(c.text + part for c, part in zip(completions, parts[1:], strict=True))
-    if as_json:
-        typer.echo(json.dumps({"text": filled, "holes": [_record(completion) for completion in completions]}))
-    else:
-        typer.echo(filled, nl=not filled.endswith("\n"))
+    completer = Completer.load(model)
+    with _printer("Infill", inputs, as_json=as_json) as printer:
+
+        def report(number: int, filled: "FilledDocument") -> None:
+            printer.add(number, filled.text, _filled_record(filled), filled.notes)
+
+        infill_documents(completer, documents, settings, report)
 
 
 def serve(
@@ -119,6 +185,7 @@ def serve(
     is_open: Annotated[
         bool, typer.Option("--open", help="Answer other machines without API keys (anybody can use the model).")
     ] = False,
+    weights: Weights = "auto",
 ) -> None:
     """Serve completions to editors and SDKs, and a playground."""
     from codekiln.generate.complete import Completer
@@ -132,7 +199,7 @@ def serve(
         )
     listening = server.listen(host, port)
     name = model.resolve().name
-    completer = Completer.load(model)
+    completer = Completer.load(model, weights)
     application = server.make_app(
         completer,
         name,
@@ -143,7 +210,9 @@ def serve(
         recognize_fim=recognize_fim,
     )
     shown = f"[{host}]" if ":" in host else host
+    agreement = "" if completer.agreement is None else f", {completer.agreement:.1%} of tokens as in float32"
     typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+    typer.echo(f"Weights: {completer.precision}{agreement}", err=True)
     sys.stdout.flush()
     server.serve(application, listening)
 
@@ -151,11 +220,99 @@ def serve(
 COMMANDS = (complete, infill, serve)
 
 
-def _sampling(temperature: float, top_p: float, seed: int) -> "SamplingParams":
+def _sampling(temperature: float, top_p: float, top_k: int, min_p: float, seed: int) -> "SamplingParams":
     from codekiln.generate.sampling import SamplingParams
 
-    return SamplingParams(temperature=temperature, top_p=top_p, seed=seed)
+    return SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed, logprobs=0)
 
 
-def _record(completion: "Completion") -> dict[str, str]:
-    return {"text": completion.text, "finish_reason": completion.finish_reason}
+def _context(others: Sequence[InputText], file: str | None) -> "RepositoryContext | None":
+    """The other files for a document. Paths are relative to the current folder, which is taken for the repository."""
+    from codekiln.generate.context import ContextFile, RepositoryContext
+
+    if not others:
+        return None
+    files = tuple(ContextFile(_relative(each.file or ""), each.text) for each in others)
+    return RepositoryContext(files=files, path=_relative(file or ""), repository=Path.cwd().name)
+
+
+def _relative(file: str) -> str:
+    """A path as a repository has it. Of a file outside of the current folder, only the name."""
+    path = Path(file).absolute()
+    inside = path.is_relative_to(Path.cwd()) and ".." not in path.parts
+    return (path.relative_to(Path.cwd()).as_posix() if inside else path.name) if file else ""
+
+
+class _Printer:
+    """Prints the results in the order of the inputs, each as soon as those before it are printed."""
+
+    def __init__(self, inputs: Sequence[InputText], progress: ProgressTask | None, *, as_json: bool) -> None:
+        self._inputs, self._progress, self._as_json = inputs, progress, as_json
+        self._waiting: dict[int, tuple[str, Sequence[str]]] = {}
+        self._n_printed = 0
+        self._known: set[int] = set()
+
+    def has(self, number: int) -> bool:
+        """Whether the result of an input is known."""
+        return number in self._known
+
+    def add(self, number: int, text: str, record: JsonObject, notes: Sequence[str] = ()) -> None:
+        """The result of an input as text, and as a record for --json. Notes are for the user."""
+        file = self._inputs[number].file
+        self._known.add(number)
+        if self._as_json:
+            text = json.dumps({"file": file} | record)
+        elif len(self._inputs) > 1:
+            text = f"==> {file or 'standard input'} <==\n{text}"
+        self._waiting[number] = text, [f"{file}: {note}" if file else note for note in notes]
+        if self._progress is not None:
+            self._progress.advance()
+        while self._n_printed in self._waiting:
+            text, notes = self._waiting.pop(self._n_printed)
+            self._n_printed += 1
+            for note in notes:
+                print_note(note)
+            typer.echo(text, nl=not text.endswith("\n"))
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _printer(title: str, inputs: Sequence[InputText], *, as_json: bool) -> Iterator[_Printer]:
+    """Prints results, and shows a progress bar if there are several inputs."""
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(progress_bar(title, len(inputs))) if len(inputs) > 1 else None
+        yield _Printer(inputs, progress, as_json=as_json)
+
+
+def _texts(completions: Sequence["Completion"]) -> str:
+    """The texts of the samples of one prompt, with headings if there are several."""
+    if len(completions) == 1:
+        return completions[0].text
+    return "\n".join(
+        f"--- {number} of {len(completions)}, mean log-probability {each.mean_logprob:.2f} ---\n{each.text}"
+        for number, each in enumerate(completions, start=1)
+    )
+
+
+def _record(completion: "Completion") -> JsonObject:
+    return {
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "total_logprob": completion.total_logprob,
+        "mean_logprob": completion.mean_logprob,
+    }
+
+
+def _filled_record(filled: "FilledDocument") -> JsonObject:
+    holes = [
+        {
+            "candidates": [
+                _record(each.completion)
+                | {"text": each.text, "raw_text": each.completion.text}
+                | ({} if each.suffix_logprob is None else {"suffix_logprob": each.suffix_logprob})
+                for each in hole.candidates
+            ]
+        }
+        for hole in filled.holes
+    ]
+    return {"text": filled.text, "holes": holes, "notes": list(filled.notes)}

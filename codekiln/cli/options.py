@@ -2,12 +2,16 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from codekiln.errors import InvalidFileError
+
+STDIN = Path("-")
 
 
 def parse_path(text: str | Path) -> Path:
@@ -99,11 +103,18 @@ MaxNewTokens = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling probability.")]
+Weights = Annotated[
+    Literal["auto", "float32", "int8", "int8-fast", "bfloat16"],
+    typer.Option(help="Precision of the weights; auto is the fastest that predicts the same tokens as float32."),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.", min=0, max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output file that Codekiln did not write.")]
-InputFile = Annotated[
-    Path | None, typer.Option("--file", help="Input file; - for stdin.", show_default=False, parser=parse_path)
+TopK = Annotated[int, typer.Option(help="Sample from this number of most likely tokens; 0 is all.", min=0)]
+MinP = Annotated[float, typer.Option(help="Drop tokens below this fraction of the largest probability.")]
+InputFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--file", help="Input file; - for stdin (repeatable).", show_default=False, parser=parse_path),
 ]
 
 
@@ -134,24 +145,38 @@ def print_note(message: str) -> None:
     typer.echo(f"codekiln: {message}", err=True)
 
 
-def read_text(argument: str | None, file: Path | None) -> str:
-    """The text of an argument, a file or standard input. Raises InvalidFileError if it is not valid UTF-8."""
-    if argument is not None and file is not None:
+@dataclass(frozen=True)
+class InputText:
+    """A text and the file that it is from; None for an argument and standard input."""
+
+    file: str | None
+    text: str
+
+
+def read_inputs(argument: str | None, files: Sequence[Path]) -> list[InputText]:
+    """The text of an argument, of files, or of standard input. Raises InvalidFileError naming one that is not valid UTF-8."""
+    if argument is not None and files:
         raise typer.BadParameter("give the text as an argument or with --file, not both")
     if argument is not None:
-        return argument
-    if file is None and sys.stdin.isatty():
+        return [InputText(None, argument)]
+    if not files and sys.stdin.isatty():
         raise typer.BadParameter("give the text as an argument, with --file, or on standard input")
+    return [read_input(file) for file in files or (STDIN,)]
+
+
+def read_input(file: Path) -> InputText:
+    """The text of a file, or of standard input for `-`. Raises InvalidFileError if it is not valid UTF-8."""
+    data, is_stdin = read_bytes(file), file == STDIN
     try:
-        return read_bytes(file).decode("utf-8-sig")
+        return InputText(None if is_stdin else str(file), data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        name = file or "standard input"
+        name = "standard input" if is_stdin else file
         raise InvalidFileError(f"{name} is not valid UTF-8 (byte {error.start}): convert it first") from None
 
 
 def read_bytes(file: Path | None) -> bytes:
     """The bytes of a file, or of standard input for None and `-`."""
-    return sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
+    return sys.stdin.buffer.read() if file is None or file == STDIN else file.read_bytes()
 
 
 def print_table(rows: list[list[str]], *, max_width: int | None = 40) -> None:

@@ -2,19 +2,24 @@
 
 import codecs
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from codekiln.errors import ConfigError
+from codekiln.generate.context import ContextIds, RepositoryContext, context_ids
 from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
+from codekiln.generate.precision import choose_precision
 from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs, bits
 from codekiln.model.decoder import Precision
 from codekiln.model.huggingface import TOKENIZER, load_model, require_vocabulary, resolve_model_dir, stop_token_ids_in
 from codekiln.model.make_decoder import make_decoder
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
-from codekiln.tokenizer.infill import N_FIM_SENTINELS, N_SENTINELS_PER_SPAN, CausalMask
+from codekiln.tokenizer.infill import N_FIM_SENTINELS
 
 DEFAULT_MAX_NEW_TOKENS = 64
 # The suffix gets at least this fraction of the context if it is long enough: the prefix says more about a hole.
@@ -24,10 +29,14 @@ CUTS = 8  # a prefix that is too long loses a multiple of this fraction of the r
 
 @dataclass(frozen=True)
 class InfillRequest:
-    """Text around a hole. `suffix` None means that nothing is known of what follows: the prompt is completed."""
+    """Text around a hole. `suffix` None means that nothing is known of what follows: the prompt is completed.
+
+    `context` has other files of the repository.
+    """
 
     prompt: str
     suffix: str | None = None
+    context: RepositoryContext | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class CompletionParams:
 
     `max_new_tokens` None means `DEFAULT_MAX_NEW_TOKENS`, or the limit of the model if that is lower; 0 reads the prompt only.
     `has_prompt_logprobs` requests the log-probabilities of the prompt's tokens. Requests with different `cache_key` do not use
-    each other's cached prefixes.
+    each other's cached prefixes. A sample also ends if `stop_when` is true of its text, which is asked at line ends.
     """
 
     sampling: SamplingParams
@@ -53,11 +62,12 @@ class CompletionParams:
     n: int = 1
     has_prompt_logprobs: bool = False
     cache_key: str = ""
+    stop_when: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """`finish_reason` is "stop" if the model or a stop string ended the text, and "length" if the token limit did.
+    """`finish_reason` is "length" if the token limit ended the text, and "stop" if anything else did.
 
     `tokens` are the ids that were generated, with the stop token, and `logprobs` theirs if they were requested.
     """
@@ -71,9 +81,14 @@ class Completion:
     cached_tokens: int = field(default=0, compare=False)
 
     @property
+    def total_logprob(self) -> float:
+        """The sum of the log-probabilities of its tokens."""
+        return sum(each.logprob for each in self.logprobs)
+
+    @property
     def mean_logprob(self) -> float:
         """The mean log-probability of its tokens; 0 if there are none."""
-        return sum(each.logprob for each in self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+        return self.total_logprob / len(self.logprobs) if self.logprobs else 0.0
 
 
 @dataclass(frozen=True)
@@ -88,12 +103,19 @@ class CompletionChunk:
 
 @dataclass(eq=False)
 class Job:
-    """A request that is being completed. Made by `Completer.submit`."""
+    """A request that is being completed. Made by `Completer.submit`. `completions` has those of its finished samples."""
 
     request: Request
     texts: list["StreamDecoder"]
-    logprobs: list[list[TokenLogprobs]]
-    n_open: int
+    stop_when: Callable[[str], bool] | None = None
+    tokens: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
+    completions: dict[int, Completion] = field(default_factory=dict)
+    n_open: int = 0
+
+    def __post_init__(self) -> None:
+        self.n_open = len(self.texts)
+        self.tokens, self.logprobs = [[] for _ in self.texts], [[] for _ in self.texts]
 
     @property
     def is_finished(self) -> bool:
@@ -103,6 +125,9 @@ class Job:
 
 class Completer:
     """A model and its tokenizer. Not thread-safe. `stop_token_ids` add to those of the tokenizer.
+
+    A caller that runs several jobs uses `submit`, `submit_score`, `cancel` and `step`. The other methods step until they are
+    done, and the chunks of other jobs are lost.
 
     Raises ConfigError if the tokenizer has more ids than the model.
     """
@@ -119,6 +144,7 @@ class Completer:
     ) -> None:
         require_vocabulary(tokenizer.vocab_size, model.config)
         self.tokenizer, self.precision = tokenizer, precision
+        self.agreement: float | None = None  # with float32, if it was measured
         self.context_length = model.config.context_length
         stop_ids = tokenizer.stop_token_ids | (stop_token_ids & tokenizer.special_ids)
         # Ids without text are never sampled: special tokens, gaps in the vocabulary, and unused rows of the embedding.
@@ -149,11 +175,23 @@ class Completer:
         return min(max_new_tokens, self.max_new_tokens_limit)
 
     @classmethod
-    def load(cls, folder: Path, precision: Precision = "float32") -> "Completer":
-        """Loads a run or a model directory. Raises CodekilnError or OSError naming the file that is missing or damaged."""
+    def load(cls, folder: Path, precision: Precision | Literal["auto"] = "float32") -> "Completer":
+        """Loads a run or a model directory, to the GPU if there is one and the precision is not for CPUs.
+
+        "auto" is bfloat16 on GPUs, and on CPUs the fastest precision that agrees with float32 (`choose_precision`). Raises
+        CodekilnError or OSError naming the file that is missing or damaged.
+        """
         inner = resolve_model_dir(folder)
         model, tokenizer = load_model(inner), Tokenizer.load(inner / TOKENIZER)
-        return cls(model, tokenizer, stop_token_ids_in(inner), precision=precision)
+        if precision in ("auto", "bfloat16") and torch.cuda.is_available():
+            model = model.to("cuda")
+        agreement = None
+        if precision == "auto":
+            choice = choose_precision(model, tokenizer, inner)
+            precision, agreement = choice.precision, choice.agreement
+        completer = cls(model, tokenizer, stop_token_ids_in(inner), precision=precision)
+        completer.agreement = agreement
+        return completer
 
     def submit(self, request: InfillRequest | Sequence[int], params: CompletionParams) -> Job:
         """Adds a request, as text or as token ids, to the running batch. `step` computes its tokens.
@@ -179,7 +217,14 @@ class Completer:
             cache_key=params.cache_key,
             score_from=0 if params.has_prompt_logprobs else None,
         )
-        job = Job(added, [StreamDecoder(params.stop) for _ in range(params.n)], [[] for _ in range(params.n)], params.n)
+        job = Job(added, [StreamDecoder(params.stop) for _ in range(params.n)], params.stop_when)
+        self._jobs[added] = job
+        return job
+
+    def submit_score(self, prompt: Sequence[int], rest: Sequence[int], cache_key: str = "") -> Job:
+        """Adds ids to be read. `job.request.prompt_logprobs` of the finished job are those of `rest` after the prompt."""
+        added = self.engine.add([*prompt, *rest], GREEDY, max_new_tokens=0, cache_key=cache_key, score_from=len(prompt))
+        job = Job(added, [StreamDecoder(())])
         self._jobs[added] = job
         return job
 
@@ -213,12 +258,15 @@ class Completer:
 
     def _chunks(self, job: Job, new: NewToken) -> Iterator[CompletionChunk]:
         index, text = new.sample.index, job.texts[new.sample.index]
+        job.tokens[index].append(new.token)
         if new.logprobs is not None:
             job.logprobs[index].append(new.logprobs)
         if new.token in self._stop_token_ids:
             yield self._finish(job, index, "stop", new.logprobs)
             return
         piece = text.add(self.tokenizer.token_bytes[new.token])
+        if job.stop_when is not None and "\n" in piece and job.stop_when(text.sent):
+            text.is_stopped = True
         if text.is_stopped:
             self.engine.cancel(new.sample)
             yield CompletionChunk(index, piece, None, new.logprobs)
@@ -237,8 +285,8 @@ class Completer:
         return CompletionChunk(index, rest, self._completion(job, index, reason), logprobs)
 
     def _completion(self, job: Job, index: int, reason: FinishReason) -> Completion:
-        tokens = tuple(job.request.sequences[index].tokens)
-        return Completion(
+        tokens = tuple(job.tokens[index])
+        job.completions[index] = Completion(
             text=job.texts[index].sent,
             finish_reason=reason,
             prompt_tokens=len(job.request.prompt),
@@ -247,6 +295,7 @@ class Completer:
             logprobs=tuple(job.logprobs[index]),
             cached_tokens=job.request.n_cached_tokens,
         )
+        return job.completions[index]
 
     def stream(
         self, requests: Sequence[InfillRequest | Sequence[int]], params: CompletionParams
@@ -256,6 +305,9 @@ class Completer:
         Sample j of request i has the index `i * n + j`. Raises ConfigError when it is called, before the first chunk is
         requested.
         """
+        return self._stream(self._submit_all(requests, params), params.n)
+
+    def _submit_all(self, requests: Sequence[InfillRequest | Sequence[int]], params: CompletionParams) -> list[Job]:
         jobs: list[Job] = []
         try:
             for request in requests:
@@ -264,7 +316,7 @@ class Completer:
             for job in jobs:
                 self.cancel(job)
             raise
-        return self._stream(jobs, params.n)
+        return jobs
 
     def _stream(self, jobs: list[Job], n: int) -> Iterator[CompletionChunk]:
         numbers = {id(job): i for i, job in enumerate(jobs)}
@@ -280,55 +332,28 @@ class Completer:
 
     def complete(self, requests: Sequence[InfillRequest | Sequence[int]], params: CompletionParams) -> list[Completion]:
         """The completions of all requests, in order; `n` for each."""
-        completions: dict[int, Completion] = {}
-        for chunk in self.stream(requests, params):
-            if chunk.completion is not None:
-                completions[chunk.index] = chunk.completion
-        return [completions[i] for i in range(len(completions))]
+        jobs = self._submit_all(requests, params)
+        self.finish(jobs)
+        return [job.completions[index] for job in jobs for index in range(params.n)]
+
+    def finish(self, jobs: Sequence[Job]) -> None:
+        """Steps until all of the jobs have ended."""
+        for _ in self._stream(list(jobs), 1):
+            pass
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
         """Bits of each row's continuation, the second of its two lists of ids, after its prompt, the first.
 
         Rows with the same prompt read it once.
         """
-        requests = [
-            self.engine.add([*prompt, *rest], GREEDY, max_new_tokens=0, score_from=len(prompt)) for prompt, rest in rows
-        ]
-        while not all(each.is_finished for each in requests):
-            self.engine.step()
-        return [bits(each.prompt_logprobs) for each in requests]
-
-    def infill(self, parts: Sequence[str], params: CompletionParams) -> list[Completion]:
-        """Fills the holes between `parts` from left to right. Each hole sees the text of the ones before it.
-
-        InCoder's format has all holes in one prompt, and each answer follows the ones before it (section 2.2). Other formats
-        have one hole: the text after it is that of the next parts.
-        """
-        infill_format = self.tokenizer.infill_format
-        if isinstance(infill_format, CausalMask) and 2 < len(parts) <= len(infill_format.mask_ids) - 1:
-            ids = [self.tokenizer.encode_document(parts[0]), *map(self.tokenizer.encode, parts[1:])]
-            max_new_tokens = params.max_new_tokens or self.limit_new_tokens(DEFAULT_MAX_NEW_TOKENS)
-            longest = sum(map(len, ids)) + (len(ids) - 1) * (max_new_tokens + N_SENTINELS_PER_SPAN) + 1
-            if longest + len(self.tokenizer.bos_ids) <= self.context_length:
-                return self._infill_together(infill_format, ids, params)
-        completions: list[Completion] = []
-        for k in range(len(parts) - 1):
-            before = parts[0] + "".join(a.text + part for a, part in zip(completions, parts[1:], strict=False))
-            request = InfillRequest(before, "".join(parts[k + 1 :]))
-            completions += self.complete([request], params)
-        return completions
-
-    def _infill_together(
-        self, infill_format: CausalMask, parts: Sequence[list[int]], params: CompletionParams
-    ) -> list[Completion]:
-        completions: list[Completion] = []
-        prompt = [*self.tokenizer.bos_ids, *infill_format.document_with_holes(parts)]
-        for k in range(len(parts) - 1):
-            prompt.append(infill_format.mask_ids[k])
-            completions += self.complete([prompt], params)
-            text_ids = [token for token in completions[-1].tokens if token not in self._stop_token_ids]
-            prompt += [*text_ids, infill_format.end_of_mask_id]
-        return completions
+        numbers = {tuple(prompt): number for number, (prompt, _) in reversed(list(enumerate(rows)))}
+        first = sorted(numbers.values())
+        others = sorted(set(range(len(rows))) - set(first))  # they find their prompts in the cache
+        jobs: dict[int, Job] = {}
+        for group in (first, others):
+            jobs |= {number: self.submit_score(*rows[number]) for number in group}
+            self.finish([jobs[number] for number in group])
+        return [bits(jobs[number].request.prompt_logprobs) for number in range(len(rows))]
 
     def prompt_ids(self, request: InfillRequest, max_new_tokens: int) -> list[int]:
         """The ids of `cut_prompt`."""
@@ -339,7 +364,8 @@ class Completer:
 
         Raises ConfigError for a suffix if the model cannot infill, and if the new tokens leave no room for a prompt.
         """
-        room = self.context_length - max_new_tokens - N_FIM_SENTINELS
+        context = self.context_ids(request.context, max_new_tokens)
+        room = self.context_length - max_new_tokens - N_FIM_SENTINELS - len(context)
         if room < 1:
             raise ConfigError(f"{max_new_tokens} new tokens leave no room in a context of {self.context_length}")
         prefix, suffix = self.tokenizer.encode_document(request.prompt), self.tokenizer.encode(request.suffix or "")
@@ -353,16 +379,27 @@ class Completer:
             step = max(1, n_kept // CUTS)
             n_dropped = math.ceil((len(prefix) - n_kept) / step) * step
             prefix = self._from_line_start(prefix[n_dropped:])
-        prompt = prefix
+        n_cut = n_all - len(prefix) - len(suffix)
+        prompt = prefix = [*context.header, *prefix]
         if request.suffix is not None:
             infill_format = self.tokenizer.infill_format
             if infill_format is None:
                 raise ConfigError("this model cannot infill: its tokenizer has no infilling format (CodeGen has none)")
             prompt = infill_format.prompt(prefix, suffix)
+        if context.before:
+            ids = [*context.before, *prompt]
+            return CutPrompt(ids, len(ids) + n_cut)
         # A start token belongs before every text of its family (Llama 3), also where the beginning of the prompt is cut off.
         has_bos = is_start or self.tokenizer.start_id is not None
         ids = [*self.tokenizer.bos_ids, *prompt] if has_bos else prompt
-        return CutPrompt(ids, n_all + len(ids) - len(prefix) - len(suffix))
+        return CutPrompt(ids, len(ids) + n_cut)
+
+    def context_ids(self, context: RepositoryContext | None, max_new_tokens: int) -> ContextIds:
+        """The other files of a repository as ids: at most half of what the new tokens leave of the context.
+
+        It does not depend on the text around the hole, so that the cached prefix can be used again while a user types.
+        """
+        return context_ids(self.tokenizer, context, (self.context_length - max_new_tokens) // 2)
 
     def _from_line_start(self, ids: list[int]) -> list[int]:
         """The ids from the first complete line on, if that keeps at least half of them; else all."""

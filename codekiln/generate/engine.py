@@ -16,7 +16,7 @@ from torch import Tensor
 
 from codekiln.errors import ConfigError
 from codekiln.generate.lookup import PromptLookup
-from codekiln.generate.prefix_cache import PrefixCache, Range
+from codekiln.generate.prefix_cache import PrefixCache, Range, common_length
 from codekiln.generate.sampling import Row, SamplingParams, TokenLogprobs, sample, token_logprobs
 from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, Chunk, KVPool
 from codekiln.model.decoder import Decoder
@@ -25,6 +25,7 @@ FinishReason = Literal["stop", "length"]
 MAX_BATCH_TOKENS = 512  # of a step; longer prompts are read in several steps, between which the others go on
 MAX_ROWS = 256  # sequences that generate at the same time
 POOL_CONTEXTS = 8  # the pool holds as many tokens as this number of full contexts
+MIN_SHARED_TOKENS = 32  # for which a request waits until another one has read them
 MAX_DRAFTING_ROWS = 4  # with more sequences a step is limited by computation, and drafts do not pay
 
 
@@ -238,6 +239,8 @@ class Engine:
         n_rows = sum(len(each.sequences) for each in self._running)
         while self._waiting and (n_rows < MAX_ROWS or not self._running):
             request = self._waiting[0]
+            if self._is_being_read(request):
+                return
             if not self._place(request):
                 if not self._running:  # nothing will be freed by waiting
                     raise AssertionError("a request that fits the pool found no room in an idle engine")
@@ -247,6 +250,15 @@ class Engine:
             n_rows += len(request.sequences)
             self.stats.prompt_tokens += len(request.prompt)
             self.stats.cached_prompt_tokens += request.n_cached_tokens
+
+    def _is_being_read(self, request: Request) -> bool:
+        """Whether a running request is reading much of the same prompt. It is then cheaper to wait for that."""
+        for other in self._running:
+            if other.prefix is not None and not other.is_read and other.cache_key == request.cache_key:
+                n_common = common_length(other.prompt, request.prompt, len(request.prompt) - 1)
+                if n_common - len(other.prefix.tokens) >= MIN_SHARED_TOKENS:
+                    return True
+        return False
 
     def _place(self, request: Request) -> bool:
         """Finds room for a prompt and its first sample. False if there is none."""

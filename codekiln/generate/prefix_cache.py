@@ -54,7 +54,7 @@ class PrefixCache:
         best: Match | None = None
         for each in self._ranges:
             if each.cache_key == cache_key and each.tokens and each.tokens[0] == prompt[0]:
-                length = _common_length(each.tokens, prompt, len(prompt) - 1)
+                length = common_length(each.tokens, prompt, len(prompt) - 1)
                 if length and (best is None or length > best.length):
                     best = Match(each, length)
         return best
@@ -109,7 +109,8 @@ class PrefixCache:
         return self.n_tokens - at >= capacity
 
 
-def _common_length(first: Sequence[int], second: Sequence[int], limit: int) -> int:
+def common_length(first: Sequence[int], second: Sequence[int], limit: int) -> int:
+    """How many tokens, at most `limit`, are the same at the beginning of both."""
     for at, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b or at == limit:
             return at

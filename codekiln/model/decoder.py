@@ -172,12 +172,8 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embedding.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the hidden states, keys and values."""
-        return self.embedding.dtype
+        device: torch.device = self.embedding.device
+        return device
 
     def hidden_states(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids and positions (N,) to the hidden states (N, D) that `logits` reads."""

@@ -18,6 +18,7 @@ from codekiln.generate.complete import Completer
 from codekiln.serve.access import KeyCheck, read_keys
 from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
+from codekiln.serve.openapi import describe
 from codekiln.serve.pages import add_playground
 from codekiln.serve.protocols import llama_cpp, mistral, ollama, openai, tabby
 from codekiln.serve.service import CompletionService, Refusal
@@ -49,7 +50,7 @@ def make_app(
         yield
         service.stop()
 
-    app = FastAPI(title="codekiln", docs_url=None, redoc_url=None, openapi_url=None, lifespan=run_engine)
+    app = FastAPI(title="codekiln", docs_url=None, redoc_url=None, lifespan=run_engine)
     hosts = (*LOOPBACK, *allowed_hosts) if host in LOOPBACK or allowed_hosts else ()
     app.add_middleware(KeyCheck, keys=api_keys)
     app.add_middleware(RequestLimits, hosts=hosts, max_body_bytes=max_body_bytes)
@@ -61,10 +62,9 @@ def make_app(
     @app.exception_handler(CodekilnError)
     async def refuse(_: Request, refused: CodekilnError) -> JSONResponse:
         if not isinstance(refused, Refusal):
-            name, colon = str(refused).partition(":")[:2]
-            return JSONResponse(
-                error_body(str(refused), param=name if colon and name.isidentifier() else None), status_code=400
-            )
+            name = str(refused).partition(":")[0]  # as in "prompt: token id 7 is ..."
+            record = error_body(str(refused), param=name if name.isidentifier() else None)
+            return JSONResponse(record, status_code=400)
         headers = {"Retry-After": str(RETRY_SECONDS)} if refused.status == 429 else None
         body = error_body(refused.message, param=refused.param, code=refused.code)
         return JSONResponse(body, status_code=refused.status, headers=headers)
@@ -79,7 +79,8 @@ def make_app(
         text = service.metrics.page(completer.engine.stats)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.add_api_route("/v1/completions", complete, methods=["POST"], response_model=None)
+    description = describe(openai.CompletionRequest, tabby.TabbyRequest)
+    app.add_api_route("/v1/completions", complete, methods=["POST"], response_model=None, openapi_extra=description)
     app.add_api_route("/health", lambda: JSONResponse({"status": "ok"}), methods=["GET", "HEAD"], response_model=None)
     app.add_api_route("/metrics", show_metrics, methods=["GET", "HEAD"], response_model=None)
     openai.add_openai(app, service)

@@ -21,11 +21,15 @@ PSM_SPELLINGS = (
 END_OF_MIDDLE = "▁<EOT>"  # Code Llama's end of a middle. In other models it is the end of the text.
 # CodeGen2's: the mask replaces the hole, the separator follows the document, and the end of mask ends the middle.
 CODEGEN2_MASK, CODEGEN2_SEPARATOR, CODEGEN2_END_OF_MASK = "<mask_1>", "<sep>", "<eom>"
+# The tokens before the name of a repository and before a file of it: Qwen2.5-Coder's, StarCoder2's, StarCoder's.
+QWEN_REPOSITORY = ("<|repo_name|>", "<|file_sep|>")
+STARCODER2_REPOSITORY = ("<repo_name>", "<file_sep>")
+STARCODER_REPOSITORY = ("<reponame>", "<filename>")
 # Tokens that end an answer, in addition to the end of the text. The later ones begin another file or repository
 # (Qwen2.5-Coder, StarCoder2).
 STOP_TOKENS = (
     *(END_OF_MASK, END_OF_MIDDLE, CODEGEN2_END_OF_MASK, FIM_PAD, "<fim_pad>"),
-    *("<|repo_name|>", "<|file_sep|>", "<repo_name>", "<file_sep>"),
+    *(*QWEN_REPOSITORY, *STARCODER2_REPOSITORY),
 )
 
 # Sets for training. The ids follow the merges in this order.

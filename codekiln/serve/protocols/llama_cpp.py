@@ -20,9 +20,10 @@ from pydantic import BeforeValidator, Field
 from codekiln import __version__
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, CompletionChunk, CompletionParams, InfillRequest
+from codekiln.generate.context import ContextFile, RepositoryContext
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.errors import error_body
-from codekiln.serve.protocols.extra_context import infill_request
+from codekiln.serve.openapi import describe
 from codekiln.serve.protocols.openai import MAX_SAMPLES, Name, StopStrings, WireModel
 from codekiln.serve.service import Answer, CompletionService, Prompt, Query, Refusal
 from codekiln.serve.streaming import EVENT_STREAM, StreamedResponse
@@ -57,7 +58,7 @@ Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
 
 
 class ExtraFile(WireModel):
-    """A part of another file. `filename` and `time` are taken and have no effect: the order of the list counts."""
+    """A part of another file. `time` is taken and has no effect: the last file of the list is the most relevant one."""
 
     text: str
     filename: str = ""
@@ -152,12 +153,10 @@ def add_llama_cpp(app: FastAPI, service: CompletionService) -> None:
 
     async def infill(request: Request) -> Response:
         body = await service.parse(request, InfillBody)
-        texts = [each.text for each in body.input_extra]
-        prefix = body.input_prefix + body.prompt
+        context = RepositoryContext(files=tuple(ContextFile(each.filename, each.text) for each in body.input_extra))
         suffix = body.input_suffix if completer.can_infill or body.input_suffix else None
-        return await _respond(
-            request, service, body, await run_in_threadpool(infill_request, completer, prefix, suffix, texts)
-        )
+        prompt = InfillRequest(body.input_prefix + body.prompt, suffix, context)
+        return await _respond(request, service, body, prompt)
 
     async def complete(request: Request) -> Response:
         body = await service.parse(request, CompletionBody)
@@ -187,12 +186,16 @@ def add_llama_cpp(app: FastAPI, service: CompletionService) -> None:
             raise Refusal(400, f"tokens: {wrong[0]} is not in the vocabulary: ids are 0 to {n - 1}", param="tokens")
         return JSONResponse({"content": await run_in_threadpool(completer.tokenizer.decode, body.tokens)})
 
-    app.add_api_route("/infill", infill, methods=["POST"], response_model=None)
+    app.add_api_route("/infill", infill, methods=["POST"], response_model=None, openapi_extra=describe(InfillBody))
     for path in ("/completion", "/completions"):
-        app.add_api_route(path, complete, methods=["POST"], response_model=None)
+        app.add_api_route(path, complete, methods=["POST"], response_model=None, openapi_extra=describe(CompletionBody))
     app.add_api_route("/props", show_properties, methods=["GET", "HEAD"], response_model=None)
-    app.add_api_route("/tokenize", tokenize, methods=["POST"], response_model=None)
-    app.add_api_route("/detokenize", detokenize, methods=["POST"], response_model=None)
+    app.add_api_route(
+        "/tokenize", tokenize, methods=["POST"], response_model=None, openapi_extra=describe(TokenizeBody)
+    )
+    app.add_api_route(
+        "/detokenize", detokenize, methods=["POST"], response_model=None, openapi_extra=describe(DetokenizeBody)
+    )
 
 
 def _tokenize(completer: Completer, body: TokenizeBody) -> list[Any]:

@@ -18,6 +18,7 @@ from pydantic import Field
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completion, CompletionParams, InfillRequest
 from codekiln.generate.sampling import SamplingParams
+from codekiln.serve.openapi import describe
 from codekiln.serve.protocols import openai
 from codekiln.serve.protocols.openai import Name, Seed, StopStrings, WireModel
 from codekiln.serve.service import Answer, CompletionService, Query
@@ -74,8 +75,16 @@ def add_mistral(app: FastAPI, service: CompletionService) -> None:
     async def complete(request: Request) -> Response:
         return await openai.complete(request, await service.parse(request, openai.CompletionRequest), service)
 
-    app.add_api_route("/v1/fim/completions", infill, methods=["POST"], response_model=None)
-    app.add_api_route("/beta/completions", complete, methods=["POST"], response_model=None)
+    app.add_api_route(
+        "/v1/fim/completions", infill, methods=["POST"], response_model=None, openapi_extra=describe(FimRequest)
+    )
+    app.add_api_route(
+        "/beta/completions",
+        complete,
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=describe(openai.CompletionRequest),
+    )
 
 
 def _whole(shared: JsonObject, completion: Completion) -> JsonObject:

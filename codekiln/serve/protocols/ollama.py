@@ -21,6 +21,7 @@ from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
 from codekiln.generate.sampling import SamplingParams
+from codekiln.serve.openapi import describe
 from codekiln.serve.protocols.openai import Name, Seed, StopStrings, WireModel
 from codekiln.serve.service import Answer, CompletionService, Query, Refusal
 from codekiln.serve.streaming import StreamedResponse
@@ -162,8 +163,20 @@ def add_ollama(app: FastAPI, service: CompletionService) -> None:
         record = {"name": name, "model": name, "modified_at": started, "size": 0, "digest": "", "details": details}
         return JSONResponse({"models": [record]})
 
-    app.add_api_route("/api/generate", _with_errors(generate), methods=["POST"], response_model=None)
-    app.add_api_route("/api/show", _with_errors(show_model), methods=["POST"], response_model=None)
+    app.add_api_route(
+        "/api/generate",
+        _with_errors(generate),
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=describe(GenerateRequest),
+    )
+    app.add_api_route(
+        "/api/show",
+        _with_errors(show_model),
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=describe(ShowRequest),
+    )
     app.add_api_route("/api/tags", list_models, methods=["GET", "HEAD"], response_model=None)
     app.add_api_route(
         "/api/version",

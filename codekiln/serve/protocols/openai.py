@@ -59,10 +59,15 @@ def _as_biases(value: Any) -> Any:
     return {int(key): bias for key, bias in value.items()}
 
 
-Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_as_prompts)]
-StopStrings = Annotated[list[str], BeforeValidator(_as_stop_strings)]
+Prompts = Annotated[
+    list[str] | list[list[int]],
+    BeforeValidator(_as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+StopStrings = Annotated[list[str], BeforeValidator(_as_stop_strings, json_schema_input_type=str | list[str])]
 Biases = Annotated[
-    dict[int, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_as_biases), Field(max_length=MAX_LOGIT_BIAS)
+    dict[int, Annotated[float, Field(ge=-100, le=100)]],
+    BeforeValidator(_as_biases, json_schema_input_type=dict[str, float]),
+    Field(max_length=MAX_LOGIT_BIAS),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(max_length=1000)]

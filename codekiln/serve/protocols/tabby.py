@@ -7,14 +7,13 @@ import uuid
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from codekiln import __version__
-from codekiln.generate.complete import CompletionParams
+from codekiln.generate.complete import CompletionParams, InfillRequest
+from codekiln.generate.context import ContextFile, RepositoryContext
 from codekiln.generate.sampling import SamplingParams
-from codekiln.serve.protocols.extra_context import infill_request
 from codekiln.serve.protocols.openai import CompletionRequest, Name, Seed, WireModel
 from codekiln.serve.service import CompletionService, Query
 
@@ -22,7 +21,7 @@ MAX_SNIPPETS = 256
 
 
 class Declaration(WireModel):
-    """The source of a name that is used near the cursor. `filepath` is taken and has no effect."""
+    """The source of a name that is used near the cursor."""
 
     filepath: Name
     body: str
@@ -35,7 +34,7 @@ class Snippet(Declaration):
 
 
 class Segments(WireModel):
-    """The text around the cursor, and code of other files. The path and the repository are taken and have no effect."""
+    """The text around the cursor, its place, and code of other files."""
 
     prefix: str
     suffix: str | None = None
@@ -50,12 +49,19 @@ class Segments(WireModel):
     )
     clipboard: str | None = None
 
-    def texts(self) -> list[str]:
-        """Code of other files, the most relevant last."""
-        clipboard = [] if self.clipboard is None else [self.clipboard]
-        opened = [each.body for each in reversed(self.relevant_snippets_from_recently_opened_files)]
-        changed = [each.body for each in reversed(self.relevant_snippets_from_changed_files)]
-        return [*clipboard, *opened, *changed, *(each.body for each in self.declarations)]
+    def context(self) -> RepositoryContext:
+        """Code of other files, the most relevant last. The place counts only if there is some, as in training."""
+        clipboard = [] if self.clipboard is None else [ContextFile("", self.clipboard)]
+        found = [
+            *reversed(self.relevant_snippets_from_recently_opened_files),
+            *reversed(self.relevant_snippets_from_changed_files),
+            *self.declarations,
+        ]
+        return RepositoryContext(
+            files=(*clipboard, *(ContextFile(each.filepath, each.body) for each in found)),
+            path=self.filepath or "",
+            repository=(self.git_url or "").rstrip("/").removesuffix(".git").rpartition("/")[2],
+        )
 
 
 class TabbyRequest(WireModel):
@@ -76,9 +82,9 @@ def request_kind(fields: Any) -> type[CompletionRequest] | type[TabbyRequest]:
 
 async def complete(request: Request, body: TabbyRequest, service: CompletionService) -> Response:
     """The response to a completion request."""
-    completer, segments = service.completer, body.segments
-    suffix = segments.suffix if completer.can_infill or segments.suffix else None
-    prompt = await run_in_threadpool(infill_request, completer, segments.prefix, suffix, segments.texts())
+    segments = body.segments
+    suffix = segments.suffix if service.completer.can_infill or segments.suffix else None
+    prompt = InfillRequest(segments.prefix, suffix, segments.context())
     params = CompletionParams(sampling=SamplingParams(temperature=body.temperature, seed=body.seed))
     answer = await service.answer(request, Query(prompts=[prompt], params=params))
     text = (await answer.whole())[0].text

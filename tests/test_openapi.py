@@ -1,0 +1,45 @@
+"""The server against its own description: generated requests, valid and not, never find an error of the server."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def url(small_run: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split(" on ")[1].split(" ")[0]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert "Traceback" not in errors, errors[-3000:]
+
+
+def test_generated_requests_are_answered_or_refused(url: str, tmp_path: Path) -> None:
+    """Schemathesis makes requests from the description. Headers of its own that no HTTP client could send are left out."""
+    command = [
+        sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--max-examples", "10", "--seed", "1",
+        "--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--request-timeout", "60",
+        "--suppress-health-check", "all", "--no-color",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "POST" in done.stdout or "generated" in done.stdout
+
+
+def test_description_names_every_route(url: str) -> None:
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/models", "/health", "/metrics"} <= set(paths)
+    properties = paths["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    with contextlib.suppress(KeyError):
+        properties = properties["anyOf"][0]
+    assert {"prompt", "suffix", "n", "logprobs", "stream"} <= set(properties["properties"])
