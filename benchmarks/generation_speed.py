@@ -73,6 +73,12 @@ def make_models(size: str, folder: Path) -> None:
 
         converter = ctranslate2.converters.TransformersConverter(str(folder / "hf"))
         converter.convert(str(folder / "ct2"), quantization="int8")
+        config_path = folder / "ct2" / "config.json"
+        settings = json.loads(config_path.read_text(encoding="utf-8"))
+        settings["unk_token"] = (
+            settings["unk_token"] or settings["eos_token"]
+        )  # CodeGen has none, and it may not be null
+        config_path.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def prompts(n: int, length: int) -> list[list[int]]:
@@ -158,7 +164,7 @@ class LlamaCpp:
 
         params = xllamacpp.CommonParams()
         params.model.path = str(folder / "model.gguf")
-        params.n_ctx, params.n_parallel = 4096, 8
+        params.n_ctx, params.n_parallel = 16_384, 8
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.warmup, params.n_predict = False, 64
         self.server = xllamacpp.Server(params)
