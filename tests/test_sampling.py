@@ -32,6 +32,11 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
     [
         ({"top_p": 1.0}, []),
         ({"top_p": 0.9}, [transformers.TopPLogitsWarper(0.9)]),
+        ({"top_p": 0.995}, [transformers.TopPLogitsWarper(0.995)]),
+        (
+            {"top_p": 0.995, "min_p": 0.001},
+            [transformers.MinPLogitsWarper(0.001), transformers.TopPLogitsWarper(0.995)],
+        ),
         ({"top_p": 1.0, "top_k": 7}, [transformers.TopKLogitsWarper(7)]),
         ({"top_p": 1.0, "top_k": 300}, [transformers.TopKLogitsWarper(300)]),
         ({"top_p": 1.0, "min_p": 0.1}, [transformers.MinPLogitsWarper(0.1)]),
@@ -44,7 +49,7 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
             ],
         ),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_frequencies_are_the_probabilities_of_transformers(
     settings: dict[str, float], warpers: list[transformers.LogitsProcessor]

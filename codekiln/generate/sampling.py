@@ -116,14 +116,19 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
         for name in ("temperature", "top_p", "min_p")
     )
     top_k = torch.tensor([each.top_k or logits.shape[1] for each in params], device=device)[:, None]
-    uniform = [_uniform(rows[n].sampling.seed, rows[n].index, len(rows[n].generated)) for n in drawn]
+    sources = [rows[number] for number in drawn]
+    uniform = [_uniform(row, 0) for row in sources]
     scaled = (logits if len(drawn) == len(rows) else logits[drawn]) / temperature
     found, is_complete = _draw(scaled, top_p, top_k, min_p, uniform, min(N_SORTED, logits.shape[1]))
-    if not all(is_complete):
-        rest = [i for i, complete in enumerate(is_complete) if not complete]
-        again, _ = _draw(
-            scaled[rest], top_p[rest], top_k[rest], min_p[rest], [uniform[i] for i in rest], logits.shape[1]
-        )
+    rest = [i for i, ok in enumerate(is_complete) if not ok and not params[i].top_k]
+    if rest:
+        again = _draw_unsorted(scaled[rest], top_p[rest], min_p[rest], [sources[i] for i in rest])
+        for i, token in zip(rest, again, strict=True):
+            found[i] = token
+    rest = [i for i, ok in enumerate(is_complete) if not ok and params[i].top_k]
+    if rest:
+        kept = [uniform[i] for i in rest]
+        again, _ = _draw(scaled[rest], top_p[rest], top_k[rest], min_p[rest], kept, logits.shape[1])
         for i, token in zip(rest, again, strict=True):
             found[i] = token
     for number, token in zip(drawn, found, strict=True):
@@ -145,13 +150,42 @@ def _draw(
     cumulative = kept.cumsum(-1)
     is_in = (cumulative - kept) < top_p * total
     is_in[:, 0] = True  # also if top_p is smaller than float32 can represent
-    is_complete = (is_all | (cumulative[:, -1:] >= top_p * total)).flatten()
+    is_complete = (is_all | ((min_p == 0) & (cumulative[:, -1:] >= top_p))).flatten()
     cumulative = (kept * is_in).cumsum(-1)
     targets = torch.tensor(uniform, dtype=torch.float64, device=top.device)[:, None] * cumulative[:, -1:].double()
     places = torch.searchsorted(cumulative.double(), targets, right=True)
     last = (kept * is_in > 0).sum(-1, keepdim=True) - 1
     found: list[int] = ids.gather(-1, torch.minimum(places, last)).flatten().tolist()
     return found, is_complete.tolist()
+
+
+def _draw_unsorted(scaled: Tensor, top_p: Tensor, min_p: Tensor, rows: Sequence[Row]) -> list[int]:
+    """A token for each row, without sorting: tokens are drawn from all, until one is in the nucleus (rejection sampling).
+
+    A token is in it if all likelier tokens together have less than `top_p`.
+    """
+    probabilities = (scaled - scaled.logsumexp(-1, keepdim=True)).exp_()
+    probabilities *= probabilities >= min_p * probabilities.amax(-1, keepdim=True)
+    limits = top_p * probabilities.sum(-1, keepdim=True)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    tokens = [0] * len(rows)
+    is_open, attempt = list(range(len(rows))), 1
+    while is_open:
+        p, sums, limit = probabilities, cumulative, limits
+        if len(is_open) < len(rows):
+            p, sums, limit = p[is_open], sums[is_open], limit[is_open]
+        uniform = [_uniform(rows[i], attempt) for i in is_open]
+        targets = torch.tensor(uniform, dtype=torch.float64, device=p.device)[:, None] * sums[:, -1:]
+        drawn = torch.searchsorted(sums, targets, right=True).clamp_(max=p.shape[1] - 1)
+        chosen = p.gather(1, drawn)
+        likelier = (p * (p > chosen)).sum(-1, keepdim=True)
+        is_in = ((likelier < limit) & (chosen > 0)).flatten().tolist()
+        for i, token, ok in zip(is_open, drawn.flatten().tolist(), is_in, strict=True):
+            if ok:
+                tokens[i] = token
+        is_open = [i for i, ok in zip(is_open, is_in, strict=True) if not ok]
+        attempt += 1
+    return tokens
 
 
 def _penalize(logits: Tensor, row: Row) -> None:
@@ -169,9 +203,10 @@ def _penalize(logits: Tensor, row: Row) -> None:
         logits[token] += bias
 
 
-def _uniform(seed: int, index: int, position: int) -> float:
-    """A number in [0, 1) that depends on its arguments only."""
-    digest = hashlib.blake2b(struct.pack("<QQQ", seed, index, position), digest_size=8).digest()
+def _uniform(row: Row, attempt: int) -> float:
+    """A number in [0, 1) that depends on the seed, the sample, the position and the attempt only."""
+    numbers = (row.sampling.seed, row.index, len(row.generated), attempt)
+    digest = hashlib.blake2b(struct.pack("<QQQQ", *numbers), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
 
 
