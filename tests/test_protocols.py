@@ -386,7 +386,7 @@ def test_other_prompts_are_no_templates(prompt: str) -> None:
 
 
 def test_mistral_client(url: str, completer: Completer) -> None:
-    with httpx.Client() as http, mistralai.client.Mistral(api_key="none", server_url=url, client=http) as client:
+    with mistralai.client.Mistral(api_key="none", server_url=url) as client:
         answer = client.fim.complete(model="run", prompt=PREFIX, suffix=SUFFIX, max_tokens=24, temperature=0)
         assert answer.choices[0].message is not None
         text = answer.choices[0].message.content
