@@ -36,8 +36,9 @@ TABBY: dict[str, Any] = {"segments": {"prefix": PREFIX, "suffix": SUFFIX}}
 
 @contextlib.contextmanager
 def serving(run: Path, *options: str) -> Iterator[str]:
-    """The address of `codekiln serve` on a free port."""
-    command = [sys.executable, "-m", "codekiln", "serve", str(run), "--port", "0", *options]
+    """The address of `codekiln serve` on a free port, with the precision of `Completer.load`."""
+    fixed = ("--port", "0", "--weights", "float32")
+    command = [sys.executable, "-m", "codekiln", "serve", str(run), *fixed, *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None and server.stderr is not None
     line = server.stdout.readline()
@@ -401,10 +402,14 @@ def test_mistral_client(url: str, completer: Completer) -> None:
 
 
 def test_ollama_client(url: str, completer: Completer) -> None:
-    client = ollama.Client(host=url)
+    with ollama.Client(host=url) as client:
+        check_ollama(client, expected(completer, temperature=0))
+
+
+def check_ollama(client: ollama.Client, text: str) -> None:
     options = {"temperature": 0, "num_predict": 24}
     answer = client.generate(model="run", prompt=PREFIX, suffix=SUFFIX, options=options)
-    assert answer.response == expected(completer, temperature=0)
+    assert answer.response == text
     assert answer.done_reason in ("stop", "length")
     assert answer.total_duration is not None and answer.eval_duration is not None
     assert 0 < answer.eval_duration <= answer.total_duration
