@@ -31,8 +31,11 @@ EDITORS = "^/(infill|completions?|api/generate|v1/fim/completions|beta/completio
 
 @pytest.mark.parametrize(
     "options",
-    [("--phases", "examples,fuzzing"), ("--phases", "coverage", "--exclude-path-regex", EDITORS)],
-    ids=["examples", "coverage"],
+    [
+        pytest.param(("--phases", "examples,fuzzing"), id="examples"),
+        # A second proof, which takes a minute.
+        pytest.param(("--phases", "coverage", "--exclude-path-regex", EDITORS), id="coverage", marks=pytest.mark.slow),
+    ],
 )
 def test_generated_requests_are_answered_or_refused(url: str, tmp_path: Path, options: tuple[str, ...]) -> None:
     """Schemathesis makes requests from the description. Headers of its own that no HTTP client could send are left out."""

@@ -210,7 +210,7 @@ def check(server: RunningServer, n_requests: int) -> None:
 
 @pytest.mark.process
 def test_clients_that_behave_badly_harm_nobody(server: RunningServer) -> None:
-    check(server, 200)
+    check(server, 120)
 
 
 @pytest.mark.slow
