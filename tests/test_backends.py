@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from codekiln.convert.models import export_model
 from codekiln.errors import ConfigError
 from codekiln.generate.backends.backend import Backend, TokenRules, token_rules
 from codekiln.generate.complete import Completer, CompletionParams
 from codekiln.generate.engine import Request
-from codekiln.generate.sampling import GREEDY, SamplingParams
+from codekiln.generate.model_cache import model_cache_path
+from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs
 from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig, StarCoder2Config
 from codekiln.model.huggingface import load_model, save_model
 from codekiln.model.transformer import Transformer
@@ -26,6 +28,7 @@ ctranslate2 = pytest.importorskip(
     "ctranslate2", reason="ctranslate2 is not installed: pip install 'codekiln[ctranslate2]'"
 )
 from codekiln.generate.backends.ctranslate2 import CTranslate2Backend  # noqa: E402
+from codekiln.generate.backends.llama_cpp import LlamaCppBackend  # noqa: E402
 
 pytestmark = pytest.mark.process
 
@@ -80,13 +83,19 @@ def make_ctranslate2(folder: Path, tokenizer: Tokenizer, rules: TokenRules) -> B
     return CTranslate2Backend(folder, tokenizer, rules, "float32")
 
 
+def make_llama_cpp(folder: Path, tokenizer: Tokenizer, rules: TokenRules) -> Backend:
+    path = model_cache_path("llama.cpp", folder, "f32").with_suffix(".gguf")
+    export_model(folder, path, "gguf", dtype="f32")
+    return LlamaCppBackend(path, tokenizer, rules, CONTEXT)
+
+
 def run(backend: Backend, *requests: Request) -> None:
     while not all(each.is_finished for each in requests):
         backend.step()
 
 
-LOGPROB_TOLERANCE: dict[Make, float] = {make_ctranslate2: 1e-3}
-BACKENDS: dict[str, Make] = {"ctranslate2": make_ctranslate2}
+LOGPROB_TOLERANCE: dict[Make, float] = {make_ctranslate2: 1e-3, make_llama_cpp: 5e-2}
+BACKENDS: dict[str, Make] = {"ctranslate2": make_ctranslate2, "llama.cpp": make_llama_cpp}
 each_backend = pytest.mark.parametrize("make", BACKENDS.values(), ids=BACKENDS)
 
 
@@ -111,6 +120,52 @@ def test_ctranslate2_generates_the_greedy_tokens_of_pytorch(
         assert_greedy(model, prompt, found.tokens, tolerance=tolerance, forbidden=rules.forbidden)
         if compute_type == "float32":
             assert found.tokens[:8] == expected.tokens[:8]
+
+
+@pytest.mark.parametrize("family", ["codegen", "incoder", "llama", "qwen3"])
+def test_llama_cpp_generates_the_greedy_tokens_of_pytorch(folders: dict[str, Path], family: str) -> None:
+    """llama.cpp keeps keys and values in half precision, and computes InCoder's GELU with tanh."""
+    folder = folders[family]
+    model, theirs = load_model(folder), make_completer(folder, make_llama_cpp)
+    rules = token_rules(theirs.tokenizer, 1040, frozenset())
+    prompts = [theirs.tokenizer.encode(text) for text in PROMPTS]
+    completions = theirs.complete(prompts, CompletionParams(sampling=GREEDY, max_new_tokens=30))
+    for prompt, found in zip(prompts, completions, strict=True):
+        assert found.finish_reason == "stop" or len(found.tokens) == 30
+        assert_greedy(model, prompt, found.tokens, tolerance=5e-2, forbidden=rules.forbidden)
+
+
+def test_seeds_of_llama_cpp_repeat_samples(folders: dict[str, Path]) -> None:
+    """A sample has the same tokens alone and next to others: they differ only in rounding."""
+    backend = make_completer(folders["llama"], make_llama_cpp).engine
+    rows = []
+    for seed, n in ((1, 6), (1, 1), (2, 1)):
+        request = backend.add([5, 6, 7], SamplingParams(temperature=1.0, seed=seed), max_new_tokens=8, n=n)
+        run(backend, request)
+        rows.append([each.tokens for each in request.sequences])
+    assert len({tuple(tokens) for tokens in rows[0]}) == 6
+    assert rows[1][0] == rows[0][0] != rows[2][0]
+
+
+def test_llama_cpp_honors_the_fields_of_a_request(folders: dict[str, Path]) -> None:
+    backend = make_completer(folders["llama"], make_llama_cpp).engine
+    only = SamplingParams(temperature=1.0, logit_bias=((300, 100.0),))
+    biased = backend.add([5, 6, 7], only, max_new_tokens=4)
+    tops = [SamplingParams(**{"temperature": 2.0, "top_p": 1.0, "seed": 3, "logprobs": 3} | {name: value})  # type: ignore[arg-type]
+            for name, value in (("top_k", 2), ("min_p", 0.999), ("top_p", 1e-6))]  # fmt: skip
+    requests = [backend.add([5, 6, 7], each, max_new_tokens=6) for each in tops]
+    found: dict[Request, list[TokenLogprobs]] = {request: [] for request in requests}
+    while not all(each.is_finished for each in (biased, *requests)):
+        for new in backend.step():
+            if new.logprobs is not None:
+                found[new.sample.request].append(new.logprobs)
+    assert biased.sequences[0].tokens == [300] * 4
+    for request, limit in zip(requests, (2, 1, 1), strict=True):
+        for each in found[request]:
+            assert len(each.top) == 3
+            assert each.token in [token for token, _ in each.top[:limit]]
+    with pytest.raises(ConfigError, match=r"^presence_penalty: llama\.cpp cannot honor it"):
+        backend.add([1], SamplingParams(presence_penalty=0.5), max_new_tokens=4)
 
 
 @each_backend

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from codekiln.generate.sampling import SamplingParams
 
 HOLE = "<HOLE>"
+GGUF_DTYPE = "q8_0"  # of --backend llama.cpp
 
 Stop = Annotated[
     list[str] | None, typer.Option(help="End before this text (repeatable).", show_default=False, metavar="TEXT")
@@ -221,8 +222,10 @@ COMMANDS = (complete, infill, serve)
 
 def _load(folder: Path, backend: BackendName, weights: WeightsName, *, default: WeightsName) -> "Completer":
     """The model of a run or a model directory on a backend."""
+    from codekiln.convert.models import export_model
     from codekiln.generate.backends.backend import token_rules
     from codekiln.generate.complete import Completer
+    from codekiln.generate.model_cache import model_cache_path
     from codekiln.model.huggingface import (
         TOKENIZER,
         read_config,
@@ -245,6 +248,13 @@ def _load(folder: Path, backend: BackendName, weights: WeightsName, *, default: 
             ctranslate2 = import_optional("codekiln.generate.backends.ctranslate2", "ctranslate2")
             generator = ctranslate2.CTranslate2Backend(inner, tokenizer, rules)
             return Completer(generator, tokenizer, rules, precision=generator.compute_type)
+        case "llama.cpp":
+            llama_cpp = import_optional("codekiln.generate.backends.llama_cpp", "llama-cpp")
+            path = model_cache_path("llama.cpp", inner, GGUF_DTYPE).with_suffix(".gguf")
+            if not path.is_file():
+                export_model(inner, path, "gguf", dtype=GGUF_DTYPE)
+            server = llama_cpp.LlamaCppBackend(path, tokenizer, rules, config.context_length)
+            return Completer(server, tokenizer, rules, precision=GGUF_DTYPE)
         case _:
             assert_never(backend)
 

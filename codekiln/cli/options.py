@@ -108,7 +108,7 @@ Weights = Annotated[
     WeightsName,
     typer.Option(help="Precision of the weights; auto is the fastest that predicts the same tokens as float32."),
 ]
-BackendName = Literal["pytorch", "ctranslate2"]
+BackendName = Literal["pytorch", "ctranslate2", "llama.cpp"]
 BackendOption = Annotated[
     BackendName, typer.Option("--backend", help="Software that generates tokens; see docs/usage.md.")
 ]
