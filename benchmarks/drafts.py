@@ -36,7 +36,7 @@ def main() -> None:
     written = {}
     for has_drafts in (False, True):
         tokenizer = Tokenizer.load(run / "tokenizer.json")
-        completer = Completer(load_model(run / "model"), tokenizer, has_drafts=has_drafts)
+        completer = Completer.of_model(load_model(run / "model"), tokenizer, has_drafts=has_drafts)
         params = CompletionParams(sampling=GREEDY, max_new_tokens=completer.limit_new_tokens(NEW_TOKENS))
         completer.complete([InfillRequest("x = 1\n")], params)  # compiles the kernels
         stats, found = completer.engine.stats, []

@@ -105,7 +105,7 @@ def trained(
                 "tokens": n_tokens,
                 "valid": read_metrics(folder / "metrics.jsonl")[-1]["validation_bits_per_byte"],
                 "bytes": {kind: [len(p.reference.encode()) for p in of_kind] for kind, of_kind in problems.items()},
-                "found": measured(Completer(model, tokenizer), problems, can_infill=name == "causal masking"),
+                "found": measured(Completer.of_model(model, tokenizer), problems, can_infill=name == "causal masking"),
             },
         )
     record = read_json(path)

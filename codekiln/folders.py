@@ -16,7 +16,9 @@ from codekiln.files import TEMPORARY, JsonObject, atomic_write, write_json
 
 MARK = ".codekiln.json"
 FORMAT = 1
-FolderKind = Literal["run", "staged run", "corpus", "checkpoint", "model", "tokenizer", "partitions", "repositories"]
+FolderKind = Literal[
+    "run", "staged run", "corpus", "checkpoint", "model", "tokenizer", "partitions", "repositories", "backend"
+]
 _N_NAMED = 3  # files that an error names
 
 

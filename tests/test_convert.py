@@ -12,6 +12,7 @@ import transformers
 from codekiln.convert.models import export_model, import_model, resolve_model
 from codekiln.errors import CodekilnError
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
+from codekiln.generate.engine import Engine
 from codekiln.generate.sampling import GREEDY
 from codekiln.model.huggingface import load_model
 from codekiln.recipes.finetune import objective_for
@@ -70,6 +71,7 @@ def incoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def greedy_tokens(completer: Completer, ids: list[int], n: int) -> list[int]:
     """The greedy tokens after a prompt."""
+    assert isinstance(completer.engine, Engine)
     return completer.engine.generate([ids], GREEDY, max_new_tokens=n)[0]
 
 

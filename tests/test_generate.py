@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest, StreamDecoder
+from codekiln.generate.engine import Engine
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.model.configs import KilnConfig
 from codekiln.model.transformer import Transformer, init_weights
@@ -91,7 +92,7 @@ def test_ids_without_text_are_never_sampled(tokenizer: Tokenizer) -> None:
     )  # 128 rows more than the tokenizer has ids
     model = Transformer(config)
     init_weights(model, torch.Generator().manual_seed(0))
-    completer = Completer(model.eval(), tokenizer)
+    completer = Completer.of_model(model.eval(), tokenizer)
     for seed in range(5):  # an id beyond the tokenizer would be an index error
         assert completer.complete(
             [InfillRequest("x")],
@@ -101,8 +102,9 @@ def test_ids_without_text_are_never_sampled(tokenizer: Tokenizer) -> None:
     record = json.loads(json.dumps(tokenizer.record))
     for token in record["added_tokens"]:
         token["id"] += 100
-    apart = Completer(model, Tokenizer(record, origin="packed"))
+    apart = Completer.of_model(model, Tokenizer(record, origin="packed"))
     sampling = SamplingParams(temperature=2.0, top_p=1.0, seed=0)
+    assert isinstance(apart.engine, Engine)
     tokens = {token for row in apart.engine.generate([[1]] * 4, sampling, max_new_tokens=100) for token in row}
     assert len(tokens) > 10 and not tokens & {*range(379, 479), *range(484, 512)}
 
@@ -114,7 +116,7 @@ def test_tokenizer_larger_than_the_model_is_refused(tokenizer: Tokenizer) -> Non
         )
     )
     with pytest.raises(ValueError, match=r"384.*128"):
-        Completer(model, tokenizer)
+        Completer.of_model(model, tokenizer)
 
 
 def test_too_many_new_tokens_are_refused(completer: Completer) -> None:

@@ -60,11 +60,13 @@ def test_serving_needs_no_training_code(small_run: Path, tmp_path: Path) -> None
     assert " on http://127.0.0.1:" in line, errors
 
 
-def test_a_missing_package_is_named_with_the_extra_that_installs_it(tmp_path: Path) -> None:
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(small_run: Path, tmp_path: Path) -> None:
     for blocked, extra, arguments in (
         ("daft", "corpus", ("train", "demo", "--out", "run")),
         ("plotly", "report", ("report", "run")),
         ("fastapi", "serve", ("serve", "run", "--port", "0")),
+        ("ctranslate2", "ctranslate2", ("complete", small_run, "x", "--backend", "ctranslate2")),
+        ("xllamacpp", "llama-cpp", ("complete", small_run, "x", "--backend", "llama.cpp")),
     ):
         command = program("run_without.py", blocked, *arguments)
         done = subprocess.run(

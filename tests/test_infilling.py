@@ -46,7 +46,7 @@ def with_special_tokens(tokenizer: Tokenizer, *special: str, context_length: int
     changed = Tokenizer(record, origin="changed")
     model = Transformer(dataclasses.replace(TINY, vocab_size=changed.vocab_size, context_length=context_length))
     init_weights(model, torch.Generator().manual_seed(0))
-    return Completer(model.eval(), changed)
+    return Completer.of_model(model.eval(), changed)
 
 
 def spelled(completer: Completer, text: str) -> list[int]:
@@ -222,7 +222,7 @@ def test_a_sample_ends_when_the_caller_has_seen_enough(completer: Completer) -> 
 def test_drafts_do_not_change_the_tokens_before_a_stop_string(completer: Completer, small_run: Path) -> None:
     """Tokens that were drafted after the stop string are not counted."""
     drafting = Completer.load(small_run)
-    plain = Completer(load_model(small_run / "model"), drafting.tokenizer, has_drafts=False)
+    plain = Completer.of_model(load_model(small_run / "model"), drafting.tokenizer, has_drafts=False)
     params = CompletionParams(sampling=GREEDY, max_new_tokens=60)
     request = InfillRequest("steps = [name.open(door)]\n" * 6)
     whole = plain.complete([request], params)[0]

@@ -35,7 +35,7 @@ def test_the_fastest_precision_that_agrees_is_chosen(small_run: Path, monkeypatc
 def test_agreement_is_the_fraction_of_equal_predictions(small_run: Path) -> None:
     """Counted again with the transformer that training uses, one sequence after the other."""
     model, tokenizer = load_model(small_run / "model"), Tokenizer.load(small_run / "tokenizer.json")
-    sequences = list(precision._sample(model, tokenizer))
+    sequences = list(precision.held_out_sequences(tokenizer, model.config.context_length))
     assert precision.SAMPLE_TOKENS <= sum(map(len, sequences)) < precision.SAMPLE_TOKENS + precision.SEQUENCE_TOKENS
     with torch.inference_mode():
         expected = torch.cat([model(torch.tensor([ids]))[0].argmax(-1) for ids in sequences])

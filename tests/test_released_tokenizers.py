@@ -56,7 +56,7 @@ def random_texts(n: int = 200) -> list[str]:
 
 
 def completer(tokenizer: Tokenizer) -> Completer:
-    return Completer(Transformer(dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)), tokenizer)
+    return Completer.of_model(Transformer(dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)), tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import typer
 
 from codekiln.cli.options import (
+    BackendName,
+    BackendOption,
     InputFiles,
     InputText,
     Json,
@@ -22,6 +24,7 @@ from codekiln.cli.options import (
     TopK,
     TopP,
     Weights,
+    WeightsName,
     parse_path,
     print_note,
     read_input,
@@ -33,12 +36,13 @@ from codekiln.files import JsonObject
 from codekiln.progress import ProgressTask, progress_bar
 
 if TYPE_CHECKING:
-    from codekiln.generate.complete import Completion
+    from codekiln.generate.complete import Completer, Completion
     from codekiln.generate.context import RepositoryContext
     from codekiln.generate.infilling import FilledDocument
     from codekiln.generate.sampling import SamplingParams
 
 HOLE = "<HOLE>"
+GGUF_DTYPE = "q8_0"  # of --backend llama.cpp
 
 Stop = Annotated[
     list[str] | None, typer.Option(help="End before this text (repeatable).", show_default=False, metavar="TEXT")
@@ -58,15 +62,17 @@ def complete(
     top_k: TopK = 0,
     min_p: MinP = 0.0,
     seed: Seed = 0,
+    weights: Weights = "float32",
+    backend: BackendOption = "pytorch",
     as_json: Json = False,
 ) -> None:
     """Complete a prompt, or several files. With --json, prints one line for each input."""
-    from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
+    from codekiln.generate.complete import CompletionParams, InfillRequest
 
     inputs = read_inputs(prompt, files or ())
     sampling = _sampling(temperature, top_p, top_k, min_p, seed)
     params = CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), n=n)
-    completer = Completer.load(model)
+    completer = _load(model, backend, weights, default="float32")
     if len(inputs) == n == 1 and not as_json:
         for chunk in completer.stream([InfillRequest(inputs[0].text)], params):
             typer.echo(chunk.text, nl=False)
@@ -115,13 +121,15 @@ def infill(
     top_k: TopK = 0,
     min_p: MinP = 0.0,
     seed: Seed = 0,
+    weights: Weights = "float32",
+    backend: BackendOption = "pytorch",
     as_json: Json = False,
 ) -> None:
     """Fill in the middle: give prefix and suffix, or files with <HOLE> markers. Prints the whole text.
 
     With --json, prints one line for each input, with all candidates.
     """
-    from codekiln.generate.complete import Completer, CompletionParams
+    from codekiln.generate.complete import CompletionParams
     from codekiln.generate.infilling import HoledDocument, InfillSettings
     from codekiln.generate.infilling import infill as infill_documents
     from codekiln.generate.postprocess import PostProcessing
@@ -146,7 +154,7 @@ def infill(
         rank_by=rank,
         n_retries=retries,
     )
-    completer = Completer.load(model)
+    completer = _load(model, backend, weights, default="float32")
     with _printer("Infill", inputs, as_json=as_json) as printer:
 
         def report(number: int, filled: "FilledDocument") -> None:
@@ -186,10 +194,9 @@ def serve(
         bool, typer.Option("--open", help="Answer other machines without API keys (anybody can use the model).")
     ] = False,
     weights: Weights = "auto",
+    backend: BackendOption = "pytorch",
 ) -> None:
     """Serve completions to editors and SDKs, and a playground."""
-    from codekiln.generate.complete import Completer
-
     server = import_optional("codekiln.serve.server", "serve")
     api_keys = server.read_keys(api_key_file)
     if host not in server.LOOPBACK and not api_keys and not is_open:
@@ -199,7 +206,7 @@ def serve(
         )
     listening = server.listen(host, port)
     name = model.resolve().name
-    completer = Completer.load(model, weights)
+    completer = _load(model, backend, weights, default="auto")
     application = server.make_app(
         completer,
         name,
@@ -218,6 +225,45 @@ def serve(
 
 
 COMMANDS = (complete, infill, serve)
+
+
+def _load(folder: Path, backend: BackendName, weights: WeightsName, *, default: WeightsName) -> "Completer":
+    """The model of a run or a model directory on a backend."""
+    from codekiln.convert.models import export_model
+    from codekiln.generate.backends.backend import token_rules
+    from codekiln.generate.complete import Completer
+    from codekiln.generate.model_cache import model_cache_path
+    from codekiln.model.huggingface import (
+        TOKENIZER,
+        read_config,
+        require_vocabulary,
+        resolve_model_dir,
+        stop_token_ids_in,
+    )
+    from codekiln.tokenizer.bpe import Tokenizer
+
+    if backend == "pytorch":
+        return Completer.load(folder, weights)
+    if weights != default:
+        raise typer.BadParameter(f"--weights is for --backend pytorch: {backend} chooses the precision itself")
+    inner = resolve_model_dir(folder)
+    tokenizer, (_, config) = Tokenizer.load(inner / TOKENIZER), read_config(inner)
+    require_vocabulary(tokenizer.vocab_size, config)
+    rules = token_rules(tokenizer, config.vocab_size, stop_token_ids_in(inner))
+    match backend:
+        case "ctranslate2":
+            ctranslate2 = import_optional("codekiln.generate.backends.ctranslate2", "ctranslate2")
+            generator = ctranslate2.CTranslate2Backend(inner, tokenizer, rules)
+            return Completer(generator, tokenizer, rules, precision=generator.compute_type)
+        case "llama.cpp":
+            llama_cpp = import_optional("codekiln.generate.backends.llama_cpp", "llama-cpp")
+            path = model_cache_path("llama.cpp", inner, GGUF_DTYPE).with_suffix(".gguf")
+            if not path.is_file():
+                export_model(inner, path, "gguf", dtype=GGUF_DTYPE)
+            server = llama_cpp.LlamaCppBackend(path, tokenizer, rules, config.context_length)
+            return Completer(server, tokenizer, rules, precision=GGUF_DTYPE)
+        case _:
+            assert_never(backend)
 
 
 def _sampling(temperature: float, top_p: float, top_k: int, min_p: float, seed: int) -> "SamplingParams":

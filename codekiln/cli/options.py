@@ -103,9 +103,14 @@ MaxNewTokens = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling probability.")]
+WeightsName = Literal["auto", "float32", "int8", "int8-fast", "bfloat16"]
 Weights = Annotated[
-    Literal["auto", "float32", "int8", "int8-fast", "bfloat16"],
+    WeightsName,
     typer.Option(help="Precision of the weights; auto is the fastest that predicts the same tokens as float32."),
+]
+BackendName = Literal["pytorch", "ctranslate2", "llama.cpp"]
+BackendOption = Annotated[
+    BackendName, typer.Option("--backend", help="Software that generates tokens; see docs/usage.md.")
 ]
 Seed = Annotated[int, typer.Option(help="Random seed.", min=0, max=2**63 - 1)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from codekiln.errors import ConfigError
+from codekiln.generate.backends.backend import Backend, TokenRules, token_rules
 from codekiln.generate.context import ContextIds, RepositoryContext, context_ids
 from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
 from codekiln.generate.precision import choose_precision
@@ -124,16 +125,22 @@ class Job:
 
 
 class Completer:
-    """A model and its tokenizer. Not thread-safe. `stop_token_ids` add to those of the tokenizer.
+    """A model and its tokenizer. Not thread-safe. `engine` is the engine or another backend that follows the same `rules`.
 
     A caller that runs several jobs uses `submit`, `submit_score`, `cancel` and `step`. The other methods step until they are
     done, and the chunks of other jobs are lost.
-
-    Raises ConfigError if the tokenizer has more ids than the model.
     """
 
-    def __init__(
-        self,
+    def __init__(self, engine: Backend, tokenizer: Tokenizer, rules: TokenRules, *, precision: str) -> None:
+        self.engine, self.tokenizer, self.precision = engine, tokenizer, precision
+        self.agreement: float | None = None  # with float32, if it was measured
+        self.context_length = engine.context_length
+        self._stop_token_ids = rules.stop
+        self._jobs: dict[Request, Job] = {}
+
+    @classmethod
+    def of_model(
+        cls,
         model: Transformer,
         tokenizer: Tokenizer,
         stop_token_ids: frozenset[int] = frozenset(),
@@ -141,24 +148,21 @@ class Completer:
         precision: Precision = "float32",
         has_drafts: bool = True,
         pool_tokens: int | None = None,
-    ) -> None:
+    ) -> "Completer":
+        """A completer on PyTorch. `stop_token_ids` add to those of the tokenizer.
+
+        Raises ConfigError if the tokenizer has more ids than the model.
+        """
         require_vocabulary(tokenizer.vocab_size, model.config)
-        self.tokenizer, self.precision = tokenizer, precision
-        self.agreement: float | None = None  # with float32, if it was measured
-        self.context_length = model.config.context_length
-        stop_ids = tokenizer.stop_token_ids | (stop_token_ids & tokenizer.special_ids)
-        # Ids without text are never sampled: special tokens, gaps in the vocabulary, and unused rows of the embedding.
-        without_text = {i for i, data in enumerate(tokenizer.token_bytes) if not data}
-        unused = range(tokenizer.vocab_size, model.config.vocab_size)
-        self._stop_token_ids = stop_ids
-        self.engine = Engine(
+        rules = token_rules(tokenizer, model.config.vocab_size, stop_token_ids)
+        engine = Engine(
             make_decoder(model, precision),
-            stop_token_ids=stop_ids,
-            forbidden_token_ids=frozenset(without_text.union(unused)) - stop_ids,
+            stop_token_ids=rules.stop,
+            forbidden_token_ids=rules.forbidden,
             pool_tokens=pool_tokens,
             has_drafts=has_drafts,
         )
-        self._jobs: dict[Request, Job] = {}
+        return cls(engine, tokenizer, rules, precision=precision)
 
     @property
     def can_infill(self) -> bool:
@@ -176,7 +180,7 @@ class Completer:
 
     @classmethod
     def load(cls, folder: Path, precision: Precision | Literal["auto"] = "float32") -> "Completer":
-        """Loads a run or a model directory, to the GPU if there is one and the precision is not for CPUs.
+        """Loads a run or a model directory on PyTorch, to the GPU if there is one and the precision is not for CPUs.
 
         "auto" is bfloat16 on GPUs, and on CPUs the fastest precision that agrees with float32 (`choose_precision`). Raises
         CodekilnError or OSError naming the file that is missing or damaged.
@@ -189,7 +193,7 @@ class Completer:
         if precision == "auto":
             choice = choose_precision(model, tokenizer, inner)
             precision, agreement = choice.precision, choice.agreement
-        completer = cls(model, tokenizer, stop_token_ids_in(inner), precision=precision)
+        completer = cls.of_model(model, tokenizer, stop_token_ids_in(inner), precision=precision)
         completer.agreement = agreement
         return completer
 

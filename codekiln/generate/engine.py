@@ -113,6 +113,17 @@ class EngineStats:
     steps: int = 0
 
 
+def require_room(prompt: Sequence[int], max_new_tokens: int, context_length: int) -> None:
+    """Raises ConfigError if the prompt is empty, or does not fit the context together with its new tokens."""
+    if not prompt:
+        raise ConfigError("the prompt is empty: this model needs at least one token")
+    if len(prompt) + max_new_tokens > context_length:
+        raise ConfigError(
+            f"a prompt of {len(prompt)} tokens and {max_new_tokens} new tokens exceed the context of "
+            f"{context_length}: shorten the prompt or request fewer new tokens"
+        )
+
+
 class Engine:
     """Generates tokens for many requests. Not thread-safe.
 
@@ -169,13 +180,7 @@ class Engine:
         `score_from` requests the log-probabilities of `prompt[score_from:]`. Raises ConfigError if the prompt is empty, or
         does not fit the model's context together with its new tokens.
         """
-        if not prompt:
-            raise ConfigError("the prompt is empty: this model needs at least one token")
-        if len(prompt) + max_new_tokens > self.context_length:
-            raise ConfigError(
-                f"a prompt of {len(prompt)} tokens and {max_new_tokens} new tokens exceed the context of "
-                f"{self.context_length}: shorten the prompt or request fewer new tokens"
-            )
+        require_room(prompt, max_new_tokens, self.context_length)
         if (needed := len(prompt) + max_new_tokens) > self._cache.n_tokens:
             raise ConfigError(f"the request needs {needed} tokens of cache, and there are {self._cache.n_tokens}")
         request = Request(prompt, sampling, max_new_tokens, cache_key, score_from)

@@ -5,9 +5,7 @@ Codekiln itself, which no model was trained on. The result is kept in the user's
 model.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files as package_files
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 
 from codekiln.files import write_json
+from codekiln.generate.model_cache import model_cache_path
 from codekiln.model.cache import BatchAttention, Chunk, KVPool
 from codekiln.model.decoder import Decoder, Precision
 from codekiln.model.make_decoder import make_decoder
@@ -44,20 +43,19 @@ def choose_precision(model: Transformer, tokenizer: Tokenizer, folder: Path) -> 
     """
     if not model.embedding.weight.is_cpu:
         return PrecisionChoice("bfloat16")
-    path = _cache_path(folder)
+    path = model_cache_path("precision", folder, MIN_AGREEMENT, torch.__version__).with_suffix(".json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         known: dict[str, Precision] = {each: each for each in (*CANDIDATES, "float32")}
         return PrecisionChoice(known[record["precision"]], record["agreement"])
     except (OSError, ValueError, KeyError, TypeError):
         choice = _measure(model, tokenizer)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_json(path, {"precision": choice.precision, "agreement": choice.agreement})
     return choice
 
 
 def _measure(model: Transformer, tokenizer: Tokenizer) -> PrecisionChoice:
-    sequences = list(_sample(model, tokenizer))
+    sequences = list(held_out_sequences(tokenizer, model.config.context_length))
     expected = _predictions(Decoder(model, "float32"), sequences)
     for candidate in CANDIDATES:
         agreement = measure_agreement(make_decoder(model, candidate), sequences, expected)
@@ -83,9 +81,9 @@ def _predictions(decoder: Decoder, sequences: list[list[int]]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _sample(model: Transformer, tokenizer: Tokenizer) -> Iterator[list[int]]:
+def held_out_sequences(tokenizer: Tokenizer, context_length: int) -> Iterator[list[int]]:
     """Token ids of Codekiln's sources, in sequences."""
-    length = min(SEQUENCE_TOKENS, model.config.context_length)
+    length = min(SEQUENCE_TOKENS, context_length)
     n_left = SAMPLE_TOKENS
     for name in SAMPLE_FILES:
         text = package_files("codekiln").joinpath(name).read_text(encoding="utf-8")
@@ -95,14 +93,3 @@ def _sample(model: Transformer, tokenizer: Tokenizer) -> Iterator[list[int]]:
                 return
             yield ids[start : start + length]
             n_left -= length
-
-
-def _cache_path(folder: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
-    facts = [str(folder.resolve())]
-    for path in sorted(folder.glob("*")):
-        if path.suffix in (".safetensors", ".json"):
-            status = path.stat()
-            facts.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
-    key = hashlib.sha256("\n".join([*facts, str(MIN_AGREEMENT), torch.__version__]).encode()).hexdigest()[:24]
-    return cache / "codekiln" / "precision" / f"{key}.json"

@@ -1,0 +1,1 @@
+"""Other software that generates tokens in place of the engine, behind the interface that `Completer` uses."""
