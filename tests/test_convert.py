@@ -235,15 +235,16 @@ def test_server_refuses_a_suffix_if_the_model_cannot_infill(codegen_folder: Path
     from codekiln.serve.server import make_app
 
     import_model(codegen_folder, tmp_path / "model")
-    client = TestClient(make_app(Completer.load(tmp_path / "model"), "codegen", "testserver"))
-    for body, message in (
-        ({"prompt": "a", "suffix": "b"}, "cannot infill"),
-        ({"prompt": "a", "suffix": "b", "stream": True}, "cannot infill"),
-        ({"prompt": ""}, "the prompt is empty"),
-    ):
-        answer = client.post("/v1/completions", json=body | {"max_tokens": 4})
-        assert answer.status_code == 400 and message in answer.json()["error"]["message"]
-    assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 4}).status_code == 200
+    with TestClient(make_app(Completer.load(tmp_path / "model"), "codegen", "testserver")) as client:
+        for body, message in (
+            ({"prompt": "a", "suffix": "b"}, "cannot infill"),
+            ({"prompt": "a", "suffix": "b", "stream": True}, "cannot infill"),
+            ({"prompt": ""}, "the prompt is empty"),
+            ({"prompt": "", "stream": True}, "the prompt is empty"),
+        ):
+            answer = client.post("/v1/completions", json=body | {"max_tokens": 4})
+            assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+        assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 4}).status_code == 200
 
 
 def test_qwen_prompts_are_prefix_suffix_middle() -> None:

@@ -233,7 +233,9 @@ class Completer:
         return job
 
     def check(self, prompt: Sequence[int], params: CompletionParams) -> None:
-        """Raises ConfigError for token ids that the tokenizer does not have."""
+        """Raises ConfigError for an empty prompt, and for token ids that the tokenizer does not have."""
+        if not prompt:
+            raise ConfigError("the prompt is empty: this model needs at least one token")
         n = self.tokenizer.vocab_size
         for name, ids in (("prompt", prompt), ("logit_bias", [token for token, _ in params.sampling.logit_bias])):
             if wrong := [token for token in ids if not 0 <= token < n]:
