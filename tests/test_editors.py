@@ -23,7 +23,7 @@ pytestmark = [
 BEFORE = "def open_door(name, count=1):\n"
 LINE = "    steps = ["
 AFTER = "\n    return steps\n"
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 
 
 class Terminal:

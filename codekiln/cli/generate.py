@@ -207,6 +207,7 @@ def serve(
     listening = server.listen(host, port)
     name = model.resolve().name
     completer = _load(model, backend, weights, default="auto")
+    completer.warm_up()
     application = server.make_app(
         completer,
         name,

@@ -232,6 +232,11 @@ class Completer:
         self._jobs[added] = job
         return job
 
+    def warm_up(self) -> None:
+        """Compiles what the first request would wait for."""
+        prompt = self.tokenizer.encode("x = 1\n")
+        self.complete([prompt], CompletionParams(sampling=GREEDY, max_new_tokens=min(2, self.max_new_tokens_limit)))
+
     def check(self, prompt: Sequence[int], params: CompletionParams) -> None:
         """Raises ConfigError for an empty prompt, and for token ids that the tokenizer does not have."""
         if not prompt:
