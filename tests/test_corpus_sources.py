@@ -158,7 +158,10 @@ def test_license_texts_agree_with_what_packages_declare() -> None:
         texts = [file for file in distribution.files or () if file.name in ("LICENSE", "LICENSE.txt", "LICENSE.md")]
         if not declared or " " in declared or len(texts) != 1:
             continue
-        found = recognize_license(Path(str(texts[0].locate())).read_text(encoding="utf-8", errors="replace"))
+        text = Path(str(texts[0].locate())).read_text(encoding="utf-8", errors="replace")
+        if "Redistribution and use" in text and "Apache License" in text:
+            continue  # python-dateutil has two licenses in one file, and declares one
+        found = recognize_license(text)
         assert found in (declared, UNKNOWN), distribution.name
         recognized += found == declared
     assert recognized >= 5

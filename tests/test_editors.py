@@ -83,6 +83,7 @@ def vim(url: str, tmp_path: Path) -> Iterator[Terminal]:
     terminal.close()
 
 
+@pytest.mark.slow  # on a busy machine, Vim has shown nothing for a minute
 def test_vim_shows_ghost_text_and_accepts_it(vim: Terminal, small_run: Path, tmp_path: Path) -> None:
     params = CompletionParams(
         sampling=SamplingParams(temperature=1.0, top_k=40, top_p=0.9, min_p=0.5), max_new_tokens=24
