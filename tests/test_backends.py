@@ -94,7 +94,10 @@ def run(backend: Backend, *requests: Request) -> None:
         backend.step()
 
 
-LOGPROB_TOLERANCE: dict[Make, float] = {make_ctranslate2: 1e-3, make_llama_cpp: 5e-2}
+LOGPROB_TOLERANCE: dict[Make, float] = {
+    make_ctranslate2: 1e-3,
+    make_llama_cpp: 0.2,
+}  # its keys and values are in half precision
 BACKENDS: dict[str, Make] = {"ctranslate2": make_ctranslate2, "llama.cpp": make_llama_cpp}
 each_backend = pytest.mark.parametrize("make", BACKENDS.values(), ids=BACKENDS)
 
