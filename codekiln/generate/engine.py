@@ -22,7 +22,7 @@ from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, Chunk, KVPool
 from codekiln.model.decoder import Decoder
 
 FinishReason = Literal["stop", "length"]
-MAX_BATCH_TOKENS = 512  # of a step; longer prompts are read in several steps, between which the others go on
+MAX_BATCH_TOKENS = 512  # of a step; longer prompts are read in several steps, between which other requests continue
 MAX_ROWS = 256  # sequences that generate at the same time
 POOL_CONTEXTS = 8  # the pool holds as many tokens as this number of full contexts
 MIN_SHARED_TOKENS = 32  # for which a request waits until another one has read them
@@ -454,7 +454,7 @@ class _Candidate:
 
     @property
     def is_next(self) -> bool:
-        """Whether the sample goes on here: it has not ended, and all tokens of the draft before this place were right."""
+        """Whether the sample continues here: it has not ended, and all tokens of the draft before this place were right."""
         return not self.sample.is_finished and list(self.row.generated) == self.sample.tokens
 
 

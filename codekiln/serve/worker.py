@@ -122,7 +122,7 @@ class EngineWorker:
                 pass
             try:
                 self._step()
-            except Exception as failure:  # a bug: whoever waits is told, and the next requests are tried
+            except Exception as failure:  # a bug: those who wait get an error, and the server continues
                 logging.getLogger("codekiln.serve").exception("the engine failed")
                 self._fail_all(failure)
 
