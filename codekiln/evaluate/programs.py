@@ -1,0 +1,61 @@
+"""Programs to run and their verdicts. The problems make them, the sandbox runs them. Needs no PyTorch."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Status = Literal["passed", "failed", "timeout", "memory", "output", "exited", "crashed", "unscored"]
+"""
+passed    the tests ended without an exception
+failed    the program or a test raised an exception
+timeout   the program used its processor time, or its wall time, up
+memory    it asked for more memory than it may have
+output    it wrote more than it may
+exited    it ended the process before the tests ended
+crashed   a signal ended it
+unscored  the program was not judged, through no fault of its own: it counts neither as right nor as wrong
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestedProgram:
+    """A program with tests of the benchmark: it passes if both run without an exception.
+
+    `source` is all text that the model may have changed: the prompt, its completion and the suffix. `setup` and `tests` are
+    code of the benchmark that runs after it. `functions` are the names of `source` that `tests` calls.
+    """
+
+    source: str
+    tests: str
+    setup: str = ""
+    functions: tuple[str, ...] = ()
+    cpu_seconds: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintingProgram:
+    """A program of MTPB: it passes if the value that it prints last equals `expected`.
+
+    `checker` is "released", with the faults of the published one, or "fixed".
+    """
+
+    source: str
+    expected: Any  # as JSON has it
+    checker: Literal["released", "fixed"] = "fixed"
+    cpu_seconds: float = 20.0
+
+
+Program = TestedProgram | PrintingProgram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a program did. `error` is the last line of its traceback, or what was exceeded."""
+
+    status: Status
+    error: str = ""
+    cpu_seconds: float = 0.0
+    stderr: str = ""  # the end of what it wrote, at most 2,000 characters
+
+    @property
+    def is_passed(self) -> bool:
+        return self.status == "passed"
