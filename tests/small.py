@@ -3,9 +3,12 @@
 import dataclasses
 import os
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,35 @@ TINY = KilnConfig(
 VERBS = ("open", "close", "start", "stop", "read", "write", "load", "store", "push", "pull")
 NOUNS = ("door", "window")
 SPELLED = 'END = "<|endoftext|>" + "<|fim_middle|>"\n'  # ordinary text, in one file of each repository
+
+
+@dataclasses.dataclass
+class RunningServer:
+    """A process of `codekiln serve`. What it prints on stderr goes to a file, because a full pipe would block it."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+    lines: Sequence[str] = ()  # what it printed on stderr, after its end
+
+
+@contextmanager
+def running_server(model: Path, *options: str) -> Iterator[RunningServer]:
+    """`codekiln serve` on a free port of 127.0.0.1. It is interrupted at the end, and must not have printed a traceback."""
+    command = [sys.executable, "-m", "codekiln", "serve", str(model), "--port", "0", *options]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stderr"
+        with path.open("w") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert " on http://127.0.0.1:" in line, path.read_text(encoding="utf-8")
+            server = RunningServer(line.split(" on ")[1].split(" ")[0], process)
+            try:
+                yield server
+            finally:
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=30)
+                server.lines = path.read_text(encoding="utf-8").splitlines()
+        assert not any("Traceback" in each for each in server.lines), server.lines[-30:]
 
 
 def write_parts(folder: Path, batches: Iterable[pa.RecordBatch]) -> list[JsonObject]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from codekiln.convert.models import export_model, import_model, resolve_model
 from codekiln.errors import CodekilnError
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.engine import Engine
+from codekiln.generate.infilling import LEFT_TO_RIGHT_NOTE
 from codekiln.generate.sampling import GREEDY
 from codekiln.model.huggingface import load_model
 from codekiln.recipes.finetune import objective_for
@@ -245,6 +247,39 @@ def test_server_refuses_a_suffix_if_the_model_cannot_infill(codegen_folder: Path
             answer = client.post("/v1/completions", json=body | {"max_tokens": 4})
             assert answer.status_code == 400 and message in answer.json()["error"]["message"]
         assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 4}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/infill", {"input_prefix": "a", "input_suffix": "b", "n_predict": 4}),
+        ("/v1/fim/completions", {"model": "codegen", "prompt": "a", "suffix": "b", "max_tokens": 4}),
+        ("/api/generate", {"model": "codegen", "prompt": "a", "suffix": "b", "stream": False}),
+        ("/v1/completions", {"segments": {"prefix": "a", "suffix": "b"}}),
+    ],
+)
+def test_editors_get_a_continuation_and_a_note_if_the_model_cannot_infill(
+    codegen_folder: Path, tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    from fastapi.testclient import TestClient
+
+    from codekiln.serve.server import make_app
+
+    import_model(codegen_folder, tmp_path / "model")
+    with TestClient(make_app(Completer.load(tmp_path / "model"), "codegen", "testserver")) as client:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["codekiln-note"] == LEFT_TO_RIGHT_NOTE
+        assert "codekiln-note" not in client.post(path, json=without_suffix(body)).headers
+
+
+def without_suffix(body: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request with no text after the hole."""
+    names = {"suffix", "input_suffix"}
+    return {
+        key: without_suffix(value) if isinstance(value, dict) else "" if key in names else value
+        for key, value in body.items()
+    }
 
 
 def test_qwen_prompts_are_prefix_suffix_middle() -> None:

@@ -1,9 +1,6 @@
 """The whole data flow: a file becomes corpus, tokens and a model, and its hidden line is infilled over HTTP."""
 
 import dataclasses
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -14,7 +11,7 @@ from codekiln.overrides import apply_overrides
 from codekiln.pipeline import build
 from codekiln.train.config import RuntimeConfig
 from codekiln.train.objectives import SpmInfill
-from tests.small import small_recipe, with_train, write_tree
+from tests.small import running_server, small_recipe, with_train, write_tree
 
 pytestmark = pytest.mark.process
 
@@ -39,15 +36,8 @@ def test_memorized_document_is_infilled_over_http(tmp_path: Path) -> None:
         "temperature": 0,
     }
 
-    command = [sys.executable, "-m", "codekiln", "serve", str(run), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().split(" on ")[1].split(" ")[0]
-        answer = httpx.post(url + "/v1/completions", json=body, timeout=30).json()
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.communicate(timeout=20)
+    with running_server(run) as server:
+        answer = httpx.post(server.url + "/v1/completions", json=body, timeout=60).json()
     assert answer["choices"][0] == {
         "index": 0,
         "text": lines[hidden].rstrip("\n"),

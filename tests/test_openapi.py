@@ -1,7 +1,6 @@
 """The server against its own description: generated requests, valid and not, never find an error of the server."""
 
 import contextlib
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,18 +9,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.small import running_server
+
 pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
 def url(small_run: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().split(" on ")[1].split(" ")[0]
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    assert "Traceback" not in errors, errors[-3000:]
+    with running_server(small_run) as server:
+        yield server.url
 
 
 # The values at the limits of every field are hundreds of requests per path, so they are only sent to OpenAI's path, whose

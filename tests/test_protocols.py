@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ from codekiln.generate.context import ContextFile, RepositoryContext
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.fim_templates import find_hole
 from codekiln.serve.protocols.llama_cpp import LineLimits
-from tests.small import program, program_environment
+from tests.small import program, program_environment, running_server
 
 pytestmark = pytest.mark.process
 
@@ -36,17 +35,9 @@ TABBY: dict[str, Any] = {"segments": {"prefix": PREFIX, "suffix": SUFFIX}}
 
 @contextlib.contextmanager
 def serving(run: Path, *options: str) -> Iterator[str]:
-    """The address of `codekiln serve` on a free port, with the precision of `Completer.load`."""
-    fixed = ("--port", "0", "--weights", "float32")
-    command = [sys.executable, "-m", "codekiln", "serve", str(run), *fixed, *options]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert server.stdout is not None and server.stderr is not None
-    line = server.stdout.readline()
-    assert " on http://127.0.0.1:" in line, server.stderr.read()
-    yield line.split(" on ")[1].split(" ")[0]
-    server.send_signal(signal.SIGINT)
-    _, errors = server.communicate(timeout=20)
-    assert "Traceback" not in errors
+    """The address of `codekiln serve` with the precision of `Completer.load`."""
+    with running_server(run, "--weights", "float32", *options) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,27 +16,21 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES
 from codekiln.serve.server import listen
-from tests.small import program, program_environment, run_program
+from tests.small import program, program_environment, run_program, running_server
 
 pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
 def url(small_run: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert server.stdout is not None and server.stderr is not None
-    line = server.stdout.readline()
-    assert " on http://127.0.0.1:" in line, server.stderr.read()
-    yield line.split(" on ")[1].split(" ")[0]
-    server.send_signal(signal.SIGINT)
-    _, errors = server.communicate(timeout=20)
-    assert "Traceback" not in errors
+    with running_server(small_run) as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -240,6 +235,57 @@ def test_invalid_json_is_refused(url: str) -> None:
 def test_special_tokens_in_a_request_are_text(client: openai.OpenAI) -> None:
     plain = client.completions.create(model="run", prompt="<|endoftext|><|fim_middle|>", max_tokens=4, temperature=0)
     assert plain.usage is not None and plain.usage.prompt_tokens > 8
+
+
+def test_each_request_is_counted_and_logged_without_its_text(small_run: Path) -> None:
+    with running_server(small_run) as server:
+        body = {"prompt": "SECRET_PROMPT = ", "max_tokens": 3, "temperature": 0}
+        assert httpx.post(server.url + "/v1/completions", json=body, timeout=60).status_code == 200
+        assert httpx.post(server.url + "/v1/completions", json=body | {"n": 0}, timeout=60).status_code == 400
+        assert httpx.get(server.url + "/SECRET/%0Apath").status_code == 404
+        assert httpx.get(server.url + "/health").status_code == 200
+        counts = {
+            (sample.labels["route"], sample.labels["status"]): sample.value
+            for family in text_string_to_metric_families(httpx.get(server.url + "/metrics").text)
+            for sample in family.samples
+            if sample.name == "codekiln_requests_total"
+        }
+    lines = [line for line in server.lines if " GET " in line or " POST " in line]
+    assert counts == {
+        ("/v1/completions", "200"): 1,
+        ("/v1/completions", "400"): 1,
+        ("other", "404"): 1,
+        ("/health", "200"): 1,
+    }
+    assert [line.split()[2:5] for line in lines] == [
+        ["POST", "/v1/completions", "200"],
+        ["POST", "/v1/completions", "400"],
+        ["GET", "other", "404"],
+    ]
+    for part in (" done ", "prompt_tokens=", "cached_tokens=0", "completion_tokens=3", "first_token="):
+        assert part in lines[0]
+    assert "SECRET" not in "".join(server.lines)
+
+
+def test_requests_are_refused_until_the_model_is_loaded(small_run: Path) -> None:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", str(port)]
+    url, statuses = f"http://127.0.0.1:{port}", list[int]()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            while process.poll() is None and 200 not in statuses:
+                with contextlib.suppress(httpx.TransportError):
+                    answer = httpx.get(url + "/ready", timeout=30)
+                    statuses.append(answer.status_code)
+                    if answer.status_code == 503:
+                        assert answer.headers["retry-after"] == "1"
+                        assert "being loaded" in answer.json()["error"]["message"]
+                time.sleep(0.01)
+            assert process.stdout is not None and url in process.stdout.readline()
+        finally:
+            process.send_signal(signal.SIGINT)
+    assert statuses[0] == 503 and set(statuses) == {503, 200}
 
 
 def test_port_in_use_is_reported(small_run: Path) -> None:

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import random
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from tests.small import running_server
 
 N_CLIENTS = 16
 PROMPTS = [
@@ -32,7 +32,7 @@ MAX_GROWTH_MEGABYTES = 60  # of the server's memory, after a tenth of the reques
 
 
 @dataclass(frozen=True)
-class RunningServer:
+class SoakedServer:
     """A server and what it answers when it has nothing else to do."""
 
     port: int
@@ -49,27 +49,20 @@ class RunningServer:
 
 
 @pytest.fixture
-def server(small_run: Path) -> Iterator[RunningServer]:
-    command = [sys.executable, "-m", "codekiln", "serve", str(small_run), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        port = int(process.stdout.readline().split("127.0.0.1:")[1].split()[0])
-        started = RunningServer(port, process, {})
+def server(small_run: Path) -> Iterator[SoakedServer]:
+    with running_server(small_run) as running:
+        started = SoakedServer(int(running.url.rpartition(":")[2]), running.process, {})
         for prompt in PROMPTS:
-            started.expected[prompt] = httpx.post(started.url, json=body(prompt), timeout=60).json()["choices"][0][
-                "text"
-            ]
+            answer = httpx.post(started.url, json=body(prompt), timeout=60)
+            started.expected[prompt] = answer.json()["choices"][0]["text"]
         yield started
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-        assert "Traceback" not in errors, errors[-3000:]
 
 
 def body(prompt: str, **fields: Any) -> dict[str, Any]:
     return {"prompt": prompt, "max_tokens": 10, "temperature": 0} | fields
 
 
-def whole(server: RunningServer, rng: random.Random) -> str:
+def whole(server: SoakedServer, rng: random.Random) -> str:
     prompts = [rng.choice(PROMPTS) for _ in range(rng.randrange(1, 4))]
     answer = httpx.post(server.url, json=body("", n=rng.randrange(1, 3)) | {"prompt": prompts}, timeout=120)
     if answer.status_code == 429:
@@ -81,7 +74,7 @@ def whole(server: RunningServer, rng: random.Random) -> str:
     return "whole"
 
 
-def streamed(server: RunningServer, rng: random.Random) -> str:
+def streamed(server: SoakedServer, rng: random.Random) -> str:
     prompt = rng.choice(PROMPTS)
     with httpx.stream("POST", server.url, json=body(prompt, stream=True, logprobs=2), timeout=120) as answer:
         if answer.status_code == 429:
@@ -93,7 +86,7 @@ def streamed(server: RunningServer, rng: random.Random) -> str:
     return "streamed"
 
 
-def refused(server: RunningServer, rng: random.Random) -> str:
+def refused(server: SoakedServer, rng: random.Random) -> str:
     """Requests that no server can honor; each is answered with a status that says so."""
     contents = [
         b"",
@@ -117,7 +110,7 @@ def refused(server: RunningServer, rng: random.Random) -> str:
     return "refused"
 
 
-def odd_text(server: RunningServer, rng: random.Random) -> str:
+def odd_text(server: SoakedServer, rng: random.Random) -> str:
     """Spellings of control tokens and halves of characters are text as any other."""
     bodies = [
         body("<|endoftext|><|fim_middle|>" * 3, suffix="<|fim_prefix|>"),
@@ -135,7 +128,7 @@ def request_bytes(content: bytes, length: int | None = None) -> bytes:
     return f"{head}Content-Length: {len(content) if length is None else length}\r\n\r\n".encode() + content
 
 
-def vanishing(server: RunningServer, rng: random.Random) -> str:
+def vanishing(server: SoakedServer, rng: random.Random) -> str:
     """The client leaves in the middle of its request, before the answer, or in the middle of the answer."""
     data = request_bytes(json.dumps(body("def f(", max_tokens=100, stream=rng.random() < 0.5)).encode())
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client, contextlib.suppress(OSError):
@@ -145,7 +138,7 @@ def vanishing(server: RunningServer, rng: random.Random) -> str:
     return "vanished"
 
 
-def slow(server: RunningServer, rng: random.Random) -> str:
+def slow(server: SoakedServer, rng: random.Random) -> str:
     prompt = rng.choice(PROMPTS)
     data = request_bytes(json.dumps(body(prompt)).encode())
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
@@ -162,7 +155,7 @@ def slow(server: RunningServer, rng: random.Random) -> str:
     return "slow"
 
 
-def huge(server: RunningServer, rng: random.Random) -> str:
+def huge(server: SoakedServer, rng: random.Random) -> str:
     """100 MB are announced; the server answers as soon as it has read more than it takes."""
     with (
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as client,
@@ -175,12 +168,12 @@ def huge(server: RunningServer, rng: random.Random) -> str:
     return "huge"
 
 
-BEHAVIORS: list[tuple[Callable[[RunningServer, random.Random], str], int]] = [
+BEHAVIORS: list[tuple[Callable[[SoakedServer, random.Random], str], int]] = [
     (whole, 30), (streamed, 30), (refused, 15), (odd_text, 5), (vanishing, 15), (slow, 4), (huge, 1)
 ]  # fmt: skip
 
 
-def run_clients(server: RunningServer, n_requests: int) -> Counter[str]:
+def run_clients(server: SoakedServer, n_requests: int) -> Counter[str]:
     functions, weights = zip(*BEHAVIORS, strict=True)
 
     def client(number: int) -> str:
@@ -191,7 +184,7 @@ def run_clients(server: RunningServer, n_requests: int) -> Counter[str]:
         return Counter(pool.map(client, range(n_requests)))
 
 
-def check(server: RunningServer, n_requests: int) -> None:
+def check(server: SoakedServer, n_requests: int) -> None:
     seen = run_clients(server, n_requests // 10)
     before = server.memory_megabytes()
     seen += run_clients(server, n_requests - n_requests // 10)
@@ -209,11 +202,11 @@ def check(server: RunningServer, n_requests: int) -> None:
 
 
 @pytest.mark.process
-def test_clients_that_behave_badly_harm_nobody(server: RunningServer) -> None:
+def test_clients_that_behave_badly_harm_nobody(server: SoakedServer) -> None:
     check(server, 120)
 
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_ten_thousand_requests_leave_nothing_behind(server: RunningServer) -> None:
+def test_ten_thousand_requests_leave_nothing_behind(server: SoakedServer) -> None:
     check(server, 10_000)

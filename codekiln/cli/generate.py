@@ -206,8 +206,9 @@ def serve(
         )
     listening = server.listen(host, port)
     name = model.resolve().name
-    completer = _load(model, backend, weights, default="auto")
-    completer.warm_up()
+    with server.refusing_requests(listening):
+        completer = _load(model, backend, weights, default="auto")
+        completer.warm_up()
     application = server.make_app(
         completer,
         name,

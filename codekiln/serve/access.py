@@ -15,7 +15,7 @@ from codekiln.serve.limits import refusal
 ENVIRONMENT_VARIABLE = "CODEKILN_API_KEY"
 MIN_KEY_CHARACTERS = 8
 # What needs no key: whether the server is there, and the page with its files, which have no data.
-OPEN_PATHS = ("/health", "/v1/health", "/")
+OPEN_PATHS = ("/health", "/v1/health", "/ready", "/")
 OPEN_PREFIXES = ("/playground",)
 
 

@@ -13,6 +13,9 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "codekiln_requests", "Requests by route and status", ("route", "status"), registry=self._registry
+        )
         self.cancelled = Counter(
             "codekiln_cancelled_requests", "Requests whose client left or sent a newer one", registry=self._registry
         )

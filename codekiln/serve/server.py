@@ -18,12 +18,14 @@ from codekiln.generate.complete import Completer
 from codekiln.serve.access import KeyCheck, read_keys
 from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
+from codekiln.serve.loading import refusing_requests
 from codekiln.serve.openapi import describe
 from codekiln.serve.pages import add_playground
 from codekiln.serve.protocols import llama_cpp, mistral, ollama, openai, tabby
+from codekiln.serve.request_log import RequestLog, print_log
 from codekiln.serve.service import CompletionService, Refusal
 
-__all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "serve"]
+__all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "refusing_requests", "serve"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -54,6 +56,7 @@ def make_app(
     hosts = (*LOOPBACK, *allowed_hosts) if host in LOOPBACK or allowed_hosts else ()
     app.add_middleware(KeyCheck, keys=api_keys)
     app.add_middleware(RequestLimits, hosts=hosts, max_body_bytes=max_body_bytes)
+    app.add_middleware(RequestLog, metrics=service.metrics)
 
     @app.exception_handler(HTTPException)
     async def fail(_: Request, failure: HTTPException) -> JSONResponse:
@@ -81,7 +84,8 @@ def make_app(
 
     description = describe(openai.CompletionRequest, tabby.TabbyRequest)
     app.add_api_route("/v1/completions", complete, methods=["POST"], response_model=None, openapi_extra=description)
-    app.add_api_route("/health", lambda: JSONResponse({"status": "ok"}), methods=["GET", "HEAD"], response_model=None)
+    for path in ("/health", "/ready"):  # while the model is loaded, both are answered with 503
+        app.add_api_route(path, lambda: JSONResponse({"status": "ok"}), methods=["GET", "HEAD"], response_model=None)
     app.add_api_route("/metrics", show_metrics, methods=["GET", "HEAD"], response_model=None)
     openai.add_openai(app, service)
     llama_cpp.add_llama_cpp(app, service)
@@ -93,7 +97,8 @@ def make_app(
 
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Serves on a socket until it is interrupted."""
+    """Serves on a socket until it is interrupted. Prints a line for each request on stderr."""
+    print_log()
     config = uvicorn.Config(app, log_level="error", http=protocol_class(), timeout_graceful_shutdown=5)
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -6,7 +6,6 @@ A protocol parses a body into `Query`, calls `CompletionService.answer`, and wri
 import asyncio
 import dataclasses
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -26,14 +25,15 @@ from codekiln.generate.complete import (
     CompletionParams,
     InfillRequest,
 )
+from codekiln.generate.context import RepositoryContext
 from codekiln.generate.engine import Request as EngineRequest
+from codekiln.generate.infilling import LEFT_TO_RIGHT_NOTE
 from codekiln.serve.fim_templates import find_hole
 from codekiln.serve.metrics import ServerMetrics
 from codekiln.serve.worker import EngineWorker, Generation
 
 MAX_OPEN = 64  # completion requests that wait or are being answered
 MAX_PARSING = 2  # bodies that are parsed and tokenized at the same time
-LOG = logging.getLogger("codekiln.serve")
 Body = TypeVar("Body", bound=BaseModel)
 Prompt = InfillRequest | list[int]
 
@@ -145,6 +145,16 @@ class CompletionService:
         if name is not None and name != self.model_name:
             message = f"model {name[:100]!r} does not exist: this server has {self.model_name!r}"
             raise Refusal(404, message, param="model", code="model_not_found")
+
+    def hole(
+        self, request: Request, prefix: str, suffix: str | None, context: RepositoryContext | None = None
+    ) -> InfillRequest:
+        """The prompt for a hole. A model that cannot infill continues the prefix, and the answer has a note about it."""
+        if self.completer.can_infill:
+            return InfillRequest(prefix, suffix, context)
+        if suffix is not None and suffix.strip():
+            request.scope["state"]["note"] = LEFT_TO_RIGHT_NOTE
+        return InfillRequest(prefix, None, context)
 
     async def answer(self, request: Request, query: Query) -> Answer:
         """Starts to answer a query. Raises Refusal, or ConfigError if the model cannot do it."""
@@ -265,22 +275,18 @@ class CompletionService:
             del self._generations[key]
 
     def _log(self, request: Request, answer: Answer) -> None:
-        """One line per request: times and counts, and nothing of its text."""
-        seconds = time.monotonic() - answer.started
-        self.metrics.duration.observe(seconds)
+        """Adds times and counts to the metrics, and to the log line of the request."""
+        self.metrics.duration.observe(time.monotonic() - answer.started)
         if not answer.is_complete:
             self.metrics.cancelled.inc()
         completions = answer.completions.values()
         first = answer.first_token_seconds
-        LOG.info(
-            "%s %s prompt_tokens=%d cached_tokens=%d completion_tokens=%d first_token=%s total=%.3fs",
-            request.url.path,
-            "done" if answer.is_complete else "superseded" if answer.is_superseded else "cancelled",
-            sum(answer.prompt_tokens),
-            sum(each.cached_tokens for each in completions),
-            sum(each.completion_tokens for each in completions),
-            "-" if first is None else f"{first:.3f}s",
-            seconds,
+        state = "done" if answer.is_complete else "superseded" if answer.is_superseded else "cancelled"
+        request.scope["state"]["summary"] = (
+            f"{state} prompt_tokens={sum(answer.prompt_tokens)} "
+            f"cached_tokens={sum(each.cached_tokens for each in completions)} "
+            f"completion_tokens={sum(each.completion_tokens for each in completions)} "
+            f"first_token={'-' if first is None else f'{first:.3f}s'}"
         )
 
 

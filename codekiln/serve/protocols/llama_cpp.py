@@ -154,8 +154,7 @@ def add_llama_cpp(app: FastAPI, service: CompletionService) -> None:
     async def infill(request: Request) -> Response:
         body = await service.parse(request, InfillBody)
         context = RepositoryContext(files=tuple(ContextFile(each.filename, each.text) for each in body.input_extra))
-        suffix = body.input_suffix if completer.can_infill or body.input_suffix else None
-        prompt = InfillRequest(body.input_prefix + body.prompt, suffix, context)
+        prompt = service.hole(request, body.input_prefix + body.prompt, body.input_suffix, context)
         return await _respond(request, service, body, prompt)
 
     async def complete(request: Request) -> Response:

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from codekiln.files import JsonObject
-from codekiln.generate.complete import Completion, CompletionParams, InfillRequest
+from codekiln.generate.complete import Completion, CompletionParams
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.openapi import describe
 from codekiln.serve.protocols import openai
@@ -64,8 +64,7 @@ def add_mistral(app: FastAPI, service: CompletionService) -> None:
     async def infill(request: Request) -> Response:
         body = await service.parse(request, FimRequest)
         service.require_model(body.model)
-        suffix = body.suffix if service.completer.can_infill or body.suffix else None
-        prompt = InfillRequest(body.prompt, suffix)
+        prompt = service.hole(request, body.prompt, body.suffix)
         answer = await service.answer(request, Query(prompts=[prompt], params=body.params()))
         shared = {"id": f"fim-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.model_name}
         if body.stream:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from codekiln import __version__
 from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
-from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
+from codekiln.generate.complete import Completer, Completion, CompletionParams
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.openapi import describe
 from codekiln.serve.protocols.openai import Name, Seed, StopStrings, WireModel
@@ -130,8 +130,8 @@ def add_ollama(app: FastAPI, service: CompletionService) -> None:
         if not body.prompt and not body.suffix:  # clients load a model with an empty prompt
             record = {"model": body.model, "created_at": _now(), "response": "", "done": True, "done_reason": "load"}
             return JSONResponse(record)
-        suffix = body.suffix if completer.can_infill or body.suffix else None
-        query = Query(prompts=[InfillRequest(body.prompt, suffix)], params=body.options.params(completer))
+        prompt = service.hole(request, body.prompt, body.suffix)
+        query = Query(prompts=[prompt], params=body.options.params(completer))
         answer = await service.answer(request, query)
         if body.stream:
             return StreamedResponse(_lines(answer, body.model), NDJSON)

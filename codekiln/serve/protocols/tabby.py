@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from codekiln import __version__
-from codekiln.generate.complete import CompletionParams, InfillRequest
+from codekiln.generate.complete import CompletionParams
 from codekiln.generate.context import ContextFile, RepositoryContext
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.protocols.openai import CompletionRequest, Name, Seed, WireModel
@@ -83,8 +83,7 @@ def request_kind(fields: Any) -> type[CompletionRequest] | type[TabbyRequest]:
 async def complete(request: Request, body: TabbyRequest, service: CompletionService) -> Response:
     """The response to a completion request."""
     segments = body.segments
-    suffix = segments.suffix if service.completer.can_infill or segments.suffix else None
-    prompt = InfillRequest(segments.prefix, suffix, segments.context())
+    prompt = service.hole(request, segments.prefix, segments.suffix, segments.context())
     params = CompletionParams(sampling=SamplingParams(temperature=body.temperature, seed=body.seed))
     answer = await service.answer(request, Query(prompts=[prompt], params=params))
     text = (await answer.whole())[0].text
