@@ -1,11 +1,10 @@
 """Fills the holes of documents: several candidates for each hole, post-processed and ranked.
 
-`infill` does so for many documents at once. `infill_jobs` is for a caller that runs the engine itself, such as a server: it
-submits jobs and waits for them.
+`infill` does so for many documents at once. `infill_jobs` is for a caller that runs the engine itself: it submits jobs and
+waits for them.
 """
 
-import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, assert_never
@@ -16,10 +15,10 @@ from codekiln.generate.complete import (
     Completion,
     CompletionParams,
     InfillRequest,
-    Job,
 )
 from codekiln.generate.context import RepositoryContext
 from codekiln.generate.postprocess import PostProcessing, is_finished, postprocess
+from codekiln.generate.work import Work, run_all
 from codekiln.tokenizer.infill import N_SENTINELS_PER_SPAN, CausalMask
 
 # By the log-probability of the candidate, as a sum or per token, or by that of the text after the hole.
@@ -93,10 +92,6 @@ class FilledDocument:
         return self.parts[0] + "".join(hole.text + part for hole, part in zip(self.holes, self.parts[1:], strict=True))
 
 
-# Yields jobs that it waits for, and returns the document.
-InfillJobs = Generator[list[Job], None, FilledDocument]
-
-
 def infill(
     completer: Completer,
     documents: Sequence[HoledDocument],
@@ -107,33 +102,15 @@ def infill(
 
     All documents are filled at the same time. Raises ConfigError if a prompt cannot be completed.
     """
-    running = [infill_jobs(completer, document, settings) for document in documents]
-    waiting: dict[int, list[Job]] = {}
     found: dict[int, FilledDocument] = {}
-
-    def advance(number: int) -> None:
-        try:
-            waiting[number] = next(running[number])
-        except StopIteration as end:
-            found[number] = end.value
-            if on_filled is not None:
-                on_filled(number, end.value)
-
-    try:
-        for number in range(len(documents)):
-            advance(number)
-        while waiting:
-            completer.step()
-            for number in [n for n, jobs in waiting.items() if all(job.is_finished for job in jobs)]:
-                del waiting[number]
-                advance(number)
-    finally:
-        for job in itertools.chain(*waiting.values()):
-            completer.cancel(job)
+    for number, filled in run_all(completer, (infill_jobs(completer, document, settings) for document in documents)):
+        found[number] = filled
+        if on_filled is not None:
+            on_filled(number, filled)
     return [found[number] for number in range(len(documents))]
 
 
-def infill_jobs(completer: Completer, document: HoledDocument, settings: InfillSettings) -> InfillJobs:
+def infill_jobs(completer: Completer, document: HoledDocument, settings: InfillSettings) -> Work[FilledDocument]:
     """Fills the holes of a document from left to right. Each hole sees the best candidates of the ones before it.
 
     Yields lists of jobs. When all of them are finished, `next` continues. The engine may run other jobs at the same time. If
@@ -157,7 +134,7 @@ def _fill_hole(
     prompt: InfillRequest | list[int],
     suffix: str,
     settings: InfillSettings,
-) -> Generator[list[Job], None, FilledHole]:
+) -> Work[FilledHole]:
     """The ranked candidates for the hole after `request.prompt`. `prompt` is what the model completes."""
     steps, sampling = settings.postprocessing, settings.params.sampling
     params = replace(
@@ -202,7 +179,7 @@ def _rank(rank_by: RankBy, candidate: Candidate) -> tuple[bool, float]:
 
 def _with_suffix_logprobs(
     completer: Completer, request: InfillRequest, suffix: str, candidates: Sequence[Candidate], cache_key: str
-) -> Generator[list[Job], None, list[Candidate]]:
+) -> Work[list[Candidate]]:
     """The candidates with the log-probability of the beginning of the suffix after them, read from left to right.
 
     At the end of a document it is that of the end-of-text token. The ids of the suffix are the same for all candidates.
