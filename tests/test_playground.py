@@ -289,7 +289,7 @@ def test_refused_request_is_shown_with_advice(browser: Browser, server: Server) 
 
 
 def test_page_reconnects_when_the_server_is_back(browser: Browser, server: Server) -> None:
-    with opened_page(browser, server.url, expected_errors=("ERR_CONNECTION_REFUSED",)) as page:
+    with opened_page(browser, server.url, expected_errors=("ERR_CONNECTION_REFUSED", "503")) as page:
         configure(page, **GREEDY)
         server.stop()
         write(page, "x")
