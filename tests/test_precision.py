@@ -29,7 +29,7 @@ def test_the_fastest_precision_that_agrees_is_chosen(small_run: Path, monkeypatc
         found.append(choose_precision(model, tokenizer, small_run / "model"))
         assert len(list((Path(os.environ["XDG_CACHE_HOME"]) / "codekiln" / "precision").glob("*.json"))) == number + 1
     assert (found[0].precision, found[0].agreement) == ("float32", 1.0)
-    assert found[1].precision == "int8-fast" and 0.5 < (found[1].agreement or 0) <= 1
+    assert found[1].precision == "int8" and 0.9 < (found[1].agreement or 0) <= 1
 
 
 def test_agreement_is_the_fraction_of_equal_predictions(small_run: Path) -> None:
@@ -41,10 +41,7 @@ def test_agreement_is_the_fraction_of_equal_predictions(small_run: Path) -> None
         expected = torch.cat([model(torch.tensor([ids]))[0].argmax(-1) for ids in sequences])
     exact = make_decoder(model, "float32")
     assert precision.measure_agreement(exact, sequences, expected) > 0.998
-    two, one = (make_decoder(model, each) for each in ("int8", "int8-fast"))
-    assert precision.measure_agreement(two, sequences, expected) >= precision.measure_agreement(
-        one, sequences, expected
-    )
+    assert 0.9 < precision.measure_agreement(make_decoder(model, "int8"), sequences, expected) < 1
 
 
 def test_a_kept_choice_is_used_until_a_file_changes(small_run: Path, cache: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ MaxNewTokens = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus sampling probability.")]
-WeightsName = Literal["auto", "float32", "int8", "int8-fast", "bfloat16"]
+WeightsName = Literal["auto", "float32", "int8", "bfloat16"]
 Weights = Annotated[
     WeightsName,
     typer.Option(help="Precision of the weights; auto is the fastest that predicts the same tokens as float32."),

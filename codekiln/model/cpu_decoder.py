@@ -1,4 +1,4 @@
-"""The decoder for few tokens on a CPU: matrix products by PyTorch, all other work in compiled kernels.
+"""The decoder for few tokens on a CPU: all work but the matrix products in compiled kernels.
 
 N token of the batch, D model width.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codekiln.model import cpu_kernels as kernels
 from codekiln.model.cache import Attend, BatchAttention
-from codekiln.model.decoder import Decoder, DecoderLayer, Linear, Precision
+from codekiln.model.decoder import Decoder, DecoderLayer, Precision
 from codekiln.model.transformer import POSITION_OFFSET, RMSNorm, Transformer, sinusoids
 
 # Of more tokens, PyTorch's operators are faster, because they use all cores.
@@ -38,21 +38,11 @@ class _Norm:
         return cls(module.weight.numpy(), bias, module.eps, isinstance(module, RMSNorm))
 
 
-@dataclass(frozen=True)
-class _Projection:
-    linear: Linear
-    bias: Array
-
-    @classmethod
-    def of(cls, linear: Linear) -> "_Projection":
-        return cls(linear, _EMPTY if linear.bias is None else linear.bias.numpy())
-
-
 class _Layer:
     """Arrays of a layer of the decoder."""
 
     def __init__(self, layer: DecoderLayer) -> None:
-        self.qkv, self.out, self.up, self.down = map(_Projection.of, (layer.qkv, layer.out, layer.up, layer.down))
+        self.qkv, self.out, self.up, self.down = layer.qkv, layer.out, layer.up, layer.down
         self.attention_norm = _Norm.of(layer.attention_norm)
         self.mlp_norm = None if layer.mlp_norm is None else _Norm.of(layer.mlp_norm)
         self.head_scales = np.empty((0, 0), np.float32) if layer.head_scales is None else layer.head_scales.numpy()
@@ -63,7 +53,6 @@ class CpuDecoder(Decoder):
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
         super().__init__(model, precision)
-        self._n_digits = self.layers[0].qkv.n_digits
         with torch.inference_mode():
             self._arrays = [_Layer(layer) for layer in self.layers]
             self._final_norm = _Norm.of(self.norm)
@@ -80,25 +69,19 @@ class CpuDecoder(Decoder):
         x = embedded.numpy()
         cosine, sine = self._angle_arrays(positions)
         is_half = config.position_encoding == "rope_half"
-        y, heads_out, inner = (torch.empty(self._n_digits * N, width) for width in (D, H * d, config.d_ff))
-        y_array, heads_array, inner_array = y.numpy(), heads_out.numpy(), inner.numpy()
-        magnitudes, inner_magnitudes = np.empty(N, np.float32), np.empty(N, np.float32)
+        y, heads_out, inner = (np.empty((N, width), np.float32) for width in (D, H * d, config.d_ff))
         q, k, v = (np.empty((N, n, d), np.float32) for n in (H, K, K))
         for number, layer in enumerate(self._arrays):
             norm = layer.attention_norm
-            kernels.normalize(x, norm.weight, norm.bias, norm.eps, norm.is_rms, y_array, magnitudes)
-            product = layer.qkv.linear.product(y).numpy()
-            kernels.split_heads(
-                product, magnitudes, layer.qkv.bias, layer.head_scales, config.norm_eps, cosine, sine, is_half, q, k, v
-            )
-            attend.attend_arrays(number, q, k, v, heads_array[:N])
-            kernels.scale(heads_array, inner_magnitudes)
-            kernels.add_product(x, layer.out.linear.product(heads_out).numpy(), inner_magnitudes, layer.out.bias)
+            kernels.normalize(x, norm.weight, norm.bias, norm.eps, norm.is_rms, y)
+            product = layer.qkv.apply(y)
+            kernels.split_heads(product, layer.head_scales, config.norm_eps, cosine, sine, is_half, q, k, v)
+            attend.attend_arrays(number, q, k, v, heads_out)
+            attended = x + layer.out.apply(heads_out)
             if (second := layer.mlp_norm) is not None:
-                kernels.normalize(x, second.weight, second.bias, second.eps, second.is_rms, y_array, magnitudes)
-            product = layer.up.linear.product(y).numpy()
-            kernels.activate(product, magnitudes, layer.up.bias, self._activation, inner_array, inner_magnitudes)
-            kernels.add_product(x, layer.down.linear.product(inner).numpy(), inner_magnitudes, layer.down.bias)
+                kernels.normalize(attended, second.weight, second.bias, second.eps, second.is_rms, y)
+            kernels.activate(layer.up.apply(y), self._activation, inner)
+            x = attended + layer.down.apply(inner)
         out: Tensor = self.norm(torch.from_numpy(x))
         return out
 

@@ -3,8 +3,7 @@
 With PyTorch, a small model spends most of a step in the calls of about 40 operators per layer. Here they are five.
 
 N token of the batch, H head, K key head, D width, d channel of a head. Arrays are float32 and contiguous, and outputs are
-written into arrays of the caller. Where a row is "scaled", it is divided by its largest magnitude, which is returned in
-`magnitudes` (N,). Scaled arrays and products have 2 N rows if the projection has two digits (`Int8Linear`).
+written into arrays of the caller.
 """
 
 import math
@@ -15,50 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-MAX_DIGIT, MIN_MAGNITUDE = 63, 1e-20  # those of decoder.py
 SILU_GATED, GELU, GELU_TANH = 0, 1, 2
 _compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 
 
 @_compiled
-def _scale_row(rows: Array, n: int, n_tokens: int) -> np.float32:
-    """Divides row `n` by its largest magnitude, which is returned, and splits it into two digits if there is room for them.
-
-    The digits are those of `Int8Linear`.
-    """
-    row = rows[n]
-    largest = np.float32(MIN_MAGNITUDE)
-    for i in range(row.shape[0]):
-        largest = max(largest, abs(row[i]))
-    inverse = np.float32(1) / largest
-    if rows.shape[0] == n_tokens:
-        for i in range(row.shape[0]):
-            row[i] *= inverse
-        return largest
-    low = rows[n_tokens + n]
-    inverse *= np.float32(MAX_DIGIT)
-    for i in range(row.shape[0]):
-        x = row[i] * inverse
-        digit = np.rint(x)
-        row[i] = digit * np.float32(1 / MAX_DIGIT)
-        low[i] = (x - digit) * np.float32(2)
-    return largest
-
-
-@_compiled
-def _product_row(product: Array, n: int, n_tokens: int) -> Any:
-    """Row `n` of a product. Of two digits, the second is added to the first."""
-    row = product[n]
-    if product.shape[0] != n_tokens:
-        low = product[n_tokens + n]
-        for i in range(row.shape[0]):
-            row[i] += low[i] * np.float32(0.5 / MAX_DIGIT)
-    return row
-
-
-@_compiled
-def normalize(x: Array, weight: Array, bias: Array, eps: float, is_rms: bool, out: Array, magnitudes: Array) -> None:
-    """RMSNorm or LayerNorm of x (N, D), scaled. `bias` is empty for RMSNorm."""
+def normalize(x: Array, weight: Array, bias: Array, eps: float, is_rms: bool, out: Array) -> None:
+    """RMSNorm or LayerNorm of x (N, D). `bias` is empty for RMSNorm."""
     width = x.shape[1]
     for n in range(x.shape[0]):
         row, y = x[n], out[n]
@@ -77,26 +39,11 @@ def normalize(x: Array, weight: Array, bias: Array, eps: float, is_rms: bool, ou
         else:
             for i in range(width):
                 y[i] = (row[i] - mean) * factor * weight[i] + bias[i]
-        magnitudes[n] = _scale_row(out, n, x.shape[0])
-
-
-@_compiled
-def add_product(x: Array, product: Array, magnitudes: Array, bias: Array) -> None:
-    """Adds product * magnitudes + bias to x (N, D). `bias` may be empty."""
-    for n in range(x.shape[0]):
-        row, y, magnitude = x[n], _product_row(product, n, x.shape[0]), magnitudes[n]
-        for i in range(x.shape[1]):
-            row[i] += y[i] * magnitude
-        if bias.shape[0]:
-            for i in range(x.shape[1]):
-                row[i] += bias[i]
 
 
 @_compiled
 def split_heads(
     product: Array,
-    magnitudes: Array,
-    bias: Array,
     head_scales: Array,
     eps: float,
     cosine: Array,
@@ -116,13 +63,10 @@ def split_heads(
     half = width // 2
     head = np.empty(d, np.float32)
     for n in range(q.shape[0]):
-        row, magnitude = _product_row(product, n, q.shape[0]), magnitudes[n]
+        row = product[n]
         for h in range(n_heads + 2 * n_keys):
             for i in range(d):
-                head[i] = row[h * d + i] * magnitude
-            if bias.shape[0]:
-                for i in range(d):
-                    head[i] += bias[h * d + i]
+                head[i] = row[h * d + i]
             if h >= n_heads + n_keys:
                 v[n, h - n_heads - n_keys] = head
                 continue
@@ -147,26 +91,20 @@ def split_heads(
 
 
 @_compiled
-def activate(product: Array, magnitudes: Array, bias: Array, kind: int, out: Array, out_magnitudes: Array) -> None:
-    """The activation of a feed-forward layer, scaled: product (N, width or 2 width) to out (N, width)."""
-    width, n_tokens = out.shape[1], magnitudes.shape[0]
-    for n in range(n_tokens):
-        row, y, magnitude = _product_row(product, n, n_tokens), out[n], magnitudes[n]
+def activate(product: Array, kind: int, out: Array) -> None:
+    """The activation of a feed-forward layer: product (N, width or 2 width) to out (N, width)."""
+    width = out.shape[1]
+    for n in range(out.shape[0]):
+        row, y = product[n], out[n]
         for i in range(width):
-            x = row[i] * magnitude
-            if bias.shape[0]:
-                x += bias[i]
+            x = row[i]
             if kind == SILU_GATED:
-                up = row[width + i] * magnitude
-                if bias.shape[0]:
-                    up += bias[width + i]
-                y[i] = x / (np.float32(1) + math.exp(-x)) * up
+                y[i] = x / (np.float32(1) + math.exp(-x)) * row[width + i]
             elif kind == GELU:
                 y[i] = np.float32(0.5) * x * (np.float32(1) + math.erf(x * np.float32(0.7071067811865476)))
             else:
                 inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
                 y[i] = x - x / (math.exp(np.float32(2) * inner) + np.float32(1))
-        out_magnitudes[n] = _scale_row(out, n, n_tokens)
 
 
 @_compiled
@@ -224,13 +162,6 @@ def attend(
                 weight, key = weights[h, s], h // group
                 for i in range(d):
                     out[n, h * d + i] += weight * values[start + s, key, i]
-
-
-@_compiled
-def scale(x: Array, magnitudes: Array) -> None:
-    """Scales the rows of x (N, D)."""
-    for n in range(magnitudes.shape[0]):
-        magnitudes[n] = _scale_row(x, n, magnitudes.shape[0])
 
 
 @_compiled

@@ -4,15 +4,16 @@ N token of the batch, H head, K key head, D model width, V vocabulary. `transfor
 same function, and tests compare them.
 """
 
-import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import Literal, Protocol, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codekiln.extras import import_optional
 from codekiln.model.cache import Attend
 from codekiln.model.transformer import (
     POSITION_OFFSET,
@@ -22,85 +23,59 @@ from codekiln.model.transformer import (
     sinusoids,
 )
 
-# The precision of weights. "int8" has activations in 14 bits, which agree with float32 better than those in 7 bits of
-# "int8-fast". Keys, values and all other computation are in float32, or in bfloat16 if the weights are.
-Precision = Literal["float32", "bfloat16", "int8", "int8-fast"]
-# Digits of quantized activations are between -63 and 63: in the kernel for processors without VNNI, sums of two products of
-# larger ones with weights up to 127 would not fit into 16 bits.
-MAX_DIGIT = 63
-MIN_MAGNITUDE = 1e-20  # of a row of activations; a row of zeros stays zero
+# The precision of weights. Keys, values and all computation but the products with int8 weights are in float32, or in bfloat16
+# if the weights are.
+Precision = Literal["float32", "bfloat16", "int8"]
+Array = npt.NDArray[Any]
 
 
 class Linear(Protocol):
-    """A projection of rows. `n_digits` rows of `product` belong to one token."""
+    """A projection of rows (N, width of the input) to (N, width of the output)."""
 
-    bias: Tensor | None
-    n_digits: int
+    def __call__(self, x: Tensor) -> Tensor: ...
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (N, width of the input) to (N, width of the output)."""
-        ...
-
-    def product(self, scaled: Tensor) -> Tensor:
-        """The product, without bias, of rows whose largest magnitude is 1."""
+    def apply(self, x: Array) -> Array:
+        """The same for arrays."""
         ...
 
 
 class FloatLinear:
     """A projection in the precision of its weight."""
 
-    n_digits = 1
-
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self.bias = weight, bias
+        self._weight, self._bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self.bias)
+        return F.linear(x, self._weight, self._bias)
 
-    def product(self, scaled: Tensor) -> Tensor:
-        """scaled (N, width of the input) to (N, width of the output)."""
-        return F.linear(scaled, self._weight)
+    def apply(self, x: Array) -> Array:
+        return self(torch.from_numpy(x)).numpy()
 
 
 class Int8Linear:
-    """A projection with weights in 8 bits, one scale per row of the weight, and activations of `n_digits` digits of 7 bits,
-    one scale per token.
+    """A projection with weights in 8 bits, one scale per row of the weight, and activations in up to 13 bits, one scale per
+    token.
 
-    Products are summed as integers, so the result of a token does not depend on the other tokens of its batch. PyTorch's
-    own dynamic quantization has one scale for the whole batch. With two digits, a token has two rows in the product: the
-    second is the rest of the first, times `2 * MAX_DIGIT`. One token is as fast with two digits as with one, because the time
-    is that of reading the weights.
+    Products are summed as integers, so the result of a token does not depend on the other tokens of its batch. PyTorch's own
+    dynamic quantization has one scale for the whole batch.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, n_digits: int) -> None:
-        scales = weight.float().abs().amax(1).clamp_min(MIN_MAGNITUDE).double() / 127
-        zero_points = torch.zeros_like(scales, dtype=torch.long)
-        with warnings.catch_warnings():
-            # Deprecated, but the other kernels of PyTorch are slower here, for one token up to ten times.
-            warnings.filterwarnings("ignore", "torch.quantize_per_tensor")
-            quantized = torch.quantize_per_channel(weight.float(), scales, zero_points, 0, torch.qint8)
-        self._packed = torch.ops.quantized.linear_prepack(quantized, None)
-        self.bias, self.n_digits = bias, n_digits
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._kernels = import_optional("codekiln.model.int8_kernels", "serve")
+        rows = weight.float().numpy()
+        self._n_outputs = len(rows)
+        scales = np.maximum(np.abs(rows).max(1), self._kernels.MIN_MAGNITUDE) / self._kernels.MAX_WEIGHT
+        missing = (0, -len(rows) % self._kernels.O_MULTIPLE), (0, -rows.shape[1] % self._kernels.K_MULTIPLE)
+        self._weight = np.pad(np.rint(rows / scales[:, None]).astype(np.int8), missing)
+        self._scales = np.pad(scales, missing[0])
+        self._bias = np.zeros_like(self._scales) if bias is None else np.pad(bias.float().numpy(), missing[0])
 
     def __call__(self, x: Tensor) -> Tensor:
-        magnitudes = x.abs().amax(-1, keepdim=True).clamp_min_(MIN_MAGNITUDE)
-        scaled = x / magnitudes
-        if self.n_digits == 1:
-            y = self.product(scaled)
-        else:
-            scaled = scaled * MAX_DIGIT
-            first = scaled.round()
-            digits = torch.cat((first / MAX_DIGIT, (scaled - first) * 2))
-            high, low = self.product(digits).chunk(2)
-            y = high.add_(low, alpha=1 / (2 * MAX_DIGIT))
-        return y.mul_(magnitudes) if self.bias is None else torch.addcmul(self.bias, y, magnitudes)
+        return torch.from_numpy(self.apply(x.contiguous().numpy()))
 
-    def product(self, scaled: Tensor) -> Tensor:
-        """The digits (n_digits * N, width of the input), between -1 and 1, to (n_digits * N, width of the output)."""
-        y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
-            scaled, 1 / MAX_DIGIT, MAX_DIGIT + 1, self._packed
-        )
-        return y
+    def apply(self, x: Array) -> Array:
+        y = self._kernels.multiply(self._weight, self._scales, self._bias, x, torch.get_num_threads())
+        return np.ascontiguousarray(y[:, : self._n_outputs])
 
 
 def _linear_of(precision: Precision) -> Callable[[Tensor, Tensor | None], Linear]:
@@ -108,9 +83,7 @@ def _linear_of(precision: Precision) -> Callable[[Tensor, Tensor | None], Linear
         case "float32" | "bfloat16":
             return FloatLinear
         case "int8":
-            return partial(Int8Linear, n_digits=2)
-        case "int8-fast":
-            return partial(Int8Linear, n_digits=1)
+            return Int8Linear
         case _:
             assert_never(precision)
 
