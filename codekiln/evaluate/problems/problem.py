@@ -128,8 +128,11 @@ class ClozeProblem(AnyProblem, Protocol):
     @property
     def options(self) -> tuple[str, ...]: ...
 
-    def sequences(self, codec: TokenCodec, infill_format: InfillFormat | None, method: ClozeMethod) -> list[list[int]]:
-        """One sequence of ids per option, whose total log-likelihood is compared. No sequence begins with a BOS.
+    def sequences(
+        self, codec: TokenCodec, infill_format: InfillFormat | None, method: ClozeMethod, max_tokens: int
+    ) -> list[list[int]]:
+        """One sequence of at most `max_tokens` ids per option, whose total log-likelihood is compared. No sequence begins with
+        a BOS. Text far from the option is left out where it does not fit.
 
         Raises ConfigError if the method infills and the model has no infilling format.
         """
