@@ -8,17 +8,9 @@ import math
 import re
 import sys
 from collections import Counter
-from xml.sax.saxutils import unescape
 
 MAX_N = 4
-_WORD_OR_SIGN = re.compile(r"\w+|[^\s\w]")
-# The tokenization of mteval-v11a: signs, then "." and "," not between digits, then "-" after a digit.
-_SEPARATED = (
-    (re.compile(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])"), r" \1 "),
-    (re.compile(r"([^0-9])([\.,])"), r"\1 \2 "),
-    (re.compile(r"([\.,])([^0-9])"), r" \1 \2"),
-    (re.compile(r"([0-9])(-)"), r"\1 \2 "),
-)
+_TOKEN = re.compile(r"[^\W_]+|_|[^\s\w]")
 
 
 def sentence_bleu(reference: str, prediction: str) -> float:
@@ -38,10 +30,5 @@ def _ngrams(tokens: list[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def _tokens(text: str) -> list[str]:
-    """Lower-case tokens: split at signs first, then as mteval-v11a does."""
-    text = " ".join(_WORD_OR_SIGN.findall(text.strip().lower()))
-    text = unescape(text.replace("<skipped>", ""), {"&quot;": '"'})
-    text = f" {text} ".lower()
-    for pattern, replacement in _SEPARATED:
-        text = pattern.sub(replacement, text)
-    return text.split()
+    """Lower-case words of letters and digits, and signs: what CodeXGLUE's two tokenizers leave together."""
+    return _TOKEN.findall(text.lower())

@@ -83,7 +83,7 @@ def joined_tokens(tokens: Sequence[str]) -> str:
 
 
 def standardize_quotes(before: str, after: str) -> tuple[str, str]:
-    """The text before and after a docstring, with triple double quotes at the end of the first and a line end before the second.
+    """The text before and after a docstring: the first ends with triple double quotes, the second begins with a line end.
 
     The quotes around the docstring may be in either, or in the docstring. The quotes after it are not shown to the model.
     """

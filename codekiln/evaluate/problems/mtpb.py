@@ -1,8 +1,11 @@
 """MTPB, the multi-turn programming benchmark of CodeGen (section 4), with one answer per turn or one for all turns.
 
-A problem has five inputs, each a case of its own. Facts about the file: problem 57 has a sixth output, which belongs to no
-input and is left out, as in the official code. Problem 10 has one input twice; both cases count, as in the official totals,
-although its test numbers merge them. The golds of problem 89 and two of problem 41 are dictionaries and null, which the released checker never accepts.
+A problem has five inputs, each a case of its own. Facts about the file:
+
+    problem 57       has a sixth output, which belongs to no input and is left out, as in the official code
+    problem 10       has one input twice; both cases count, as in the official totals, although its test numbers merge them
+    problems 89, 41  have golds that are dictionaries (all) and null (two of five), which the released checker never accepts
+    problems 38, 46  read data sets that were not published with the file
 """
 
 from collections.abc import Sequence
