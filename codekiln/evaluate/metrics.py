@@ -233,7 +233,8 @@ def _interval(value: float, drawn: FloatArray) -> Interval:
 def _resampled_means(columns: FloatArray, groups: Sequence[str], seed: int) -> FloatArray:
     """The means of each row of values in each resample, (rows, resamples)."""
     sums = _resampled_sums(np.concatenate([columns, np.ones((1, columns.shape[1]))]), groups, seed)
-    return sums[:-1] / sums[-1]
+    means: FloatArray = sums[:-1] / sums[-1]
+    return means
 
 
 def _resampled_sums(columns: FloatArray, groups: Sequence[str], seed: int) -> FloatArray:
