@@ -21,7 +21,10 @@ import torch
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.sample import balanced_sample
 from codekiln.evaluate.config import InfillingConfig, RerankingConfig
-from codekiln.evaluate.infilling import Problem, answer_problems, mean_interval, ratio_interval, sample_problems
+from codekiln.evaluate.held_out.holes import sample_problems
+from codekiln.evaluate.infilling import answer_problems
+from codekiln.evaluate.metrics import Interval, mean_interval, ratio_interval
+from codekiln.evaluate.problems.holes import HoleProblem
 from codekiln.evaluate.reranking import rerank
 from codekiln.files import JsonObject, read_json, write_json
 from codekiln.generate.complete import Completer
@@ -53,7 +56,7 @@ def prepared(run: Path, out: Path) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def measured(completer: Completer, problems: dict[str, list[Problem]], *, can_infill: bool) -> JsonObject:
+def measured(completer: Completer, problems: dict[str, list[HoleProblem]], *, can_infill: bool) -> JsonObject:
     """By kind of hole and way of filling it: which problems were hit, and their bits."""
     found: JsonObject = {}
     for kind, of_kind in problems.items():
@@ -114,7 +117,7 @@ def trained(
     return record
 
 
-def format_interval(seeds: list[float], interval: JsonObject, *, unit: Callable[[float], str]) -> str:
+def format_interval(seeds: list[float], interval: Interval, *, unit: Callable[[float], str]) -> str:
     """A mean with its interval over problems, and its range over seeds."""
     low, high = unit(interval["low"]), unit(interval["high"])
     return f"{unit(interval['value'])} [{low}, {high}] | {unit(min(seeds))} to {unit(max(seeds))}"

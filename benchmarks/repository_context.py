@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from codekiln.corpus.documents import Document, read_documents
-from codekiln.evaluate.infilling import ratio_interval
+from codekiln.evaluate.metrics import ratio_interval
 from codekiln.generate.complete import Completer
 from codekiln.tokenizer.infill import require_spm
 

@@ -3,24 +3,15 @@
 import ast
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from codekiln.corpus.documents import Document
 from codekiln.evaluate.config import InfillingConfig, RerankingConfig
 from codekiln.evaluate.functions import sample_functions
-from codekiln.evaluate.infilling import (
-    SINGLE_LINE,
-    SPAN,
-    InfillResult,
-    Problem,
-    aggregate,
-    evaluate,
-    middle_bits,
-    postprocess,
-    sample_problems,
-)
+from codekiln.evaluate.held_out.holes import SINGLE_LINE, SPAN, sample_problems
+from codekiln.evaluate.infilling import InfillResult, aggregate, evaluate, middle_bits, postprocess
+from codekiln.evaluate.problems.holes import HoleProblem, HoleUnit
 from codekiln.evaluate.reranking import most_likely, rerank
 from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
 from codekiln.generate.engine import FinishReason
@@ -31,6 +22,18 @@ TEXT = "".join(f"def f{n}(x):\n    y = x * {n}\n\n    return y + {n}\n\n\n" for 
 DOCUMENTS = [Document(TEXT.replace("x", name), "tree", name, "-", "MIT", "a.py", "Python") for name in "abc"]
 
 
+def hole(unit: HoleUnit, prompt: str, reference: str, suffix: str, group: str = "x") -> HoleProblem:
+    return HoleProblem(
+        task_id=f"{group}/{unit}",
+        group=group,
+        prompt=prompt,
+        suffix=suffix,
+        reference=reference,
+        unit=unit,
+        max_new_tokens=20,
+    )
+
+
 def test_problems_are_spans_of_their_documents() -> None:
     plan = InfillingConfig(n_problems=12, context_characters=200)
     drawn = sample_problems(DOCUMENTS, plan)
@@ -39,7 +42,7 @@ def test_problems_are_spans_of_their_documents() -> None:
     for kind in (SINGLE_LINE, SPAN):
         assert len(drawn[kind]) == 12
         for problem in drawn[kind]:
-            assert problem.prompt + problem.reference + problem.suffix in texts[problem.name]
+            assert problem.prompt + problem.reference + problem.suffix in texts[problem.group]
             assert problem.reference.strip()
             assert len(problem.prompt) + len(problem.suffix) <= 200
     for problem in drawn[SINGLE_LINE]:
@@ -72,7 +75,7 @@ def test_reranking_chooses_the_completion_with_the_fewest_bits(small_run: Path) 
     problems = [p for of_kind in sample_problems(DOCUMENTS, plan).values() for p in of_kind]
     reranking = RerankingConfig(n_samples=4, suffix_characters=40)
 
-    def bits(problem: Problem, text: str) -> float:
+    def bits(problem: HoleProblem, text: str) -> float:
         """Bits of the text and the scored part of the suffix, token by token."""
         rest = completer.tokenizer.encode(text + problem.suffix[:40])
         ids = completer.prompt_ids(InfillRequest(problem.prompt), 100)
@@ -101,34 +104,34 @@ def test_reranking_chooses_the_completion_with_the_fewest_bits(small_run: Path) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "finish_reason", "with_suffix", "without"),
+    ("unit", "text", "finish_reason", "with_suffix", "without"),
     [
-        (SINGLE_LINE, "    a\n    b", "length", ("    a", True), "    a"),
-        (SINGLE_LINE, "    a", "stop", ("    a", True), "    a"),
-        (SPAN, "value.strip()\n", "stop", ("value", True), "value"),  # reaches the suffix
-        (SPAN, "value.strip()\n", "length", ("value", True), "value"),
-        (SPAN, "value", "stop", ("value", True), "value"),
-        (SPAN, "value\nother", "stop", ("value\nother", True), "value"),
-        (SPAN, "value + ", "length", ("value + ", False), "value + "),
-        (SPAN, "value\nother", "length", ("value", True), "value"),  # the same rule with and without the suffix
+        ("line", "    a\n    b", "length", ("    a", True), "    a"),
+        ("line", "    a", "stop", ("    a", True), "    a"),
+        ("span", "value.strip()\n", "stop", ("value", True), "value"),  # reaches the suffix
+        ("span", "value.strip()\n", "length", ("value", True), "value"),
+        ("span", "value", "stop", ("value", True), "value"),
+        ("span", "value\nother", "stop", ("value\nother", True), "value"),
+        ("span", "value + ", "length", ("value + ", False), "value + "),
+        ("span", "value\nother", "length", ("value", True), "value"),  # the same rule with and without the suffix
     ],
 )
 def test_completions_are_postprocessed_as_in_an_editor(
-    kind: str, text: str, finish_reason: FinishReason, with_suffix: tuple[str, bool], without: str
+    unit: HoleUnit, text: str, finish_reason: FinishReason, with_suffix: tuple[str, bool], without: str
 ) -> None:
-    problem = Problem(kind, "x", "y = ", "value", ".strip()\n" if kind == SPAN else "\n")
+    problem = hole(unit, "y = ", "value", ".strip()\n" if unit == "span" else "\n")
     completion = Completion(text, finish_reason, 1, 1)
     assert postprocess(completion, problem, with_suffix=True) == with_suffix
     assert postprocess(completion, problem, with_suffix=False) == (without, True)
 
 
 def test_empty_suffix_does_not_cut_the_completion() -> None:
-    problem = Problem(SPAN, "x", "y = ", "value", "")
+    problem = hole("span", "y = ", "value", "")
     assert postprocess(Completion("value", "stop", 1, 1), problem, with_suffix=True) == ("value", True)
 
 
 def test_unfinished_infill_is_not_an_exact_match() -> None:
-    problem = Problem(SPAN, "x", "y = ", "value", "")
+    problem = hole("span", "y = ", "value", "")
     finished, unfinished = (
         InfillResult(problem, "value", "value", 1.0, 1.0, is_infill_finished=is_finished)
         for is_finished in (True, False)
@@ -140,7 +143,7 @@ def test_unfinished_infill_is_not_an_exact_match() -> None:
 
 def test_middle_bits_equal_a_token_by_token_sum(small_run: Path) -> None:
     completer, model = Completer.load(small_run), load_model(small_run / "model")
-    problem = Problem(SINGLE_LINE, "x", "def f(a):\n", "    return a", "\n")
+    problem = hole("line", "def f(a):\n", "    return a", "\n")
     for with_suffix in (True, False):
         request = InfillRequest(problem.prompt, problem.suffix if with_suffix else None)
         reference = completer.tokenizer.encode(problem.reference)
@@ -154,35 +157,19 @@ def test_middle_bits_equal_a_token_by_token_sum(small_run: Path) -> None:
 
 
 def test_aggregate_by_hand() -> None:
-    problem = Problem(SPAN, "x", "", "ab", "")
+    problems = [hole("span", "", "ab", "", group=str(n)) for n in range(10)]
     right, wrong = "ab", "a"
-    results = [InfillResult(problem, right, wrong, 4.0, 8.0)] * 6 + [InfillResult(problem, wrong, right, 4.0, 8.0)] * 2
-    results += [InfillResult(problem, wrong, wrong, 4.0, 8.0)] * 2
-    found = aggregate(results)
+    answers = [(right, wrong)] * 6 + [(wrong, right)] * 2 + [(wrong, wrong)] * 2
+    found = aggregate([InfillResult(p, *texts, 4.0, 8.0) for p, texts in zip(problems, answers, strict=True)])
     assert found["problems"] == 10
     assert found["infill_exact_match"]["value"] == 0.6
-    # Wilson's interval for 6 of 10, from published tables.
-    assert found["infill_exact_match"]["low"] == pytest.approx(0.3127, abs=1e-3)
-    assert found["infill_exact_match"]["high"] == pytest.approx(0.8318, abs=1e-3)
+    # The 2.5% and 97.5% quantiles of a binomial distribution with n = 10 and p = 0.6, divided by 10.
+    assert (found["infill_exact_match"]["low"], found["infill_exact_match"]["high"]) == (0.3, 0.9)
     assert found["left_to_right_exact_match"]["value"] == 0.2
     assert found["difference"]["value"] == pytest.approx(0.4)
     assert (found["infill_bits_per_byte"], found["left_to_right_bits_per_byte"]) == (2.0, 4.0)
     assert found["bits_per_byte_difference"] == {"value": -2.0, "low": -2.0, "high": -2.0}
     assert aggregate([]) == {"problems": 0}
-
-
-def test_interval_of_bits_per_byte_equals_a_bootstrap() -> None:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 40, 400)
-    results = [
-        InfillResult(Problem(SPAN, "x", "", "a" * int(n), ""), "", "", float(n * rng.normal(1.0, 0.8)), float(n * 1.1))
-        for n in lengths
-    ]
-    found = aggregate(results)["bits_per_byte_difference"]
-    drawn = [[results[i] for i in rng.integers(0, 400, 400)] for _ in range(400)]
-    resampled = [aggregate(sample)["bits_per_byte_difference"]["value"] for sample in drawn]
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    assert (found["low"], found["high"]) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
 
 
 def test_sampled_functions_are_complete_and_from_different_documents() -> None:

@@ -6,7 +6,9 @@ import pytest
 from codekiln.corpus.documents import Document
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.functions import sample_functions
-from codekiln.evaluate.infilling import SINGLE_LINE, Problem, postprocess, sample_problems
+from codekiln.evaluate.held_out.holes import SINGLE_LINE, sample_problems
+from codekiln.evaluate.infilling import postprocess
+from codekiln.evaluate.problems.holes import HoleProblem
 from codekiln.generate.complete import Completion
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import boundary_before, require_spm
@@ -42,7 +44,15 @@ def test_spans_cut_no_line_end() -> None:
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_a_single_line_answer_ends_before_its_line_end(line_end: str) -> None:
     completion = Completion(f"    return y{line_end}z", "stop", 1, 1)
-    problem = Problem(SINGLE_LINE, "a", "", "    return y", line_end)
+    problem = HoleProblem(
+        task_id="a",
+        group="a",
+        prompt="",
+        suffix=line_end,
+        reference="    return y",
+        unit="line",
+        max_new_tokens=9,
+    )
     assert postprocess(completion, problem, with_suffix=True) == ("    return y", True)
 
 

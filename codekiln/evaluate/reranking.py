@@ -6,7 +6,8 @@ It is what a left-to-right model can do with a suffix (InCoder, section 4.1).
 from collections.abc import Sequence
 
 from codekiln.evaluate.config import InfillingConfig, RerankingConfig
-from codekiln.evaluate.infilling import Problem, postprocess, stop_strings
+from codekiln.evaluate.infilling import postprocess, stop_strings
+from codekiln.evaluate.problems.holes import HoleProblem
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import SamplingParams
 from codekiln.progress import progress_bar
@@ -14,7 +15,7 @@ from codekiln.progress import progress_bar
 
 def rerank(
     completer: Completer,
-    problems: Sequence[Problem],
+    problems: Sequence[HoleProblem],
     infilling: InfillingConfig,
     config: RerankingConfig,
     *,
@@ -45,7 +46,7 @@ def rerank(
     return chosen
 
 
-def most_likely(completer: Completer, problem: Problem, texts: Sequence[str], suffix_characters: int) -> str:
+def most_likely(completer: Completer, problem: HoleProblem, texts: Sequence[str], suffix_characters: int) -> str:
     """The text that, followed by the beginning of the suffix, is the most likely continuation; the first of equals.
 
     At most half of the context is scored. If there is no suffix, the end of the text is scored instead.

@@ -1,13 +1,13 @@
 """Evaluates a model on held-out documents: infilling, and samples for the report."""
 
-import dataclasses
 from collections.abc import Iterable
 from itertools import islice
 
 from codekiln.corpus.documents import Document
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.functions import sample_functions
-from codekiln.evaluate.infilling import InfillResult, aggregate, evaluate, is_scorable, sample_problems
+from codekiln.evaluate.held_out.holes import sample_problems
+from codekiln.evaluate.infilling import InfillResult, aggregate, evaluate, is_scorable
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
@@ -66,6 +66,13 @@ def _samples(results: Iterable[InfillResult], *, is_exact: bool) -> list[JsonObj
     """The first results that are correct, or wrong."""
     chosen = islice((result for result in results if result.is_infill_exact is is_exact), MAX_SAMPLES_SHOWN)
     return [
-        dataclasses.asdict(result.problem) | {"infill": result.infill, "left_to_right": result.left_to_right}
+        {
+            "name": result.problem.group,
+            "prompt": result.problem.prompt,
+            "reference": result.problem.reference,
+            "suffix": result.problem.suffix,
+            "infill": result.infill,
+            "left_to_right": result.left_to_right,
+        }
         for result in chosen
     ]

@@ -1,0 +1,1 @@
+"""Problems made from held-out documents, of the same classes as published ones. The seed decides which."""

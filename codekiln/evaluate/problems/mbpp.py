@@ -1,0 +1,117 @@
+"""MBPP (arXiv 2108.07732), its sanitized part, and MBPP+: a program from a description.
+
+The prompt is InCoder's: a docstring with the description and the first test. InCoder's paper, and others, have the description
+only. A program has no prompt, since the prompt is only a docstring.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from codekiln.errors import InvalidFileError
+from codekiln.evaluate.benchmark_files import Row
+from codekiln.evaluate.problems.called_names import called_names
+from codekiln.evaluate.problems.humaneval import MAX_NEW_TOKENS, PLUS_CPU_SECONDS
+from codekiln.evaluate.problems.truncation import MBPP_STOP, cut_before
+from codekiln.evaluate.programs import TestedProgram
+
+TEST_IDS = range(11, 511)
+CPU_SECONDS = 10.0  # of InCoder's mbpp.py
+# The reference of 123 (amicable numbers) takes longer than any published limit, so its limit is several times that.
+SLOW_CPU_SECONDS = {123: 120.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedProgramProblem:
+    """A program from its description."""
+
+    kind: ClassVar[Literal["completion"]] = "completion"
+    suffix: ClassVar[None] = None
+    stop: ClassVar[tuple[str, ...]] = MBPP_STOP
+    max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
+
+    task_id: str
+    prompt: str
+    reference: str
+    setup: str
+    tests: str
+    cpu_seconds: float
+
+    @property
+    def group(self) -> str:
+        return self.task_id
+
+    def truncate(self, text: str, *, with_suffix: bool) -> str:
+        return cut_before(text, MBPP_STOP)
+
+    def is_ended(self, text: str, *, with_suffix: bool) -> bool:
+        return len(cut_before(text, MBPP_STOP)) < len(text)
+
+    def program(self, answer: str) -> TestedProgram:
+        return TestedProgram(
+            source=answer,
+            setup=self.setup,
+            tests=self.tests,
+            functions=called_names(f"{self.setup}\n{self.tests}"),
+            cpu_seconds=self.cpu_seconds,
+        )
+
+    def text_scores(self, answer: str) -> dict[str, float]:
+        return {}
+
+
+def docstring_prompt(description: str, test: str | None) -> str:
+    """InCoder's `comment_prompt`; without the test, the form of its paper."""
+    return f'"""\n{description}\n"""\n' if test is None else f'"""\n{description}\n{test}\n"""\n'
+
+
+def mbpp(rows: Sequence[Row], *, with_test: bool) -> list[DescribedProgramProblem]:
+    """The 500 test problems of mbpp.jsonl."""
+    return [
+        _problem(row, "MBPP", row.text("text"), row.text("test_setup_code"), with_test=with_test)
+        for row in rows
+        if row.integer("task_id") in TEST_IDS
+    ]
+
+
+def mbpp_sanitized(rows: Sequence[Row], *, with_test: bool) -> list[DescribedProgramProblem]:
+    """The 257 test problems of sanitized-mbpp.json."""
+    return [
+        _problem(row, "MBPP", row.text("prompt"), "\n".join(row.texts("test_imports")), with_test=with_test)
+        for row in rows
+        if row.integer("task_id") in TEST_IDS
+    ]
+
+
+def mbpp_plus(rows: Sequence[Row], *, with_test: bool) -> list[DescribedProgramProblem]:
+    """The 378 problems of MBPP+. The tests of its file have the inputs of MBPP, too: a program passes both or fails."""
+    return [
+        DescribedProgramProblem(
+            task_id=f"MBPP+/{row.integer('task_id')}",
+            prompt=docstring_prompt(row.text("prompt"), _first_test(row) if with_test else None),
+            reference=row.text("code"),
+            setup="\n".join(row.texts("test_imports")),
+            tests=row.text("test"),
+            cpu_seconds=PLUS_CPU_SECONDS,
+        )
+        for row in rows
+    ]
+
+
+def _problem(row: Row, name: str, description: str, setup: str, *, with_test: bool) -> DescribedProgramProblem:
+    number = row.integer("task_id")
+    return DescribedProgramProblem(
+        task_id=f"{name}/{number}",
+        prompt=docstring_prompt(description, _first_test(row) if with_test else None),
+        reference=row.text("code"),
+        setup=setup,
+        tests="\n".join(row.texts("test_list")),
+        cpu_seconds=SLOW_CPU_SECONDS.get(number, CPU_SECONDS),
+    )
+
+
+def _first_test(row: Row) -> str:
+    tests = row.texts("test_list")
+    if not tests:
+        raise InvalidFileError(f"{row.where}: test_list is empty")
+    return tests[0]
