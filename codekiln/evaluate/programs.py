@@ -15,18 +15,27 @@ crashed   a signal ended it
 unscored  the program was not judged, through no fault of its own: it counts neither as right nor as wrong
 """
 
+Mode = Literal["split", "compat", "printed"]
+"""
+split    the tests ran in a process that never saw the program, and only data came back
+compat   source, setup and tests ran as one program, as the official harnesses do it; a program can fake that it passes
+printed  the last value that the program printed was compared
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TestedProgram:
     """A program with tests of the benchmark: it passes if both run without an exception.
 
     `source` is all text that the model may have changed: the prompt, its completion and the suffix. `setup` and `tests` are
-    code of the benchmark that runs after it. `functions` are the names of `source` that `tests` calls.
+    code of the benchmark that runs after it. `functions` are the names of `source` that `tests` calls. `helpers` are
+    definitions of the prompt that `tests` use: split mode takes them from here and not from `source`.
     """
 
     source: str
     tests: str
     setup: str = ""
+    helpers: str = ""
     functions: tuple[str, ...] = ()
     cpu_seconds: float = 3.0
 
@@ -49,11 +58,17 @@ Program = TestedProgram | PrintingProgram
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a program did. `error` is the last line of its traceback, or what was exceeded."""
+    """What a program did. `error` is the last line of its traceback, or what was exceeded.
+
+    `mode` is how it was judged. If that is "compat" although "split" was wanted, `fallback` is the reason, a property of the
+    tests.
+    """
 
     status: Status
     error: str = ""
     cpu_seconds: float = 0.0
+    mode: Mode = "compat"
+    fallback: str = ""
     stderr: str = ""  # the end of what it wrote, at most 2,000 characters
 
     @property
