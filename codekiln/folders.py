@@ -17,7 +17,16 @@ from codekiln.files import TEMPORARY, JsonObject, atomic_write, write_json
 MARK = ".codekiln.json"
 FORMAT = 1
 FolderKind = Literal[
-    "run", "staged run", "corpus", "checkpoint", "model", "tokenizer", "partitions", "repositories", "backend"
+    "run",
+    "staged run",
+    "corpus",
+    "checkpoint",
+    "model",
+    "tokenizer",
+    "partitions",
+    "repositories",
+    "backend",
+    "evaluation",
 ]
 _N_NAMED = 3  # files that an error names
 

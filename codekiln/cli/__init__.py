@@ -7,7 +7,7 @@ import os
 
 import typer
 
-from codekiln.cli import convert, corpus, generate, report, tokenizer, train
+from codekiln.cli import convert, corpus, evaluate, generate, report, tokenizer, train
 from codekiln.errors import CodekilnError, RankError
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (train, generate, report, convert):
+for group in (train, generate, evaluate, report, convert):
     for command in group.COMMANDS:
         app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(train.recipes_app, name="recipes")

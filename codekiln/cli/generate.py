@@ -72,7 +72,7 @@ def complete(
     inputs = read_inputs(prompt, files or ())
     sampling = _sampling(temperature, top_p, top_k, min_p, seed)
     params = CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), n=n)
-    completer = _load(model, backend, weights, default="float32")
+    completer = load_completer(model, backend, weights, default="float32")
     if len(inputs) == n == 1 and not as_json:
         for chunk in completer.stream([InfillRequest(inputs[0].text)], params):
             typer.echo(chunk.text, nl=False)
@@ -154,7 +154,7 @@ def infill(
         rank_by=rank,
         n_retries=retries,
     )
-    completer = _load(model, backend, weights, default="float32")
+    completer = load_completer(model, backend, weights, default="float32")
     with _printer("Infill", inputs, as_json=as_json) as printer:
 
         def report(number: int, filled: "FilledDocument") -> None:
@@ -207,7 +207,7 @@ def serve(
     listening = server.listen(host, port)
     name = model.resolve().name
     with server.refusing_requests(listening):
-        completer = _load(model, backend, weights, default="auto")
+        completer = load_completer(model, backend, weights, default="auto")
         completer.warm_up()
     application = server.make_app(
         completer,
@@ -229,7 +229,7 @@ def serve(
 COMMANDS = (complete, infill, serve)
 
 
-def _load(folder: Path, backend: BackendName, weights: WeightsName, *, default: WeightsName) -> "Completer":
+def load_completer(folder: Path, backend: BackendName, weights: WeightsName, *, default: WeightsName) -> "Completer":
     """The model of a run or a model directory on a backend."""
     from codekiln.convert.models import export_model
     from codekiln.generate.backends.backend import token_rules

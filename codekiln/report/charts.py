@@ -65,10 +65,10 @@ def is_written_by_codekiln(path: Path) -> bool:
         return b'<meta name="generator" content="codekiln">' in file.read(4096)
 
 
-def write_page(path: Path, template: str, **values: object) -> None:
-    """Writes a page from a template of this package. All text is escaped; the charting code is part of the page."""
+def write_page(path: Path, template: str, *, has_charts: bool = True, **values: object) -> None:
+    """Writes a page from a template of this package. All text is escaped; the charting code is part of a page with charts."""
     environment = Environment(autoescape=True, loader=FunctionLoader(_template), undefined=StrictUndefined)
-    page = environment.get_template(template).render(plotly=get_plotlyjs(), **values)
+    page = environment.get_template(template).render(plotly=get_plotlyjs() if has_charts else "", **values)
     with atomic_write(path) as temp_path:
         temp_path.write_text(page, encoding="utf-8")
 

@@ -1,9 +1,10 @@
-"""What a problem of a benchmark is. The problems of all benchmarks are of one of four kinds.
+"""What a problem of a benchmark is. The problems of all benchmarks are of one of five kinds.
 
     completion   one answer after `prompt`, or between `prompt` and `suffix`
     multi-turn   one answer per turn; each turn sees the answers before it
     cloze        the more likely one of a few options, by the likelihood of token sequences
     names        several holes with the same name in each: the most frequent fill is the answer
+    text         nothing is generated: the likelihood of a document is measured
 
 `kind` is the tag of the union `Problem`. An answer is always a text. It is judged by `text_scores`, and by the program that
 `program` returns, if it returns one.
@@ -12,10 +13,11 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Protocol
 
+from codekiln.evaluate.problems.text import TextProblem
 from codekiln.evaluate.programs import Program
 from codekiln.tokenizer.infill import InfillFormat
 
-Kind = Literal["completion", "multi-turn", "cloze", "names"]
+Kind = Literal["completion", "multi-turn", "cloze", "names", "text"]
 ClozeMethod = Literal[
     "left-break",
     "left-token",
@@ -161,4 +163,4 @@ class NamesProblem(AnyProblem, Protocol):
         """The answer: the most frequent of the truncated fills that is not "", the first of equally frequent ones."""
 
 
-Problem = CompletionProblem | MultiTurnProblem | ClozeProblem | NamesProblem
+Problem = CompletionProblem | MultiTurnProblem | ClozeProblem | NamesProblem | TextProblem

@@ -1,0 +1,324 @@
+"""The command evaluate: published benchmarks, problems made from a corpus, and samples from elsewhere."""
+# ruff: noqa: PLC0415
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from codekiln.cli.generate import load_completer
+from codekiln.cli.options import BackendOption, Json, Seed, Weights, parse_path, print_table
+from codekiln.errors import ConfigError
+from codekiln.extras import import_optional
+
+if TYPE_CHECKING:
+    from codekiln.evaluate.evaluation import ProblemSet
+    from codekiln.evaluate.settings import Method, Settings
+    from codekiln.files import JsonObject
+    from codekiln.generate.complete import Completer
+
+LevelName = Literal["auto", "namespaces", "landlock", "limits"]
+ModeName = Literal["split", "compat"]
+MethodName = Literal["left-to-right", "reranking", "infilling"]
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Run directory or model folder; with --endpoint, the name of the model there.", show_default=False
+        ),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Benchmarks, with commas between them; see docs/benchmarks.md.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the files of published benchmarks, or with code to make problems from.",
+            show_default=False,
+            parser=parse_path,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for samples, verdicts and results (default: evaluation/PRESET in the run). An evaluation that was "
+            "interrupted is continued.",
+            show_default=False,
+            parser=parse_path,
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Settings: greedy, codegen, incoder, incoder-left-to-right or incoder-reranking.")
+    ] = "greedy",
+    method: Annotated[
+        MethodName | None, typer.Option(help="Method of InCoder (default: of the preset).", show_default=False)
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help="Samples per problem (default: of the preset).", min=1, show_default=False)
+    ] = None,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Sampling temperature; repeat it for the best of several (default: of the preset).",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Number of problems of each benchmark (default: all).", min=1, show_default=False)
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score the samples in this file instead: JSON lines with task_id and completion.",
+            show_default=False,
+            parser=parse_path,
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a server with OpenAI's completions API, such as http://127.0.0.1:8080/v1.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of another evaluation: print paired differences.", show_default=False, parser=parse_path
+        ),
+    ] = None,
+    sandbox: Annotated[
+        LevelName, typer.Option(help="Isolation of programs; see docs/sandbox.md. auto is the best of this machine.")
+    ] = "auto",
+    verdict: Annotated[
+        ModeName,
+        typer.Option(help="split: tests run in a process without the program; compat: as in the official harnesses."),
+    ] = "split",
+    is_check: Annotated[
+        bool, typer.Option("--sandbox-check", help="Attack the sandbox of this machine, and print what held.")
+    ] = False,
+    seed: Seed = 0,
+    weights: Weights = "float32",
+    backend: BackendOption = "pytorch",
+    as_json: Json = False,
+) -> None:
+    """Measure a model on benchmarks. Programs that it writes run in a sandbox."""
+    from codekiln.evaluate.answers import ModelAnswers
+    from codekiln.evaluate.evaluation import AnswerSource, Evaluation, Task
+    from codekiln.evaluate.samples import Sample, read_samples
+    from codekiln.evaluate.sandbox.sandbox import Sandbox
+
+    if is_check:
+        _check_sandbox(sandbox, as_json=as_json)
+        return
+    if on is None or (model is None) == (samples is None):
+        raise typer.BadParameter(
+            "give a model and --on BENCHMARKS; or --samples FILE and --on BENCHMARK; or --sandbox-check"
+        )
+    names = list(dict.fromkeys(name.strip() for name in on.split(",") if name.strip()))
+    if samples is not None and (len(names) != 1 or endpoint is not None):
+        raise typer.BadParameter("--samples is for one benchmark and without --endpoint")
+    folder = _output_folder(model, out, preset, is_local=endpoint is None)
+    completer = (
+        load_completer(Path(model), backend, weights, default="float32")
+        if model is not None and endpoint is None
+        else None
+    )
+    can_infill = completer.can_infill if completer is not None else True
+    choice = _Choice(preset, method, n, tuple(temperature or ()), seed)
+    chosen = {name: choice.settings(name, can_infill=can_infill) for name in names}
+    sets = _problem_sets(chosen, None if model is None else Path(model), data, limit)
+    tasks: list[Task] = []
+    stored: list[Sample] = []
+    for found in sets:
+        name, settings = found.name, chosen[found.name]
+        source: AnswerSource | None = None
+        if samples is not None:
+            stored = read_samples(samples, name, found.problems)
+            settings = replace(settings, preset="stored samples", temperatures=(0.0,))
+        elif completer is not None:
+            source = ModelAnswers(completer, name, settings)
+        elif endpoint is not None and model is not None:
+            source = import_optional("codekiln.evaluate.endpoint", "endpoint").EndpointAnswers(
+                endpoint, model, name, settings
+            )
+        tasks.append(Task(found, settings, source))
+    evaluation = Evaluation(
+        folder,
+        _model_record(model, endpoint, samples, completer),
+        partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names)),
+        {"mode": verdict, "wanted": sandbox},
+        tasks,
+    )
+    results = evaluation.run(stored)
+    page = import_optional("codekiln.report.evaluation_page", "report").write_evaluation_page(folder, tasks)
+    if as_json:
+        typer.echo(json.dumps(results, indent=1))
+    else:
+        _print_results(results)
+        typer.echo(f"{folder}: results.json, and {page.name} with all problems")
+    if against is not None:
+        _print_differences(results, against)
+
+
+COMMANDS = (evaluate,)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A preset and what the user changed of it."""
+
+    preset: str
+    method: "Method | None"
+    n: int | None
+    temperatures: tuple[float, ...]
+    seed: int
+
+    def settings(self, benchmark: str, *, can_infill: bool) -> "Settings":
+        from codekiln.evaluate.settings import preset_settings
+
+        settings = preset_settings(self.preset, benchmark, can_infill=can_infill)
+        return replace(
+            settings,
+            method=self.method or settings.method,
+            n_samples=self.n or settings.n_samples,
+            ks=settings.ks if self.n is None else tuple(k for k in (1, 10, 100) if k <= self.n),
+            temperatures=self.temperatures or settings.temperatures,
+            seed=self.seed,
+        )
+
+
+def _output_folder(model: str | None, out: Path | None, preset: str, *, is_local: bool) -> Path:
+    from codekiln.runs import RECIPE_FILE
+
+    if out is not None:
+        return out
+    if model is not None and is_local and (Path(model) / RECIPE_FILE).is_file():
+        return Path(model) / "evaluation" / preset
+    raise ConfigError("name a folder for the samples and the results with --out")
+
+
+def _problem_sets(
+    chosen: "Mapping[str, Settings]", model: Path | None, data: Path | None, limit: int | None
+) -> "list[ProblemSet]":
+    """The problems of benchmarks; of a run with a corpus, also those of which the corpus has no copy."""
+    from codekiln.corpus.documents import MANIFEST
+    from codekiln.evaluate.suite import published_names, published_problems
+
+    has_corpus = model is not None and (model / "corpus" / MANIFEST).is_file()
+    sets = []
+    for name, settings in chosen.items():
+        if name in published_names():
+            sets.append(published_problems(name, data, settings, limit))
+            continue
+        held_out = import_optional("codekiln.evaluate.held_out.load", "corpus")
+        known = [*published_names(), *held_out.held_out_names()]
+        if name not in known:
+            raise ConfigError(f"there is no benchmark {name!r}: choose of {', '.join(known)}")
+        place = model if has_corpus and data is None else data
+        if place is None:
+            raise ConfigError(
+                f"{name} is made from code: give a run that has a corpus, or a folder of code with --data"
+            )
+        sets.append(held_out.held_out_problems(name, place, settings, limit))
+    if has_corpus:
+        sets = import_optional("codekiln.evaluate.held_out.load", "corpus").with_clean_problems(sets, model)
+    return sets
+
+
+def _packages(names: list[str]) -> tuple[str, ...]:
+    """Installed packages that programs may import. Those of MTPB also use pandas and scikit-learn."""
+    from importlib.util import find_spec
+
+    wanted = ("numpy", "pandas", "sklearn") if any(name.startswith("mtpb") for name in names) else ("numpy",)
+    return tuple(name for name in wanted if find_spec(name) is not None)
+
+
+def _model_record(
+    model: str | None, endpoint: str | None, samples: Path | None, completer: "Completer | None"
+) -> "JsonObject":
+    """What identifies the model: an evaluation does not continue with another one."""
+    from codekiln.files import sha256_of
+    from codekiln.model.huggingface import resolve_model_dir
+
+    if samples is not None:
+        return {"samples": samples.name, "sha256": sha256_of(samples)}
+    if completer is None:
+        return {"endpoint": endpoint, "name": model}
+    inner = resolve_model_dir(Path(model or ""))
+    files = sorted(path for pattern in ("*.safetensors", "*.bin", "tokenizer.json") for path in inner.glob(pattern))
+    return {
+        "name": Path(model or "").resolve().name,
+        "precision": completer.precision,
+        "sha256": {path.name: sha256_of(path) for path in files},
+    }
+
+
+def _check_sandbox(level: LevelName, *, as_json: bool) -> None:
+    from codekiln.evaluate.sandbox.attacks import check_sandbox
+
+    rows, is_held = check_sandbox(level)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        print_table([list(rows[0]), *([str(value) for value in row.values()] for row in rows)], max_width=60)
+    if not is_held:
+        raise ConfigError("the sandbox did not hold: see the table")
+
+
+def _print_results(results: "JsonObject") -> None:
+    has_clean = any("clean" in found for found in results["benchmarks"].values())
+    rows = [["benchmark", "metric", "value", "95% interval", "problems", *(["clean", "problems"] if has_clean else [])]]
+    for name, found in results["benchmarks"].items():
+        clean = found.get("clean", {}).get("metrics", {})
+        for metric, value in found["metrics"].items():
+            cells = _cells(clean[metric])[::2] if metric in clean else ["", ""]
+            rows.append([name, metric, *_cells(value), *(cells if has_clean else [])])
+        if not found["metrics"]:
+            rows.append([name, "not scored", "", "", str(found["n_problems"]), *(["", ""] if has_clean else [])])
+    print_table(rows)
+    for name, found in results["benchmarks"].items():
+        counts = found["counts"]
+        notes = [
+            f"{value} programs {key}" for key, value in counts["verdicts"].items() if key not in ("passed", "failed")
+        ]
+        for key, text in (("problems_without_samples", "problems have no sample"), ("cut_prompts", "prompts were cut")):
+            notes += [f"{counts[key]} {text}"] if counts[key] else []
+        if notes:
+            typer.echo(f"{name}: {', '.join(notes)}")
+    if results["sandbox"]["level"] is not None:
+        typer.echo(f"Sandbox: {results['sandbox']['level']}, {results['sandbox']['mode']}")
+
+
+def _cells(metric: "JsonObject") -> list[str]:
+    """The value, its interval, and the number of problems."""
+    interval = metric["interval"]
+    if interval is None:
+        return ["-", "", str(metric["n_problems"])]
+    value = f"{interval['value']:.3f}"
+    temperature = f" (T {metric['temperature']:g})" if "temperature" in metric else ""
+    return [value + temperature, f"{interval['low']:.3f}–{interval['high']:.3f}", str(metric["n_problems"])]
+
+
+def _print_differences(results: "JsonObject", against: Path) -> None:
+    from codekiln.evaluate.evaluation import RESULTS
+    from codekiln.evaluate.metrics import paired_difference
+    from codekiln.files import read_json
+
+    other = read_json(against / RESULTS)["benchmarks"]
+    rows = [["benchmark", "metric", "difference", "95% interval", "problems"]]
+    for name in results["benchmarks"].keys() & other.keys():
+        found = results["benchmarks"][name]
+        groups = {task_id: task_id for scores in found["scores"].values() for task_id in scores} | found["groups"]
+        for metric in sorted(found["scores"].keys() & other[name]["scores"].keys()):
+            difference = paired_difference(found["scores"][metric], other[name]["scores"][metric], groups)
+            record = {"interval": difference.interval, "n_problems": difference.n_problems}
+            rows.append([name, metric, *_cells(record)])
+    print_table(rows)

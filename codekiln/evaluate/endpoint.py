@@ -1,0 +1,129 @@
+"""Answers from a server with OpenAI's completions API. Several requests are open at the same time."""
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import openai
+from openai.types import CompletionChoice
+
+from codekiln.errors import ConfigError
+from codekiln.evaluate.answers import Question, seed_of
+from codekiln.evaluate.problems.problem import CompletionProblem, MultiTurnProblem, Problem
+from codekiln.evaluate.samples import Sample
+from codekiln.evaluate.settings import Settings
+
+MAX_OPEN = 8  # requests at the same time
+MAX_SAMPLES = 8  # of one request
+MAX_STOP = 4  # strings, in OpenAI's API. Answers are truncated here in any case.
+SECONDS = 600.0  # for one request
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+class EndpointAnswers:
+    """Answers of a served model to one benchmark. The API key is read from OPENAI_API_KEY.
+
+    Busy servers are asked again, after the time that they say. Raises ConfigError for problems that need the probabilities of
+    given texts, which this API does not tell for all servers.
+    """
+
+    def __init__(self, url: str, model: str, benchmark: str, settings: Settings) -> None:
+        key = os.environ.get(KEY_VARIABLE, "none")
+        self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=5, timeout=SECONDS)
+        self._url, self._model, self._benchmark, self._settings = url, model, benchmark, settings
+
+    def samples_per_job(self, problems: Sequence[Problem]) -> int:
+        """How many samples one request asks for."""
+        kinds = sorted({each.kind for each in problems} - {"completion", "multi-turn"})
+        if kinds or self._settings.method == "reranking":
+            what = f"problems of the kind {kinds[0]}" if kinds else "the method reranking"
+            raise ConfigError(
+                f"{self._benchmark}: an endpoint cannot answer {what}, which needs the probabilities of given texts: "
+                "give a model directory instead"
+            )
+        return MAX_SAMPLES
+
+    def answer(self, asked: Iterator[Question]) -> Iterator[tuple[Question, list[Sample]]]:
+        """The samples for each question, as soon as they arrive."""
+        with ThreadPoolExecutor(MAX_OPEN) as pool:
+            open_: dict[Future[list[Sample]], Question] = {}
+            try:
+                while True:
+                    for question in itertools.islice(asked, MAX_OPEN - len(open_)):
+                        open_[pool.submit(self._answer, question)] = question
+                    if not open_:
+                        return
+                    for done in wait(open_, return_when=FIRST_COMPLETED).done:
+                        yield open_.pop(done), done.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._client.close()
+
+    def _answer(self, question: Question) -> list[Sample]:
+        problem = question.problem
+        if problem.kind == "multi-turn":
+            return [self._turns(question, problem)]
+        assert problem.kind == "completion"
+        with_suffix = self._settings.method == "infilling" and problem.suffix is not None
+        suffix = problem.suffix if with_suffix else None
+        choices = self._complete(question, problem, self._settings.hint + problem.prompt, suffix)
+        return [
+            self._sample(question, k, [problem.truncate(each.text, with_suffix=with_suffix)], [each])
+            for k, each in enumerate(choices)
+        ]
+
+    def _turns(self, question: Question, problem: MultiTurnProblem) -> Sample:
+        answers: list[str] = []
+        found: list[CompletionChoice] = []
+        for turn in range(problem.n_turns):
+            text = self._settings.hint + (problem.history(answers) if turn else problem.prompt)
+            found += self._complete(question, problem, text, None, turn)
+            answers.append(problem.truncate(found[-1].text))
+        return self._sample(question, 0, answers, found)
+
+    def _complete(
+        self,
+        question: Question,
+        problem: CompletionProblem | MultiTurnProblem,
+        prompt: str,
+        suffix: str | None,
+        turn: int = 0,
+    ) -> list[CompletionChoice]:
+        settings = self._settings
+        optional: dict[str, Any] = {} if suffix is None else {"suffix": suffix}
+        try:
+            answer = self._client.completions.create(
+                model=self._model,
+                prompt=prompt,
+                max_tokens=settings.max_new_tokens or problem.max_new_tokens,
+                temperature=question.temperature,
+                top_p=settings.top_p if question.temperature else 1.0,
+                n=question.n,
+                stop=list(problem.stop[:MAX_STOP]) or None,
+                seed=seed_of(settings, self._benchmark, question, turn) % 2**31,
+                **optional,
+            )
+        except openai.APIStatusError as refused:
+            raise ConfigError(
+                f"{self._url} refused a problem ({refused.status_code}): {refused.message[:500]}"
+            ) from None
+        except openai.APIConnectionError as failure:
+            raise ConfigError(
+                f"cannot reach {self._url} ({failure.__cause__ or failure}): is the server running?"
+            ) from None
+        return sorted(answer.choices, key=lambda each: each.index)
+
+    def _sample(
+        self, question: Question, k: int, answers: Sequence[str], choices: Sequence[CompletionChoice]
+    ) -> Sample:
+        return Sample(
+            benchmark=self._benchmark,
+            task_id=question.problem.task_id,
+            temperature=question.temperature,
+            number=question.first + k,
+            answers=tuple(answers),
+            texts=tuple(each.text for each in choices),
+            finish_reasons=tuple(each.finish_reason for each in choices),
+        )

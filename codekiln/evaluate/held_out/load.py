@@ -1,0 +1,92 @@
+"""Problems of the held-out documents of a run or of any folder of code, by the names that an evaluation takes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
+from codekiln.corpus.languages import detect_language
+from codekiln.corpus.sources.tree import LocalRepositories
+from codekiln.errors import ConfigError
+from codekiln.evaluate.config import InfillingConfig
+from codekiln.evaluate.contamination import find_contamination
+from codekiln.evaluate.evaluation import ProblemSet
+from codekiln.evaluate.held_out.sample import HeldOutTask, sample_held_out
+from codekiln.evaluate.problems.docstrings import FILE_END
+from codekiln.evaluate.problems.problem import Problem
+from codekiln.evaluate.problems.text import texts
+from codekiln.evaluate.settings import INCODER_HINT, Settings
+from codekiln.files import sha256_of
+
+BITS_PER_BYTE = "bits-per-byte"
+TASKS: dict[str, HeldOutTask] = {f"held-out-{task}": task for task in get_args(HeldOutTask)}
+MAX_NEW_TOKENS = 64  # of a line or a hole
+N_PROBLEMS = 250
+
+
+def held_out_names() -> list[str]:
+    """The names that `held_out_problems` knows."""
+    return [*TASKS, BITS_PER_BYTE]
+
+
+def held_out_problems(
+    name: str, place: Path, settings: Settings, limit: int | None, *, max_new_tokens: int = MAX_NEW_TOKENS
+) -> ProblemSet:
+    """Problems of the validation split of a run, or of all files of a folder of code.
+
+    Raises ConfigError if there is none.
+    """
+    documents = list(_documents(place))
+    if name == BITS_PER_BYTE:
+        problems: Sequence[Problem] = texts(documents)[:limit]
+    else:
+        config = InfillingConfig(n_problems=limit or N_PROBLEMS, max_new_tokens=max_new_tokens, seed=settings.seed)
+        file_end = FILE_END if settings.hint == INCODER_HINT else ""
+        problems = sample_held_out(TASKS[name], documents, config, file_end=file_end)
+    if not problems:
+        raise ConfigError(f"{name}: no file of {place} has such a problem: give another folder with --data")
+    manifest = place / "corpus" / MANIFEST
+    where = {"corpus": sha256_of(manifest)} if manifest.is_file() else {"folder": place.name}
+    return ProblemSet(name, problems, where | {"documents": len(documents)})
+
+
+def with_clean_problems(sets: Sequence[ProblemSet], run: Path) -> list[ProblemSet]:
+    """The same sets, which also know the problems that share no text with the training documents of a run."""
+    named: list[Any] = [
+        replace(cast(Any, problem), task_id=f"{found.name}:{problem.task_id}")
+        for found in sets
+        for problem in found.problems
+    ]
+    clean = set(find_contamination(named, read_documents(run / "corpus", "train")).clean)
+    return [
+        replace(
+            found, clean=frozenset(each.task_id for each in found.problems if f"{found.name}:{each.task_id}" in clean)
+        )
+        for found in sets
+    ]
+
+
+def _documents(place: Path) -> Iterator[Document]:
+    if (place / "corpus" / MANIFEST).is_file():
+        if not read_manifest(place / "corpus")["splits"]["validation"]["documents"]:
+            raise ConfigError(f"{place} has no held-out documents: give a folder of code with --data")
+        yield from read_documents(place / "corpus", "validation")
+        return
+    for file in LocalRepositories(folder=place).files():
+        if file.problem is not None or file.size > file.max_bytes:
+            continue
+        data = file.read()
+        try:
+            text = data if isinstance(data, str) else data.decode()
+        except UnicodeDecodeError:
+            continue
+        yield Document(
+            text=text,
+            source=file.source,
+            repository=file.repository,
+            revision=file.revision,
+            license=file.license,
+            path=file.path,
+            language=file.language or detect_language(file.path, text),
+        )

@@ -1,0 +1,63 @@
+"""Judges programs in a thread, while the model generates the next ones."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from codekiln.evaluate.programs import Program, Verdict
+from codekiln.evaluate.samples import SampleKey
+from codekiln.evaluate.sandbox.sandbox import Sandbox
+
+
+class Judge:
+    """A sandbox in a thread of its own. `on_verdict` is called there with the key of a sample and its verdict.
+
+    Leaving the `with` statement waits until all programs are judged; if an exception leaves it, those that wait are not.
+    Raises there what the sandbox raised.
+    """
+
+    def __init__(self, sandbox: Callable[[], Sandbox], on_verdict: Callable[[SampleKey, Verdict], None]) -> None:
+        self._sandbox, self._on_verdict = sandbox, on_verdict
+        self._programs: queue.SimpleQueue[tuple[SampleKey, Program] | None] = queue.SimpleQueue()
+        self._keys: list[SampleKey] = []
+        self._failure: BaseException | None = None
+        self._is_stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="judge")
+        self.level: str | None = None  # of the sandbox, once it has begun
+
+    def judge(self, key: SampleKey, program: Program) -> None:
+        """Adds a program. Raises what the sandbox raised before."""
+        if self._failure is not None:
+            raise self._failure
+        self._programs.put((key, program))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._is_stopped.set()
+        self._programs.put(None)
+        self._thread.join()
+        if error is None and self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            with self._sandbox() as sandbox:
+                self.level = sandbox.level
+                for index, verdict in sandbox.judge(self._waiting()):
+                    self._on_verdict(self._keys[index], verdict)
+        except BaseException as failure:  # raised again in the thread that generates
+            self._failure = failure
+
+    def _waiting(self) -> Iterator[tuple[int, Program]]:
+        while (item := self._programs.get()) is not None and not self._is_stopped.is_set():
+            key, program = item
+            self._keys.append(key)
+            yield len(self._keys) - 1, program

@@ -1,0 +1,39 @@
+"""Published benchmarks by the names that an evaluation takes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from codekiln.errors import ConfigError
+from codekiln.evaluate.evaluation import ProblemSet
+from codekiln.evaluate.problems.docstrings import FILE_END
+from codekiln.evaluate.problems.load import BenchmarkSettings, benchmark_names, load_benchmark
+from codekiln.evaluate.settings import INCODER_HINT, Settings
+
+# Names for a benchmark with other settings than its own name has.
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mtpb": ("mtpb", {"checker": "released"}),
+    "mtpb-fixed": ("mtpb", {"checker": "fixed"}),
+    "mbpp-description": ("mbpp", {"with_test": False}),
+    **{name.removeprefix("humaneval-"): (name, {}) for name in benchmark_names() if "-infilling-" in name},
+}
+
+
+def published_names() -> list[str]:
+    """The names that `published_problems` knows."""
+    return sorted({*(name for name in benchmark_names() if "-infilling-" not in name), *_VARIANTS})
+
+
+def published_problems(name: str, data: Path | None, settings: Settings, limit: int | None) -> ProblemSet:
+    """The problems of a published benchmark, from its file in `data`.
+
+    Raises ConfigError for an unknown name and a missing or other file, and InvalidFileError for one that cannot be read.
+    """
+    base, changes = _VARIANTS.get(name, (name, dict[str, Any]()))
+    is_incoder = settings.hint == INCODER_HINT
+    chosen = BenchmarkSettings(cut_rule=settings.cut_rule, file_end=FILE_END if is_incoder else "")
+    if data is None:
+        raise ConfigError(f"{name} is measured on its published file: give the folder that has it with --data")
+    found = load_benchmark(base, data, replace(chosen, **changes))
+    source = {"file": found.file.path.name, "sha256": found.file.sha256, **changes}
+    return ProblemSet(name, found.problems[:limit], source)
