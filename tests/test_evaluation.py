@@ -1,0 +1,287 @@
+"""The command evaluate, from problems to results: on held-out code, on published files, on stored samples, and on a server."""
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codekiln.evaluate.held_out.load import held_out_names
+from tests.command import assert_refused, codekiln
+from tests.peers import published
+from tests.small import running_server, save_random_model
+
+CODE = '''"""Numbers."""
+
+from collections.abc import Sequence
+
+
+def largest(numbers: Sequence[int], default: int = 0) -> int:
+    """The largest of some numbers.
+
+    >>> largest([3, 9, 4])
+    9
+    >>> largest([])
+    0
+    """
+    result = default
+    for number in numbers:
+        result = max(result, number)
+    return result
+
+
+def clip(number: int, lowest: int, highest: int) -> int:
+    """The number, or the nearest of the limits.
+
+    >>> clip(12, 0, 10)
+    10
+    """
+    clipped = min(highest, number)
+    return max(lowest, clipped)
+
+
+def describe(number: int) -> str:
+    """A sentence about a number.
+
+    >>> describe(3)
+    'the number 3'
+    """
+    sentence = "the number " + str(number)
+    return sentence
+'''
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two repositories of code."""
+    folder = tmp_path_factory.mktemp("code")
+    for name in ("first", "second"):
+        (folder / name).mkdir()
+        (folder / name / f"{name}.py").write_text(CODE.replace("number", f"number_{name}"), encoding="utf-8")
+    (folder / "first" / "latin.py").write_bytes(b"name = '\xe9'\n")
+    return folder
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))["benchmarks"]
+    return found
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_benchmark_that_needs_no_download_is_measured(small_run: Path, code: Path, tmp_path: Path) -> None:
+    names = held_out_names()
+    out = tmp_path / "out"
+    done = codekiln("evaluate", small_run, "--on", ",".join(names), "--data", code, "--limit", 6, "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = results_of(out)
+    assert list(found) == names
+    expected = {
+        "held-out-single-line": {"exact_match"},
+        "held-out-multi-line": {"exact_match"},
+        "held-out-span": {"exact_match"},
+        "held-out-docstrings": {"bleu"},
+        "held-out-return-types": {"precision", "recall", "f1"},
+        "held-out-variable-names": {"exact_match"},
+        "held-out-cloze": {"correct"},
+        "held-out-cloze-calls": {"correct"},
+        "held-out-doctests": {"exact_match", "pass@1"},
+        "bits-per-byte": {"bits_per_byte"},
+    }
+    assert {name: set(each["metrics"]) for name, each in found.items()} == expected
+    for name, each in found.items():
+        for metric in each["metrics"].values():
+            interval = metric["interval"]
+            assert interval["low"] <= interval["value"] <= interval["high"], name
+        assert each["settings"]["preset"] == "greedy" and each["n_problems"] > 0
+        assert name in done.stdout
+        assert each["clean"]["problems"] <= each["n_problems"]  # the corpus of the run has other code
+    samples = lines_of(out / "samples.jsonl")
+    assert len(samples) == sum(each["n_problems"] for each in found.values())
+    verdicts = lines_of(out / "verdicts.jsonl")
+    assert {each["benchmark"] for each in verdicts} == {"held-out-doctests"}
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert samples[0]["task_id"] in page and "def largest" in page and "<script" not in page
+    again = codekiln(
+        "evaluate", small_run, "--on", "bits-per-byte", "--data", code, "--limit", 6, "--out", out, "--json"
+    )
+    assert json.loads(again.stdout)["benchmarks"]["bits-per-byte"] == found["bits-per-byte"]
+
+
+def test_a_killed_evaluation_continues_with_the_same_samples(small_run: Path, code: Path, tmp_path: Path) -> None:
+    arguments = (
+        "evaluate", small_run, "--on", "held-out-doctests,held-out-variable-names", "--data", code,
+        "-n", 4, "--temperature", 0.7, "--temperature", 0.9,
+    )  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert codekiln(*arguments, "--out", whole).returncode == 0
+    command = [sys.executable, "-m", "codekiln", *map(str, arguments), "--out", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    samples = killed / "samples.jsonl"
+    while process.poll() is None and not (samples.exists() and samples.stat().st_size):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    with samples.open("a", encoding="utf-8") as file:
+        file.write('{"benchmark": "held-out-doc')  # as if it was killed in the middle of a line
+    n_before = len(samples.read_text(encoding="utf-8").splitlines()) - 1
+    done = codekiln(*arguments, "--out", killed)
+    assert done.returncode == 0, done.stderr
+    kept = samples.read_text(encoding="utf-8").splitlines()[:n_before]
+    assert n_before > 0 and all(json.loads(line) for line in kept)
+
+    key = ("benchmark", "task_id", "temperature", "number")
+    for file in ("samples.jsonl", "verdicts.jsonl"):
+        expected, found = (
+            {tuple(each[name] for name in key): each for each in lines_of(folder / file)} for folder in (whole, killed)
+        )
+        assert expected.keys() == found.keys() and len(expected) > 10
+        if file == "samples.jsonl":
+            # Logits of another batch differ in the last bit, which rarely changes a sample.
+            n_equal = sum(found[each]["texts"] == expected[each]["texts"] for each in expected)
+            assert n_equal >= 0.9 * len(expected)
+    refused = codekiln(*arguments, "--out", killed, "--seed", 3)
+    assert_refused(
+        refused, "holds another evaluation", "benchmarks.held-out-doctests.settings.seed: found 0, wanted 3", "--out"
+    )
+    assert_refused(
+        codekiln("evaluate", save_random_model(tmp_path / "other", _tokenizer(small_run)), *arguments[2:], "--out", killed),
+        "holds another evaluation", "model",
+    )  # fmt: skip
+
+
+def _tokenizer(run: Path) -> Any:
+    from codekiln.tokenizer.bpe import Tokenizer
+
+    return Tokenizer.load(run / "tokenizer.json")
+
+
+def test_stored_samples_are_scored_and_wrong_files_are_named(tmp_path: Path) -> None:
+    path = published("HumanEval.jsonl.gz")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][:6]
+    samples = tmp_path / "samples.jsonl"
+
+    def score(lines: list[str], name: str) -> "subprocess.CompletedProcess[str]":
+        samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return codekiln(
+            "evaluate", "--samples", samples, "--on", "humaneval", "--data", path.parent, "--limit", 6, "-n", 2,
+            "--out", tmp_path / name,
+        )  # fmt: skip
+
+    right = [json.dumps({"task_id": row["task_id"], "completion": row["canonical_solution"]}) for row in rows]
+    empty = [json.dumps({"task_id": row["task_id"], "completion": ""}) for row in rows]
+    for lines, expected in ((right + right, 1.0), (right + empty, 0.5), (empty, 0.0)):
+        done = score(lines, f"out{expected}")
+        assert done.returncode == 0, done.stderr
+        found = results_of(tmp_path / f"out{expected}")["humaneval"]
+        assert found["metrics"]["pass@1"]["interval"]["value"] == expected
+        assert found["counts"]["samples"] == len(lines)
+    done = score(right[:4], "missing")
+    assert "2 problems have no sample" in done.stdout
+    assert results_of(tmp_path / "missing")["humaneval"]["metrics"]["pass@1"]["n_problems"] == 4
+    for lines, parts in (
+        (
+            [*right, '{"task_id": "HumanEval/999", "completion": ""}'],
+            ("line 7", "no problem 'HumanEval/999'", "HumanEval/0"),
+        ),
+        ([*right, '{"completion": ""}'], ("line 7", "task_id is missing")),
+        ([*right, '{"task_id": "HumanEval/0"}'], ("line 7", "completion is missing")),
+        ([*right, '{"task_id": '], ("line 7", "not readable JSON")),
+        ([*right, "[1]"], ("line 7", "not a JSON object")),
+        ([], ("no samples",)),
+    ):
+        assert_refused(score(lines, "bad"), str(samples), *parts)
+    samples.write_bytes(b'{"task_id": "HumanEval/0", "completion": "\xff"}\n')
+    done = codekiln(
+        "evaluate", "--samples", samples, "--on", "humaneval", "--data", path.parent, "--out", tmp_path / "bad"
+    )
+    assert_refused(done, "line 1", "not UTF-8")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_wrong_arguments_are_refused_before_anything_is_written(small_run: Path, code: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for arguments, parts in (
+        (
+            (small_run, "--on", "humanevil", "--out", out),
+            ("there is no benchmark 'humanevil'", "humaneval, ", "held-out-span"),
+        ),
+        ((small_run, "--on", "humaneval", "--out", out), ("--data",)),
+        ((small_run, "--on", "humaneval", "--data", code, "--out", out), ("HumanEval.jsonl.gz", "https://")),
+        ((small_run, "--on", "bits-per-byte", "--preset", "best", "--out", out), ("no preset 'best'", "incoder")),
+        ((small_run, "--on", "bits-per-byte", "-n", 3, "--out", out), ("temperature 0",)),
+        ((tmp_path, "--on", "bits-per-byte", "--out", out), ("model",)),
+        (("--sandbox", "none"), ()),
+    ):
+        done = codekiln("evaluate", *arguments)
+        assert done.returncode in (1, 2) and all(part in done.stderr for part in parts), done.stderr
+        assert "Traceback" not in done.stderr
+    assert codekiln("evaluate").returncode == 2
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("keep me", encoding="utf-8")
+    assert_refused(
+        codekiln("evaluate", small_run, "--on", "bits-per-byte", "--data", code, "--out", out),
+        "mine.txt",
+        "new or empty folder",
+    )
+    assert [each.name for each in out.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.process
+def test_a_served_model_gives_the_answers_of_the_model_itself(small_run: Path, code: Path, tmp_path: Path) -> None:
+    arguments = ("--on", "held-out-single-line,held-out-doctests", "--data", code, "--limit", 5)
+    assert codekiln("evaluate", small_run, *arguments, "--out", tmp_path / "local").returncode == 0
+    with running_server(small_run, "--weights", "float32") as server:
+        remote = ("evaluate", "run", *arguments, "--endpoint", server.url + "/v1")
+        done = codekiln(*remote, "--out", tmp_path / "served", "--against", tmp_path / "local")
+        wrong = codekiln("evaluate", "gpt", *arguments, "--endpoint", server.url + "/v1", "--out", tmp_path / "wrong")
+        names = codekiln(
+            "evaluate",
+            "run",
+            "--on",
+            "held-out-cloze",
+            "--data",
+            code,
+            "--endpoint",
+            server.url + "/v1",
+            "--out",
+            tmp_path / "no",
+        )
+    assert done.returncode == 0, done.stderr
+    answers = [
+        {(each["benchmark"], each["task_id"]): each["answers"] for each in lines_of(tmp_path / name / "samples.jsonl")}
+        for name in ("local", "served")
+    ]
+    assert answers[0] == answers[1] and len(answers[0]) > 5
+    assert "difference" in done.stdout and "0.000–0.000" in done.stdout
+    assert_refused(wrong, "refused a problem (404)", "gpt")
+    assert_refused(names, "held-out-cloze", "probabilities of given texts")
+    assert_refused(codekiln(*remote, "--out", tmp_path / "gone"), "cannot reach", "is the server running?")
+
+
+@pytest.mark.process
+def test_ctrl_c_leaves_what_was_sampled_and_no_process(small_run: Path, code: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "codekiln", "evaluate", str(small_run), "--on", "held-out-doctests", "--data", str(code),
+        "-n", "50", "--temperature", "0.9", "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        verdicts = tmp_path / "out" / "verdicts.jsonl"
+        while process.poll() is None and not (verdicts.exists() and verdicts.stat().st_size):
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert lines_of(tmp_path / "out" / "samples.jsonl") and lines_of(verdicts)
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
