@@ -4,13 +4,14 @@ import ast
 import builtins
 from functools import lru_cache
 
+from codekiln.evaluate.python_code import syntax_tree
+
 
 @lru_cache(maxsize=20_000)
 def called_names(code: str) -> tuple[str, ...]:
     """Names that a code reads and does not bind anywhere, without builtins, in the order of the text; () if it is no Python."""
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = syntax_tree(code)
+    if tree is None:
         return ()
     read: dict[tuple[int, int], str] = {}
     bound: set[str] = set()
