@@ -157,6 +157,11 @@ def test_called_names_by_hand(code: str, names: tuple[str, ...]) -> None:
     assert called_names(code) == names
 
 
+def test_builtin_that_the_reference_defines_is_called() -> None:
+    assert called_names("assert sum(10, 15) == max(6, 1)") == ()
+    assert called_names("assert sum(10, 15) == max(6, 1)", "def sum(a, b): 6") == ("sum",)
+
+
 def test_plus_tests_have_one_repaired_line() -> None:
     rows = read_rows(published("HumanEvalPlus-OriginFmt.jsonl.gz"))
     assert [row.text("task_id") for row in rows if PLUS_FAULT in row.text("test")] == ["HumanEval/32"]

@@ -8,9 +8,12 @@ from codekiln.evaluate.python_code import syntax_tree
 
 
 @lru_cache(maxsize=20_000)
-def called_names(code: str) -> tuple[str, ...]:
-    """Names that a code reads and does not bind anywhere, without builtins, in the order of the text; () if it is no Python."""
-    tree = syntax_tree(code)
+def called_names(tests: str, reference: str = "") -> tuple[str, ...]:
+    """Names that tests read and do not bind anywhere, in the order of the text; () if they are no Python.
+
+    Builtins are left out, unless the reference defines a function of that name: in MBPP, some do.
+    """
+    tree = syntax_tree(tests)
     if tree is None:
         return ()
     read: dict[tuple[int, int], str] = {}
@@ -25,5 +28,11 @@ def called_names(code: str) -> tuple[str, ...]:
                 bound.add(name)
             case ast.alias(name=name, asname=new):
                 bound.add(new or name.split(".")[0])
-    unbound = (name for _, name in sorted(read.items()) if name not in bound and not hasattr(builtins, name))
-    return tuple(dict.fromkeys(unbound))
+    excluded = bound | (set(dir(builtins)) - _functions_of(reference))
+    return tuple(dict.fromkeys(name for _, name in sorted(read.items()) if name not in excluded))
+
+
+def _functions_of(code: str) -> set[str]:
+    """The functions that a program defines at the top."""
+    tree = syntax_tree(code)
+    return set() if tree is None else {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

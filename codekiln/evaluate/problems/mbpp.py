@@ -56,7 +56,7 @@ class DescribedProgramProblem:
             source=answer,
             setup=self.setup,
             tests=self.tests,
-            functions=called_names(f"{self.setup}\n{self.tests}"),
+            functions=called_names(f"{self.setup}\n{self.tests}", self.reference),
             cpu_seconds=self.cpu_seconds,
         )
 
