@@ -150,6 +150,7 @@ def test_functions_of_tests_are_defined_by_the_reference() -> None:
         ("import math\nfrom a import b as c\nassert math.isclose(f(c), 1)", ("f",)),
         ("for x in range(3):\n    assert f(x)\ntry:\n    g()\nexcept E as e:\n    e", ("f", "g", "E")),
         ("x = [f(y) for y in z]\nassert f(x)", ("f", "z")),
+        ("def reference(x):\n    f = x\n    return f\nassert f(1) == reference(1)", ("f",)),  # a local name, too
         ("def (", ()),
     ],
 )
