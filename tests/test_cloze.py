@@ -168,6 +168,11 @@ def test_answers_are_joined_by_idx(tmp_path: Path) -> None:
     assert [problems[1].text_scores(option)["correct"] for option in OPTIONS] == [0.0, 1.0]
 
 
+def test_likelier_option_is_chosen_and_max_of_equal_ones() -> None:
+    asked = problem("ab", "cd")
+    assert [asked.choose(scores) for scores in ([-1.0, -2.0], [-2.0, -1.0], [-1.0, -1.0])] == ["max", "min", "max"]
+
+
 def test_common_prefix() -> None:
     assert common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
     assert common_prefix([[1], [1, 2]]) == 1
