@@ -18,6 +18,7 @@ from codekiln.evaluate.metrics import (
     SampleCounts,
     best_pass_at_k,
     count_verdicts,
+    group_pass_rates,
     mean_interval,
     paired_difference,
     pass_at_k,
@@ -98,6 +99,14 @@ def test_temperatures_are_compared_on_the_same_problems() -> None:
     cold, hot = counts((10, 10), (5, 5)), counts((10, 0), (10, 10))
     best = best_pass_at_k({0.2: cold, 0.8: hot}, 10, own_groups(cold))
     assert (best.temperature, best.result.n_problems, best.result.n_left_out) == (0.2, 1, 1)
+
+
+def test_pass_rates_of_groups_are_those_of_all_their_samples() -> None:
+    found = counts((4, 4), (4, 0), (2, 1), (0, 0))
+    groups = {"0": "a", "1": "a", "2": "b", "3": "c"}
+    assert group_pass_rates(found, groups) == {"a": 0.5, "b": 0.5}
+    found["1"] = SampleCounts(n_scored=1, n_passed=0, n_unscored=3)
+    assert group_pass_rates(found, groups)["a"] == 0.8
 
 
 def slow_bootstrap(values: Sequence[float], groups: Sequence[str], n: int = 2000) -> tuple[float, float]:

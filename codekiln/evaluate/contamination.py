@@ -51,9 +51,11 @@ def find_contamination(
     for document in documents:
         for search in searches:
             for text in search.find(document.text):
-                names.setdefault(text, []).append(document.name)
+                found = names.setdefault(text, [])
+                if len(found) < MAX_NAMES:
+                    found.append(document.name)
     return Contamination(
-        documents={task_id: tuple(names[text][:MAX_NAMES]) for task_id, text in texts.items() if text in names},
+        documents={task_id: tuple(names[text]) for task_id, text in texts.items() if text in names},
         clean=tuple(task_id for task_id, text in texts.items() if text not in names and length_of[text] is not None),
         unchecked=tuple(task_id for task_id, text in texts.items() if length_of[text] is None),
     )

@@ -114,6 +114,20 @@ def pass_at_k(counts: Mapping[str, SampleCounts], k: int, groups: Mapping[str, s
     )
 
 
+def group_pass_rates(counts: Mapping[str, SampleCounts], groups: Mapping[str, str]) -> dict[str, float]:
+    """The fraction of the scored samples of each group that passed: MTPB's score of a problem, whose cases are a group.
+
+    Groups without scored samples are left out.
+    """
+    scored: dict[str, int] = {}
+    passed: dict[str, int] = {}
+    for task_id, count in counts.items():
+        group = groups[task_id]
+        scored[group] = scored.get(group, 0) + count.n_scored
+        passed[group] = passed.get(group, 0) + count.n_passed
+    return {group: passed[group] / n for group, n in scored.items() if n}
+
+
 def best_pass_at_k(
     by_temperature: Mapping[float, Mapping[str, SampleCounts]], k: int, groups: Mapping[str, str], *, seed: int = 0
 ) -> BestPassAtK:

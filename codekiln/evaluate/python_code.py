@@ -36,14 +36,21 @@ class PythonCode:
 
 def parse_python(text: str) -> PythonCode | None:
     """The code, None if it does not parse."""
+    tree = syntax_tree(text)
+    if tree is None:
+        return None
+    data = text.encode()
+    return PythonCode(text, data, tree, (0, *(match.end() for match in _LINE_END.finditer(data))))
+
+
+def syntax_tree(text: str) -> ast.Module | None:
+    """The tree of a program, None if it does not parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about escapes in the code of others
-            tree = ast.parse(text)
-        data = text.encode()
+            return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return PythonCode(text, data, tree, (0, *(match.end() for match in _LINE_END.finditer(data))))
 
 
 def docstring_node(node: ast.Module | ast.ClassDef | FunctionNode) -> ast.Constant | None:

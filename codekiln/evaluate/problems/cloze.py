@@ -53,6 +53,9 @@ class WordClozeProblem:
             raise ConfigError(f"a cloze of {max_tokens} tokens is too short for its words: use a longer context")
         return [_sequence(part.fit(room), infill_format, method) for part in parts]
 
+    def choose(self, log_likelihoods: Sequence[float]) -> str:
+        return self.options[max(range(len(self.options)), key=log_likelihoods.__getitem__)]
+
     def text_scores(self, answer: str) -> dict[str, float]:
         """{} if the file has no answers."""
         return {"correct": float(answer == self.reference)} if self.reference else {}

@@ -5,7 +5,6 @@ official prompts with two examples, which are read from the user's copy of its `
 """
 
 import ast
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from codekiln.errors import InvalidFileError, MissingFileError
 from codekiln.evaluate.benchmark_files import Row
 from codekiln.evaluate.problems.truncation import cut_before
 from codekiln.evaluate.programs import TestedProgram
+from codekiln.evaluate.python_code import syntax_tree
 
 Direction = Literal["output", "input"]
 CPU_SECONDS = 3.0  # of the official evaluation
@@ -125,14 +125,14 @@ class Template:
 def read_templates(path: Path) -> dict[Direction, Template]:
     """The direct prompts of the official `prompts.py`. Raises MissingFileError, or InvalidFileError if it has other ones."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except OSError:
+        tree = syntax_tree(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         raise MissingFileError(
             f"{path} does not exist: it is prompts.py of github.com/facebookresearch/cruxeval"
         ) from None
-    except (SyntaxError, ValueError) as error:
-        raise InvalidFileError(f"{path} is not the prompts.py of CRUXEval ({error})") from None
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    except UnicodeDecodeError:
+        tree = None
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)} if tree is not None else {}
     return {direction: _template(functions.get(_PROMPTS[direction]), path) for direction in ("output", "input")}
 
 
@@ -167,6 +167,6 @@ def _prompt(row: Row, direction: Direction) -> str:
 
 
 def _is_expression(text: str) -> bool:
-    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-        return "\n" not in text.strip() and bool(ast.parse(text.strip(), mode="eval"))
-    return False
+    """Whether a text is one expression on one line."""
+    tree = None if "\n" in text.strip() else syntax_tree(text.strip())
+    return tree is not None and len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr)

@@ -123,7 +123,7 @@ class TokenCodec(Protocol):
 
 
 class ClozeProblem(AnyProblem, Protocol):
-    """One of `options` is between `prompt` and `suffix`. The first of equally likely options is the answer."""
+    """One of `options` is between `prompt` and `suffix`."""
 
     kind: ClassVar[Literal["cloze"]]
 
@@ -138,6 +138,9 @@ class ClozeProblem(AnyProblem, Protocol):
 
         Raises ConfigError if the method infills and the model has no infilling format.
         """
+
+    def choose(self, log_likelihoods: Sequence[float]) -> str:
+        """The answer: the option whose sequence is most likely, the first of equally likely ones."""
 
 
 class NamesProblem(AnyProblem, Protocol):

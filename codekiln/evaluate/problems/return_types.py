@@ -1,13 +1,13 @@
 """Return types (InCoder, section 4.4): the annotation after `->`, given the function without other annotations."""
 
 import ast
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from codekiln.evaluate.benchmark_files import Row
 from codekiln.evaluate.problems.truncation import cut_before
+from codekiln.evaluate.python_code import syntax_tree
 
 MAX_NEW_TOKENS = 20  # of InCoder's script
 NEXT_FUNCTION = "\n\ndef "  # shows where the function ends
@@ -78,6 +78,5 @@ def return_type_problem(task_id: str, imports: str, left: str, right: str, refer
 
 def normalized_type(text: str) -> str | None:
     """A type in one spelling, None if it is no Python. Official: astunparse, which writes more parentheses, for both sides."""
-    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-        return ast.unparse(ast.parse(text)).strip()
-    return None
+    tree = syntax_tree(text)
+    return None if tree is None else ast.unparse(tree).strip()
