@@ -10,7 +10,6 @@ import operator
 import os
 import signal
 import socket
-import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -104,7 +103,7 @@ def run(job: dict[str, Any], held: list[bytes], results: int, links: list[int]) 
         arguments = (job["code"], job["expected"], job["alarm_seconds"])
         try:
             run_to_its_end(printing.run_and_compare, arguments, results, held)
-        except printing.MissingPackage as error:
+        except printing.MissingPackageError as error:
             report(results, {"status": "unscored", "error": str(error)})
     elif kind == "serve":
         held.clear()

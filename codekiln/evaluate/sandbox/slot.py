@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
-from codekiln.evaluate.programs import PrintingProgram, Program, TestedProgram, Verdict
+from codekiln.evaluate.programs import Mode, PrintingProgram, Program, TestedProgram, Verdict
 from codekiln.evaluate.sandbox.messages import Channel, MessageError
 from codekiln.evaluate.sandbox.printed import is_printed_equal
 
@@ -121,7 +121,7 @@ class Slot:
             self.close()
             if not self._is_ended:
                 self._start()
-            mode = "printed" if isinstance(program, PrintingProgram) else "split" if split else "compat"
+            mode: Mode = "printed" if isinstance(program, PrintingProgram) else "split" if split else "compat"
             return Verdict(status="crashed", error="a process of the sandbox ended", mode=mode)
 
     def _judge_compat(self, program: TestedProgram, fallback: str = "") -> Verdict:

@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 
 from codekiln.evaluate.programs import TestedProgram
-from codekiln.evaluate.sandbox.attacks.attack import WRONG, Attack
+from codekiln.evaluate.sandbox.attacks.attack import WRONG, Attack, Kind
 
 CALL = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 
@@ -17,7 +17,9 @@ SOURCES = {
     "lists a folder": "import os\nassert os.listdir('{folder}')\n",
     "lists the home of root": "import os\nassert os.listdir('/root') or os.listdir('/home')\n",
     "writes a file": "open('{folder}/new.txt', 'w').write('x')\n",
-    "writes to another folder": "open('/var/tmp/codekiln-escape', 'w').write('x')\nimport os\nos.unlink('/var/tmp/codekiln-escape')\n",
+    "writes to another folder": (
+        "import os\nopen('/var/tmp/codekiln-escape', 'w').write('x')\nos.unlink('/var/tmp/codekiln-escape')\n"
+    ),
     "appends to a file": "open('{folder}/secret.txt', 'a').write('x')\n",
     "truncates a file": "import os\nos.truncate('{folder}/secret.txt', 0)\n",
     "deletes a file": "import os\nos.unlink('{folder}/victim.txt')\n",
@@ -29,7 +31,9 @@ SOURCES = {
     "reads through a symbolic link": "import os\nos.symlink('{folder}/secret.txt', 'link')\nassert open('link').read()\n",
     "makes a hard link": "import os\nos.link('{folder}/secret.txt', 'link')\n",
     "connects by TCP": "import socket\nsocket.create_connection(('127.0.0.1', {port}), 5)\n",
-    "sends by UDP": "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {port}))\n",
+    "sends by UDP": (
+        "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {port}))\n"
+    ),
     "listens": "import socket\ns = socket.socket()\ns.bind(('127.0.0.1', 0))\ns.listen()\n",
     "connects to a Unix socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('{socket}')\n",
     "connects to an abstract socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('\\0{socket}')\n",
@@ -101,8 +105,9 @@ class Bait:
 def attacks(bait: Bait) -> list[Attack]:
     escapes = {name: source.format_map(vars(bait)) for name, source in SOURCES.items()}
     calls = {name: REACHABLE.format(numbers=numbers) for name, numbers in KERNEL_CALLS.items()}
+    groups: tuple[tuple[Kind, dict[str, str]], ...] = (("escape", escapes), ("kernel surface", calls))
     return [
         Attack(name=name, kind=kind, program=TestedProgram(source=source, tests="", cpu_seconds=2), expected=WRONG)
-        for kind, sources in (("escape", escapes), ("kernel surface", calls))
+        for kind, sources in groups
         for name, source in sources.items()
     ]

@@ -32,9 +32,7 @@ SOURCES = {
     "reports through all pipes": "import os\n" + EVERY_PIPE.format(data="""b'{"status": "passed"}'""") + ZERO,
     "sends the verdict of its server": (
         "import json, os\nreply = {'status': 'passed', 'error': '', 'cpu_seconds': 0.0, 'stderr': '', 'n_output': 0}\n"
-        "data = json.dumps(reply).encode()\n"
-        + EVERY_PIPE.format(data="len(data).to_bytes(4, 'little') + data")
-        + ZERO
+        "data = json.dumps(reply).encode()\n" + EVERY_PIPE.format(data="len(data).to_bytes(4, 'little') + data") + ZERO
     ),
     "reports at exit": (
         "import atexit, os\ndef report():\n    "
@@ -51,19 +49,31 @@ SOURCES = {
         "        for item in value if isinstance(value, (list, tuple)) else [value]:\n"
         "            if isinstance(item, bytes) and len(item) == 16:\n                found.append(item)\n"
         "    frame = frame.f_back\n"
-        "for nonce in found:\n" + "    " + EVERY_PIPE.format(data="nonce").replace("\n", "\n    ").rstrip() + "\n" + ZERO
+        "for nonce in found:\n"
+        + "    "
+        + EVERY_PIPE.format(data="nonce").replace("\n", "\n    ").rstrip()
+        + "\n"
+        + ZERO
     ),
     "looks for the nonce among all objects": (
         "import gc, os\nfound = []\nfor value in gc.get_objects():\n"
         "    for item in value if isinstance(value, (list, tuple)) else gc.get_referents(value):\n"
         "        if isinstance(item, bytes) and len(item) == 16:\n            found.append(item)\n"
-        "for nonce in found:\n" + "    " + EVERY_PIPE.format(data="nonce").replace("\n", "\n    ").rstrip() + "\n" + ZERO
+        "for nonce in found:\n"
+        + "    "
+        + EVERY_PIPE.format(data="nonce").replace("\n", "\n    ").rstrip()
+        + "\n"
+        + ZERO
     ),
     "looks for the nonce in frames of exceptions": (
         "import os\nfound = []\ntry:\n    1 / 0\nexcept ZeroDivisionError as error:\n"
         "    frame = error.__traceback__.tb_frame.f_back\n"
         "while frame:\n    found += [v for v in frame.f_locals.values() if isinstance(v, bytes)]\n    frame = frame.f_back\n"
-        "for nonce in found:\n" + "    " + EVERY_PIPE.format(data="nonce").replace("\n", "\n    ").rstrip() + "\n" + ZERO
+        "for nonce in found:\n"
+        + "    "
+        + EVERY_PIPE.format(data="nonce").replace("\n", "\n    ").rstrip()
+        + "\n"
+        + ZERO
     ),
     "calls the functions of the sandbox": (
         "import sys\nframe = sys._getframe()\nwhile frame:\n"
@@ -120,7 +130,12 @@ FOOLING_LISTS = {
 
 
 def attacks() -> list[Attack]:
-    groups = ((SOURCES, TESTS, False), (FOOLING_COMPAT, TESTS, True), (FOOLING_REAL, REAL_TESTS, True), (FOOLING_LISTS, LIST_TESTS, True))  # fmt: skip
+    groups = (
+        (SOURCES, TESTS, False),
+        (FOOLING_COMPAT, TESTS, True),
+        (FOOLING_REAL, REAL_TESTS, True),
+        (FOOLING_LISTS, LIST_TESTS, True),
+    )
     return [
         Attack(
             name=name,

@@ -62,7 +62,10 @@ PROGRAMS = {
         "try:\n    f(-1)\n    assert False\nexcept ValueError as error:\n    assert str(error) == 'negative'\n"
         "try:\n    f(1)\n    assert False\nexcept KeyError as error:\n    assert error.args == ('x',)",
     ),
-    "prints a megabyte": ("def f():\n    for _ in range(1000):\n        print('x' * 1000)\n    return 1\n", "assert f() == 1"),
+    "prints a megabyte": (
+        "def f():\n    for _ in range(1000):\n        print('x' * 1000)\n    return 1\n",
+        "assert f() == 1",
+    ),
     "has classes": (
         "class Stack:\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n        self.items.append(x)\n"
         "def total(stacks):\n    return sum(sum(s.items) for s in stacks)\n",

@@ -1,0 +1,15 @@
+"""Judges programs with CodeGen's mtpb_exec.py: run_mtpb_exec.py PATH reads [program, expected] as JSON, prints its own lines."""
+
+import importlib.util
+import json
+import sys
+
+spec = importlib.util.spec_from_file_location("mtpb_exec", sys.argv[1])
+assert spec is not None and spec.loader is not None
+mtpb_exec = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(mtpb_exec)
+problems = [
+    {"id": "x", "test_id": 0, "completions": program, "gold_output": expected}
+    for program, expected in json.load(sys.stdin)
+]
+mtpb_exec.eval_problems(problems, verbose=False)
