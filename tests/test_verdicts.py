@@ -241,7 +241,7 @@ FIXED: list[tuple[str, Any, bool]] = [
     ("x = 2 ** 100", 2**100, True),
     ("", 1, False),
     ("x = (", 1, False),
-    ("import os\nfor n in range(3, 9):\n    try:\n        os.write(n, b'passed')\n    except OSError:\n        pass\nprint(0)", 1, False),
+    ("import os\nfor n in range(3, 5):\n    os.write(n, b'passed')\nprint(0)", 1, False),
 ]  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def test_an_endless_loop_after_the_right_print_passes_only_as_published() -> Non
     source = "print(1)\nwhile True:\n    pass\n"
     released, fixed = judge(
         PrintingProgram(source=source, expected=1, checker=checker, cpu_seconds=0.5)
-        for checker in ("released", "fixed")  # type: ignore[arg-type]
+        for checker in ("released", "fixed")
     )
     assert released.is_passed and fixed.status == "timeout"
 
@@ -264,7 +264,7 @@ def test_programs_are_unscored_only_where_a_package_of_theirs_is_missing() -> No
     sources = ["import surely_missing\nprint(1)", "import also_missing\nprint(1)"]
     programs: list[Program] = [
         PrintingProgram(source=source, expected=1, checker=checker)
-        for checker in ("released", "fixed")  # type: ignore[arg-type]
+        for checker in ("released", "fixed")
         for source in sources
     ]
     statuses = [verdict.status for verdict in judge(programs, packages=("numpy", "surely_missing"))]

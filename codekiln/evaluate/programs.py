@@ -32,6 +32,8 @@ class TestedProgram:
     definitions of the prompt that `tests` use: split mode takes them from here and not from `source`.
     """
 
+    __test__ = False  # pytest takes classes whose name begins with "Test" for its own
+
     source: str
     tests: str
     setup: str = ""

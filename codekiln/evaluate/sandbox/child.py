@@ -111,7 +111,7 @@ def run(job: dict[str, Any], held: list[bytes], results: int, links: list[int]) 
     elif kind == "test":
         tests = split.Tests(Channel(socket.socket(fileno=links[0])), job["functions"])
         try:
-            run_to_its_end(tests.run, (job["code"],), results, held)
+            run_to_its_end(tests.run, (job["code"], job["helpers"]), results, held)
         except split.UnsupportedError as error:
             report(results, {"status": "unsupported", "error": str(error)})
         except split.ProgramEnded:

@@ -130,12 +130,18 @@ class Slot:
         return dataclasses.replace(verdict(self._programs.receive()), fallback=fallback)
 
     def _judge_split(self, program: TestedProgram) -> Verdict:
-        code = "\n".join(filter(None, (program.helpers, program.setup, program.tests)))
+        code = "\n".join(filter(None, (program.setup, program.tests)))
         one, other = socket.socketpair()
         with one, other:
             job = {"kind": "serve", "code": program.source, "cpu_seconds": program.cpu_seconds}
             self._programs.send(job, [one.fileno()])
-            job = {"kind": "test", "code": code, "functions": program.functions, "cpu_seconds": program.cpu_seconds}
+            job = {
+                "kind": "test",
+                "code": code,
+                "helpers": program.helpers,
+                "functions": program.functions,
+                "cpu_seconds": program.cpu_seconds,
+            }
             self._tests.send(job, [other.fileno()])
         tested = self._tests.receive()
         # A program that ended has left its report, or will in a moment.

@@ -51,6 +51,27 @@ def items_of(iterator: Iterator[Any], encode_item: Encode) -> list[object]:
     return encoded
 
 
+ITERATORS: tuple[type[Any], ...] = (
+    GeneratorType,
+    map,
+    filter,
+    zip,
+    enumerate,
+    reversed,
+    islice,
+    type({}.values()),
+    type({}.items()),
+    type(iter([])),
+    type(iter(())),
+    type(iter({})),
+    type(iter({}.values())),
+    type(iter({}.items())),
+    type(iter(set())),
+    type(iter("")),
+    type(iter(range(0))),
+    type(reversed([])),
+)
+
 EXACT: dict[type, Callable[[Any, Encode], object]] = {
     list: lambda value, item: [item(part) for part in value],
     tuple: lambda value, item: {"t": [item(part) for part in value]},
@@ -65,12 +86,8 @@ EXACT: dict[type, Callable[[Any, Encode], object]] = {
     Fraction: lambda value, _: {"F": [hex(value.numerator), hex(value.denominator)]},
     type({}.keys()): lambda value, item: {"k": [item(part) for part in value]},
 } | {
-    kind: lambda value, item: {"g": items_of(iter(value), item)}
-    for kind in (
-        GeneratorType, map, filter, zip, enumerate, reversed, islice, type({}.values()), type({}.items()), type(iter([])),
-        type(iter(())), type(iter({})), type(iter({}.values())), type(iter({}.items())), type(iter(set())), type(iter("")),
-        type(iter(range(0))), type(reversed([])),
-    )
+    iterator: lambda value, item: {"g": items_of(iter(value), item)}
+    for iterator in ITERATORS
 }  # fmt: skip
 
 REDUCTIONS: tuple[tuple[type, Callable[[Any], object]], ...] = (

@@ -58,7 +58,8 @@ SOURCES = {
     "becomes root": "import os\nassert os.getuid() != 0\nos.setuid(0)\n",
     "has a descriptor of a file or folder": (
         "import os, stat\nfound = []\nfor fd in range(3, 256):\n    try:\n        mode = os.fstat(fd).st_mode\n"
-        "    except OSError:\n        continue\n    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):\n        found.append(fd)\nassert found\n"
+        "    except OSError:\n        continue\n    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):\n"
+        "        found.append(fd)\nassert found\n"
     ),
     "reads variables of the environment": "import os\nassert 'HOME' in os.environ or 'PATH' in os.environ\n",
     "raises its limits": (
