@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ def human_eval_program(problem: JsonObject, completion: str) -> TestedProgram:
 
 
 def samples_of_codegen(n: int) -> list[tuple[JsonObject, str]]:
-    """The first samples of CodeGen-16B for each problem of HumanEval."""
+    """The first samples of CodeGen-16B for each problem of HumanEval. Their prompts have no examples, and another order."""
     rows = read_lines(PEERS / "CodeT" / "codegen16B_samples.jsonl")
-    return [(problem, sample) for problem, row in zip(human_eval(), rows, strict=True) for sample in row["samples"][:n]]
+    problems = {problem["entry_point"]: problem for problem in human_eval()}
+    matched = [(problems[re.findall(r"^def (\w+)\(", row["prompt"], re.MULTILINE)[-1]], row["samples"]) for row in rows]
+    assert len({problem["task_id"] for problem, _ in matched}) == len(problems)
+    return [(problem, sample) for problem, samples in matched for sample in samples[:n]]
