@@ -234,11 +234,12 @@ def _problem_sets(
 
 
 def _packages(names: list[str]) -> tuple[str, ...]:
-    """Installed packages that programs may import. Those of MTPB also use pandas and scikit-learn."""
-    from importlib.util import find_spec
+    """Packages that programs may import, if they are installed. Those of MTPB also use pandas and scikit-learn.
 
-    wanted = ("numpy", "pandas", "sklearn") if any(name.startswith("mtpb") for name in names) else ("numpy",)
-    return tuple(name for name in wanted if find_spec(name) is not None)
+    Also modules of the standard library that take long to import, so that they are imported once.
+    """
+    has_mtpb = any(name.startswith("mtpb") for name in names)
+    return ("numpy", "doctest", *(("pandas", "sklearn") if has_mtpb else ()))
 
 
 def _model_record(

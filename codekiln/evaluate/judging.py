@@ -12,7 +12,8 @@ from codekiln.evaluate.sandbox.sandbox import Sandbox
 
 
 class Judge:
-    """A sandbox in a thread of its own. `on_verdict` is called there with the key of a sample and its verdict.
+    """A sandbox in a thread of its own, which starts with the first program. `on_verdict` is called there with the key of a
+    sample and its verdict.
 
     Leaving the `with` statement waits until all programs are judged; if an exception leaves it, those that wait are not.
     Raises there what the sandbox raised.
@@ -24,17 +25,20 @@ class Judge:
         self._keys: list[SampleKey] = []
         self._failure: BaseException | None = None
         self._is_stopped = threading.Event()
+        self._has_started = False
         self._thread = threading.Thread(target=self._run, name="judge")
-        self.level: str | None = None  # of the sandbox, once it has begun
+        self.level: str | None = None  # of the sandbox, if there was a program
 
     def judge(self, key: SampleKey, program: Program) -> None:
         """Adds a program. Raises what the sandbox raised before."""
         if self._failure is not None:
             raise self._failure
         self._programs.put((key, program))
+        if not self._has_started:
+            self._has_started = True
+            self._thread.start()
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
@@ -43,7 +47,8 @@ class Judge:
         if error is not None:
             self._is_stopped.set()
         self._programs.put(None)
-        self._thread.join()
+        if self._has_started:
+            self._thread.join()
         if error is None and self._failure is not None:
             raise self._failure
 

@@ -40,7 +40,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if any(temperature == 0 for temperature in self.temperatures) and self.n_samples > 1:
+        if 0 in self.temperatures and self.n_samples > 1:
             raise ConfigError("with temperature 0 all samples are equal: draw one, or give a higher --temperature")
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ConfigError("a temperature is given twice")

@@ -4,12 +4,12 @@ Compat mode is in this file: one exec of source, setup and tests, as HumanEval's
 are in `split` and `printing`, and run through `run_to_its_end`, too, wherever a verdict "passed" depends on it.
 """
 
+import fcntl
 import json
 import operator
 import os
 import signal
 import socket
-import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,13 +18,14 @@ from types import FunctionType
 from typing import Any, NoReturn
 
 from codekiln.evaluate.sandbox import printing, split
-from codekiln.evaluate.sandbox.limits import limit_cpu
+from codekiln.evaluate.sandbox.limits import MAX_OPEN_FILES, limit_cpu
 from codekiln.evaluate.sandbox.messages import Channel
 from codekiln.evaluate.sandbox.seccomp import assemble, install, program_filter
 from codekiln.evaluate.sandbox.syscalls import PR_SET_PDEATHSIG, prctl
 
 MAX_ERROR_CHARACTERS = 500
 REPORTED = ("failed", "memory", "exited", "gone", "unsupported", "unscored", "printed")  # never "passed"
+KEPT = 100  # above the descriptors that a program gets, and below those that it may have
 PID_MARK = 0x7EADBEEF
 _filter: list[bytes] = []  # the assembled filter, around the places of the process number
 
@@ -69,18 +70,25 @@ def main(
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.dup2(outputs, 1)
-        os.dup2(errors, 2)
+        results, links = keep_descriptors(results, outputs, errors, links)
         limit_cpu(job["cpu_seconds"])
         if is_confined:
             install(os.getpid().to_bytes(4, "little").join(_filter))
         os.environ.clear()
-        for name in [name for name in sys.modules if name.startswith("codekiln") or name.startswith("ctypes")]:
-            del sys.modules[name]
         run(job, held, results, links)
     except BaseException as error:
         report_exception(results, error)
     os._exit(0)
+
+
+def keep_descriptors(results: int, outputs: int, errors: int, links: list[int]) -> tuple[int, list[int]]:
+    """Closes all descriptors but those of the program. The server's channel must not be one of them: it carries verdicts."""
+    wanted = [os.open("/dev/null", os.O_RDONLY), outputs, errors, results, *links]
+    lifted = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, KEPT) for descriptor in wanted]
+    for place, descriptor in enumerate(lifted):
+        os.dup2(descriptor, place)
+    os.closerange(len(wanted), MAX_OPEN_FILES + KEPT)
+    return 3, list(range(4, len(wanted)))
 
 
 def run(job: dict[str, Any], held: list[bytes], results: int, links: list[int]) -> None:
@@ -95,7 +103,7 @@ def run(job: dict[str, Any], held: list[bytes], results: int, links: list[int]) 
         arguments = (job["code"], job["expected"], job["alarm_seconds"])
         try:
             run_to_its_end(printing.run_and_compare, arguments, results, held)
-        except printing.MissingPackage as error:
+        except printing.MissingPackageError as error:
             report(results, {"status": "unscored", "error": str(error)})
     elif kind == "serve":
         held.clear()
@@ -103,7 +111,7 @@ def run(job: dict[str, Any], held: list[bytes], results: int, links: list[int]) 
     elif kind == "test":
         tests = split.Tests(Channel(socket.socket(fileno=links[0])), job["functions"])
         try:
-            run_to_its_end(tests.run, (job["code"],), results, held)
+            run_to_its_end(tests.run, (job["code"], job["helpers"]), results, held)
         except split.UnsupportedError as error:
             report(results, {"status": "unsupported", "error": str(error)})
         except split.ProgramEnded:

@@ -37,7 +37,7 @@ def main(control_fds: list[int], evaluator: int) -> None:
         if confinement is None:
             channels[0].send({"refused": reason})
             return
-        servers = [start(channels, k, confinement, settings) for k in range(len(channels))]
+        servers = [start(channels, k, confinement, settings, evaluator_fd) for k in range(len(channels))]
         for channel in channels:
             channel.close()
         waits = [evaluator_fd, *(os.pidfd_open(server) for server in servers)]
@@ -47,7 +47,8 @@ def main(control_fds: list[int], evaluator: int) -> None:
         poll.poll()
         for server in servers:
             os.kill(server, signal.SIGKILL)
-        for server in servers:
+        # Process 1 of a namespace ends only after all others in it have been waited for.
+        for server in reversed(servers):
             os.waitpid(server, 0)
     finally:
         if scratch:
@@ -92,12 +93,15 @@ def confine(settings: dict[str, Any]) -> tuple[Confinement | None, str]:
     return Confinement(level="landlock", readable=(*readable, *DEVICES), folders=folders, has_landlock=True), ""
 
 
-def start(channels: list[Channel], k: int, confinement: Confinement, settings: dict[str, Any]) -> int:
+def start(
+    channels: list[Channel], k: int, confinement: Confinement, settings: dict[str, Any], evaluator_fd: int
+) -> int:
     """Forks a server that listens on channel `k`. The first one has process number 1 in its namespace."""
     pid = os.fork()
     if pid:
         return pid
     try:
+        os.close(evaluator_fd)
         for n, channel in enumerate(channels):
             if n != k:
                 channel.close()

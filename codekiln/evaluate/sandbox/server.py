@@ -8,7 +8,6 @@ import errno
 import gc
 import importlib
 import os
-import random
 import select
 import signal
 import sys
@@ -88,7 +87,9 @@ class ForkServer:
         # Frames and objects are where a program would look for the nonce. No hook can be removed.
         sys.addaudithook(child.refusing_hook())
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        random.seed()
+        # Programs import their own.
+        for name in [name for name in sys.modules if name.startswith(("codekiln", "ctypes"))]:
+            del sys.modules[name]
         gc.collect()
         gc.freeze()
 

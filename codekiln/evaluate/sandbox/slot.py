@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
-from codekiln.evaluate.programs import PrintingProgram, Program, TestedProgram, Verdict
+from codekiln.evaluate.programs import Mode, PrintingProgram, Program, TestedProgram, Verdict
 from codekiln.evaluate.sandbox.messages import Channel, MessageError
 from codekiln.evaluate.sandbox.printed import is_printed_equal
 
@@ -121,7 +121,7 @@ class Slot:
             self.close()
             if not self._is_ended:
                 self._start()
-            mode = "printed" if isinstance(program, PrintingProgram) else "split" if split else "compat"
+            mode: Mode = "printed" if isinstance(program, PrintingProgram) else "split" if split else "compat"
             return Verdict(status="crashed", error="a process of the sandbox ended", mode=mode)
 
     def _judge_compat(self, program: TestedProgram, fallback: str = "") -> Verdict:
@@ -130,12 +130,18 @@ class Slot:
         return dataclasses.replace(verdict(self._programs.receive()), fallback=fallback)
 
     def _judge_split(self, program: TestedProgram) -> Verdict:
-        code = "\n".join(filter(None, (program.helpers, program.setup, program.tests)))
+        code = "\n".join(filter(None, (program.setup, program.tests)))
         one, other = socket.socketpair()
         with one, other:
             job = {"kind": "serve", "code": program.source, "cpu_seconds": program.cpu_seconds}
             self._programs.send(job, [one.fileno()])
-            job = {"kind": "test", "code": code, "functions": program.functions, "cpu_seconds": program.cpu_seconds}
+            job = {
+                "kind": "test",
+                "code": code,
+                "helpers": program.helpers,
+                "functions": program.functions,
+                "cpu_seconds": program.cpu_seconds,
+            }
             self._tests.send(job, [other.fileno()])
         tested = self._tests.receive()
         # A program that ended has left its report, or will in a moment.

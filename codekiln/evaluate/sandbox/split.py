@@ -122,11 +122,16 @@ class Tests:
         self.functions = functions
         self.unsupported = ""
 
-    def run(self, code: str) -> None:
-        """Raises what the tests raise, UnsupportedError and ProgramEnded."""
+    def run(self, code: str, helpers: str) -> None:
+        """Runs the tests after their helpers, which may define functions of the program: those are replaced.
+
+        Raises what the tests raise, UnsupportedError and ProgramEnded.
+        """
         compiled = compile(code, "<tests>", "exec", dont_inherit=True)
         self.receive()  # the program has run
         namespace: dict[str, Any] = {"__builtins__": Names(self)}
+        if helpers:
+            exec(compile(helpers, "<helpers>", "exec", dont_inherit=True), namespace)  # noqa: S102
         namespace |= {name: Remote(self, {"name": name}) for name in self.functions}
         exec(compiled, namespace)  # noqa: S102
         if self.unsupported:  # a test caught it

@@ -21,16 +21,15 @@ class WireError(Exception):
     """A value that is no data, is too deep or too long; or something received that is no encoded value."""
 
 
-def encode(value: object, other: Encode, *, strict: bool = False, depth: int = 0) -> object:
+def encode(value: Any, other: Encode, *, strict: bool = False, depth: int = 0) -> object:
     """A value for JSON. `other` encodes what is no data. Raises WireError.
 
     Subclasses are reduced to the value of their base type, or passed to `other` if `strict`.
     """
-    kind = type(value)
+    kind: type[Any] = type(value)
     if value is None or kind is bool or kind is str or kind is float:
         return value
     if kind is int:
-        assert isinstance(value, int)
         return value if -SMALL <= value < SMALL else {"i": hex(value)}
     if depth > MAX_DEPTH:
         raise WireError(f"a value is nested more than {MAX_DEPTH} times")
@@ -41,7 +40,7 @@ def encode(value: object, other: Encode, *, strict: bool = False, depth: int = 0
             if isinstance(value, base):
                 return encode(reduce(value), other, depth=depth)
         if kind.__module__ == "numpy" and getattr(value, "shape", None) == ():
-            return encode(value.item(), other, depth=depth + 1)  # type: ignore[attr-defined]  # a scalar
+            return encode(value.item(), other, depth=depth + 1)  # a scalar
     return other(value)
 
 
@@ -51,6 +50,27 @@ def items_of(iterator: Iterator[Any], encode_item: Encode) -> list[object]:
         raise WireError(f"an iterator has more than {MAX_ITEMS} items")
     return encoded
 
+
+ITERATORS: tuple[type[Any], ...] = (
+    GeneratorType,
+    map,
+    filter,
+    zip,
+    enumerate,
+    reversed,
+    islice,
+    type({}.values()),
+    type({}.items()),
+    type(iter([])),
+    type(iter(())),
+    type(iter({})),
+    type(iter({}.values())),
+    type(iter({}.items())),
+    type(iter(set())),
+    type(iter("")),
+    type(iter(range(0))),
+    type(reversed([])),
+)
 
 EXACT: dict[type, Callable[[Any, Encode], object]] = {
     list: lambda value, item: [item(part) for part in value],
@@ -66,12 +86,8 @@ EXACT: dict[type, Callable[[Any, Encode], object]] = {
     Fraction: lambda value, _: {"F": [hex(value.numerator), hex(value.denominator)]},
     type({}.keys()): lambda value, item: {"k": [item(part) for part in value]},
 } | {
-    kind: lambda value, item: {"g": items_of(iter(value), item)}
-    for kind in (
-        GeneratorType, map, filter, zip, enumerate, reversed, islice, type({}.values()), type({}.items()), type(iter([])),
-        type(iter(())), type(iter({})), type(iter({}.values())), type(iter({}.items())), type(iter(set())), type(iter("")),
-        type(iter(range(0))), type(reversed([])),
-    )
+    iterator: lambda value, item: {"g": items_of(iter(value), item)}
+    for iterator in ITERATORS
 }  # fmt: skip
 
 REDUCTIONS: tuple[tuple[type, Callable[[Any], object]], ...] = (
