@@ -1,5 +1,6 @@
 """The command evaluate, from problems to results: on held-out code, on published files, on stored samples, and on a server."""
 
+import contextlib
 import gzip
 import json
 import signal
@@ -118,7 +119,7 @@ def test_every_benchmark_that_needs_no_download_is_measured(small_run: Path, cod
 def test_a_killed_evaluation_continues_with_the_same_samples(small_run: Path, code: Path, tmp_path: Path) -> None:
     arguments = (
         "evaluate", small_run, "--on", "held-out-doctests,held-out-variable-names", "--data", code,
-        "-n", 4, "--temperature", 0.7, "--temperature", 0.9,
+        "-n", 4, "--temperature", 0.7, "--temperature", 0.9, "--limit", 5,
     )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert codekiln(*arguments, "--out", whole).returncode == 0
@@ -138,12 +139,13 @@ def test_a_killed_evaluation_continues_with_the_same_samples(small_run: Path, co
     assert n_before > 0 and all(json.loads(line) for line in kept)
 
     key = ("benchmark", "task_id", "temperature", "number")
-    for file in ("samples.jsonl", "verdicts.jsonl"):
+    for records in ("samples.jsonl", "verdicts.jsonl"):
         expected, found = (
-            {tuple(each[name] for name in key): each for each in lines_of(folder / file)} for folder in (whole, killed)
+            {tuple(each[name] for name in key): each for each in lines_of(folder / records)}
+            for folder in (whole, killed)
         )
         assert expected.keys() == found.keys() and len(expected) > 10
-        if file == "samples.jsonl":
+        if records == "samples.jsonl":
             # Logits of another batch differ in the last bit, which rarely changes a sample.
             n_equal = sum(found[each]["texts"] == expected[each]["texts"] for each in expected)
             assert n_equal >= 0.9 * len(expected)
@@ -172,7 +174,7 @@ def test_stored_samples_are_scored_and_wrong_files_are_named(tmp_path: Path) -> 
     def score(lines: list[str], name: str) -> "subprocess.CompletedProcess[str]":
         samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return codekiln(
-            "evaluate", "--samples", samples, "--on", "humaneval", "--data", path.parent, "--limit", 6, "-n", 2,
+            "evaluate", "--samples", samples, "--on", "humaneval", "--data", path.parent, "--limit", 6,
             "--out", tmp_path / name,
         )  # fmt: skip
 
@@ -272,16 +274,74 @@ def test_a_served_model_gives_the_answers_of_the_model_itself(small_run: Path, c
 def test_ctrl_c_leaves_what_was_sampled_and_no_process(small_run: Path, code: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "codekiln", "evaluate", str(small_run), "--on", "held-out-doctests", "--data", str(code),
-        "-n", "50", "--temperature", "0.9", "--out", str(tmp_path / "out"),
+        "-n", "200", "--temperature", "0.9", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         verdicts = tmp_path / "out" / "verdicts.jsonl"
         while process.poll() is None and not (verdicts.exists() and verdicts.stat().st_size):
             time.sleep(0.02)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+        children = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert lines_of(tmp_path / "out" / "samples.jsonl") and lines_of(verdicts)
     assert not (tmp_path / "out" / "results.json").exists()
-    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    assert children and not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_released_model_is_measured_by_the_protocol_of_its_paper(tmp_path: Path) -> None:
+    """A small model with the architecture and the tokenizer of CodeGen, and two samples instead of 200 and 40."""
+    data = published("mtpb.jsonl").parent
+    model = save_codegen(tmp_path / "codegen")
+    done = codekiln(
+        "evaluate", model, "--on", "humaneval,mtpb", "--preset", "codegen", "--data", data, "--limit", 1, "-n", 2,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = results_of(tmp_path / "out")
+    assert found["humaneval"]["settings"]["temperatures"] == [0.2, 0.6, 0.8]
+    assert found["humaneval"]["settings"]["cut_rule"] == "codegen" and found["humaneval"]["counts"]["samples"] == 6
+    assert set(found["humaneval"]["metrics"]) == {"pass@1"} and "temperature" in found["humaneval"]["metrics"]["pass@1"]
+    assert found["mtpb"]["metrics"]["pass_rate"]["n_problems"] == 1
+    assert "its checker lets at most 1.0000 pass" in done.stdout
+    turns = [each for each in lines_of(tmp_path / "out" / "samples.jsonl") if each["benchmark"] == "mtpb"]
+    assert len(turns) == 2 and all(len(each["answers"]) == len(each["texts"]) > 2 for each in turns)
+
+
+def save_codegen(folder: Path) -> Path:
+    """A model directory with CodeGen's architecture and tokenizer, and random weights."""
+    import torch
+
+    from codekiln.model.configs import CodeGenConfig
+    from codekiln.model.huggingface import save_model
+    from codekiln.model.transformer import Transformer
+    from codekiln.tokenizer.bpe import hugging_face_configs
+    from codekiln.tokenizer.codegen import codegen_tokenizer, load_gpt2_merges
+
+    torch.manual_seed(0)
+    tokenizer = codegen_tokenizer(load_gpt2_merges())
+    tokenizer.save(folder / "tokenizer.json")
+    config = CodeGenConfig(
+        n_layers=1,
+        d_model=32,
+        n_heads=2,
+        n_kv_heads=2,
+        d_head=16,
+        d_ff=64,
+        vocab_size=51_200,
+        context_length=2048,
+        rotary_dim=8,
+    )
+    save_model(
+        folder / "model", Transformer(config), folder / "tokenizer.json", hugging_face_configs(tokenizer, 2048), {}
+    )
+    return folder / "model"

@@ -2,7 +2,7 @@
 # ruff: noqa: PLC0415
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from codekiln.extras import import_optional
 
 if TYPE_CHECKING:
     from codekiln.evaluate.evaluation import ProblemSet
+    from codekiln.evaluate.sandbox.sandbox import Sandbox
     from codekiln.evaluate.settings import Method, Settings
     from codekiln.files import JsonObject
     from codekiln.generate.complete import Completer
@@ -112,7 +113,7 @@ def evaluate(
     """Measure a model on benchmarks. Programs that it writes run in a sandbox."""
     from codekiln.evaluate.answers import ModelAnswers
     from codekiln.evaluate.evaluation import AnswerSource, Evaluation, Task
-    from codekiln.evaluate.samples import Sample, read_samples
+    from codekiln.evaluate.samples import Sample, read_samples, stored_settings
     from codekiln.evaluate.sandbox.sandbox import Sandbox
 
     if is_check:
@@ -123,8 +124,10 @@ def evaluate(
             "give a model and --on BENCHMARKS; or --samples FILE and --on BENCHMARK; or --sandbox-check"
         )
     names = list(dict.fromkeys(name.strip() for name in on.split(",") if name.strip()))
-    if samples is not None and (len(names) != 1 or endpoint is not None):
-        raise typer.BadParameter("--samples is for one benchmark and without --endpoint")
+    if samples is not None and (len(names) != 1 or endpoint or method or n or temperature):
+        raise typer.BadParameter(
+            "--samples is for one benchmark, and without --endpoint, --method, -n and --temperature"
+        )
     folder = _output_folder(model, out, preset, is_local=endpoint is None)
     completer = (
         load_completer(Path(model), backend, weights, default="float32")
@@ -134,7 +137,8 @@ def evaluate(
     can_infill = completer.can_infill if completer is not None else True
     choice = _Choice(preset, method, n, tuple(temperature or ()), seed)
     chosen = {name: choice.settings(name, can_infill=can_infill) for name in names}
-    sets = _problem_sets(chosen, None if model is None else Path(model), data, limit)
+    make_sandbox = partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names))
+    sets = _problem_sets(chosen, None if model is None else Path(model), data, limit, make_sandbox)
     tasks: list[Task] = []
     stored: list[Sample] = []
     for found in sets:
@@ -142,7 +146,7 @@ def evaluate(
         source: AnswerSource | None = None
         if samples is not None:
             stored = read_samples(samples, name, found.problems)
-            settings = replace(settings, preset="stored samples", temperatures=(0.0,))
+            settings = stored_settings(stored)
         elif completer is not None:
             source = ModelAnswers(completer, name, settings)
         elif endpoint is not None and model is not None:
@@ -153,7 +157,7 @@ def evaluate(
     evaluation = Evaluation(
         folder,
         _model_record(model, endpoint, samples, completer),
-        partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names)),
+        make_sandbox,
         {"mode": verdict, "wanted": sandbox},
         tasks,
     )
@@ -182,14 +186,14 @@ class _Choice:
     seed: int
 
     def settings(self, benchmark: str, *, can_infill: bool) -> "Settings":
-        from codekiln.evaluate.settings import preset_settings
+        from codekiln.evaluate.settings import KS, preset_settings
 
         settings = preset_settings(self.preset, benchmark, can_infill=can_infill)
         return replace(
             settings,
             method=self.method or settings.method,
             n_samples=self.n or settings.n_samples,
-            ks=settings.ks if self.n is None else tuple(k for k in (1, 10, 100) if k <= self.n),
+            ks=settings.ks if self.n is None else tuple(k for k in KS if k <= self.n),
             temperatures=self.temperatures or settings.temperatures,
             seed=self.seed,
         )
@@ -206,7 +210,11 @@ def _output_folder(model: str | None, out: Path | None, preset: str, *, is_local
 
 
 def _problem_sets(
-    chosen: "Mapping[str, Settings]", model: Path | None, data: Path | None, limit: int | None
+    chosen: "Mapping[str, Settings]",
+    model: Path | None,
+    data: Path | None,
+    limit: int | None,
+    make_sandbox: "Callable[[], Sandbox]",
 ) -> "list[ProblemSet]":
     """The problems of benchmarks; of a run with a corpus, also those of which the corpus has no copy."""
     from codekiln.corpus.documents import MANIFEST
@@ -227,7 +235,7 @@ def _problem_sets(
             raise ConfigError(
                 f"{name} is made from code: give a run that has a corpus, or a folder of code with --data"
             )
-        sets.append(held_out.held_out_problems(name, place, settings, limit))
+        sets.append(held_out.held_out_problems(name, place, settings, limit, make_sandbox))
     if has_corpus:
         sets = import_optional("codekiln.evaluate.held_out.load", "corpus").with_clean_problems(sets, model)
     return sets
@@ -292,6 +300,8 @@ def _print_results(results: "JsonObject") -> None:
         ]
         for key, text in (("problems_without_samples", "problems have no sample"), ("cut_prompts", "prompts were cut")):
             notes += [f"{counts[key]} {text}"] if counts[key] else []
+        if "ceiling" in found["source"]:
+            notes.append(f"its checker lets at most {found['source']['ceiling']:.4f} pass")
         if notes:
             typer.echo(f"{name}: {', '.join(notes)}")
     if results["sandbox"]["level"] is not None:

@@ -181,8 +181,7 @@ class ModelAnswers:
             jobs.append(self._completer.submit_score(first, rest))
         yield jobs
         scores = [sum(each.logprob for each in job.request.prompt_logprobs) for job in jobs]
-        best = scores.index(max(scores))
-        return [replace(self._sample(question, 0, [problem.options[best]], []), logprob=scores[best])]
+        return [replace(self._sample(question, 0, [problem.choose(scores)], []), logprob=max(scores))]
 
     def _names(self, question: Question, problem: NamesProblem) -> Work[list[Sample]]:
         """The most frequent fill of all holes; left to right, the continuation of the text before the first hole."""

@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import openai
@@ -18,6 +19,7 @@ from codekiln.evaluate.settings import Settings
 MAX_OPEN = 8  # requests at the same time
 MAX_SAMPLES = 8  # of one request
 MAX_STOP = 4  # strings, in OpenAI's API. Answers are truncated here in any case.
+MAX_RETRIES = 4  # of a request to a busy server
 SECONDS = 600.0  # for one request
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -31,7 +33,7 @@ class EndpointAnswers:
 
     def __init__(self, url: str, model: str, benchmark: str, settings: Settings) -> None:
         key = os.environ.get(KEY_VARIABLE, "none")
-        self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=5, timeout=SECONDS)
+        self._client = partial(openai.OpenAI, base_url=url, api_key=key, max_retries=MAX_RETRIES, timeout=SECONDS)
         self._url, self._model, self._benchmark, self._settings = url, model, benchmark, settings
 
     def samples_per_job(self, problems: Sequence[Problem]) -> int:
@@ -47,44 +49,44 @@ class EndpointAnswers:
 
     def answer(self, asked: Iterator[Question]) -> Iterator[tuple[Question, list[Sample]]]:
         """The samples for each question, as soon as they arrive."""
-        with ThreadPoolExecutor(MAX_OPEN) as pool:
+        with self._client() as client, ThreadPoolExecutor(MAX_OPEN) as pool:
             open_: dict[Future[list[Sample]], Question] = {}
             try:
                 while True:
                     for question in itertools.islice(asked, MAX_OPEN - len(open_)):
-                        open_[pool.submit(self._answer, question)] = question
+                        open_[pool.submit(self._answer, client, question)] = question
                     if not open_:
                         return
                     for done in wait(open_, return_when=FIRST_COMPLETED).done:
                         yield open_.pop(done), done.result()
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._client.close()
+                pool.shutdown(cancel_futures=True)
 
-    def _answer(self, question: Question) -> list[Sample]:
+    def _answer(self, client: openai.OpenAI, question: Question) -> list[Sample]:
         problem = question.problem
         if problem.kind == "multi-turn":
-            return [self._turns(question, problem)]
+            return [self._turns(client, question, problem)]
         assert problem.kind == "completion"
         with_suffix = self._settings.method == "infilling" and problem.suffix is not None
         suffix = problem.suffix if with_suffix else None
-        choices = self._complete(question, problem, self._settings.hint + problem.prompt, suffix)
+        choices = self._complete(client, question, problem, self._settings.hint + problem.prompt, suffix)
         return [
             self._sample(question, k, [problem.truncate(each.text, with_suffix=with_suffix)], [each])
             for k, each in enumerate(choices)
         ]
 
-    def _turns(self, question: Question, problem: MultiTurnProblem) -> Sample:
+    def _turns(self, client: openai.OpenAI, question: Question, problem: MultiTurnProblem) -> Sample:
         answers: list[str] = []
         found: list[CompletionChoice] = []
         for turn in range(problem.n_turns):
             text = self._settings.hint + (problem.history(answers) if turn else problem.prompt)
-            found += self._complete(question, problem, text, None, turn)
+            found += self._complete(client, question, problem, text, None, turn)
             answers.append(problem.truncate(found[-1].text))
         return self._sample(question, 0, answers, found)
 
     def _complete(
         self,
+        client: openai.OpenAI,
         question: Question,
         problem: CompletionProblem | MultiTurnProblem,
         prompt: str,
@@ -94,7 +96,7 @@ class EndpointAnswers:
         settings = self._settings
         optional: dict[str, Any] = {} if suffix is None else {"suffix": suffix}
         try:
-            answer = self._client.completions.create(
+            answer = client.completions.create(
                 model=self._model,
                 prompt=prompt,
                 max_tokens=settings.max_new_tokens or problem.max_new_tokens,

@@ -10,6 +10,7 @@ from codekiln.evaluate.metrics import (
     SampleCounts,
     best_pass_at_k,
     count_verdicts,
+    group_pass_rates,
     mean_interval,
     pass_at_k,
     pass_at_k_scores,
@@ -77,6 +78,12 @@ def _metrics(
         else:
             best = best_pass_at_k(counts, k, groups, seed=settings.seed)
             metrics[f"pass@{k}"] = asdict(best.result) | {"temperature": best.temperature}
+    if counts and all(problem.kind == "multi-turn" for problem in problems):
+        for temperature, by_task in sorted(counts.items()):
+            rates = np.array(list(group_pass_rates(by_task, groups).values()))
+            label = f" at {temperature:g}" if len(counts) > 1 else ""
+            interval = mean_interval(rates, seed=settings.seed) if len(rates) else None
+            metrics[f"pass_rate{label}"] = {"interval": interval, "n_problems": len(rates)}
     by_temperature = _text_scores(problems, samples)
     for temperature, scores in sorted(by_temperature.items()):
         label = f" at {temperature:g}" if len(by_temperature) > 1 else ""

@@ -12,6 +12,7 @@ from codekiln.errors import InvalidFileError
 from codekiln.evaluate.benchmark_files import read_rows
 from codekiln.evaluate.problems.problem import Problem
 from codekiln.evaluate.programs import Verdict
+from codekiln.evaluate.settings import KS, Settings
 from codekiln.files import shorten
 
 SampleKey = tuple[str, str, float, int]  # benchmark, task, temperature, number
@@ -126,6 +127,12 @@ def _parse(path: Path, number: int, line: bytes, kind: type[Record]) -> Record:
         raise InvalidFileError(
             f"{path}, line {number} is damaged ({shorten(str(error))}): remove the line, or the whole file"
         ) from None
+
+
+def stored_settings(samples: Sequence[Sample]) -> Settings:
+    """The settings of samples from elsewhere: nothing is known of them but how many there are of a problem."""
+    most = max(Counter(sample.task_id for sample in samples).values())
+    return Settings(preset="stored samples", ks=tuple(k for k in KS if k <= most))
 
 
 def read_samples(path: Path, benchmark: str, problems: Sequence[Problem]) -> list[Sample]:

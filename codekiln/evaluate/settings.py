@@ -12,6 +12,7 @@ Method = Literal["left-to-right", "reranking", "infilling"]
 RankBy = Literal["total", "mean"]
 # InCoder's metadata of a Python file, which begins every prompt (section 4.1 and the released evaluation code).
 INCODER_HINT = "<| file ext=.py |>\n"
+KS = (1, 10, 100)  # of pass@k, in both papers
 N_RERANKED = 10  # InCoder, section 4
 N_RERANKED_NAMES = 25  # InCoder, section 5.5
 
@@ -68,7 +69,7 @@ def _codegen(benchmark: str, can_infill: bool) -> Settings:
     case (section 4.2), at the temperature of the released script."""
     common = Settings(preset="", temperatures=(0.2,), cut_rule="codegen", cloze_method="left-right")
     if benchmark in ("humaneval", "humaneval-plus"):
-        return replace(common, n_samples=200, temperatures=(0.2, 0.6, 0.8), ks=(1, 10, 100))
+        return replace(common, n_samples=200, temperatures=(0.2, 0.6, 0.8), ks=KS)
     return replace(common, n_samples=40) if benchmark.startswith("mtpb") else common
 
 
@@ -77,7 +78,7 @@ def _incoder(benchmark: str, can_infill: bool) -> Settings:
     and infilling with one sample at 0.2, docstrings and return types greedy."""
     common = Settings(preset="", hint=INCODER_HINT, temperatures=(0.2,), method="infilling", cut_rule="incoder")
     if benchmark in ("humaneval", "humaneval-plus"):
-        return replace(common, method="left-to-right", n_samples=200, temperatures=(0.2, 0.8), ks=(1, 10, 100))
+        return replace(common, method="left-to-right", n_samples=200, temperatures=(0.2, 0.8), ks=KS)
     if benchmark.startswith(("mbpp", "mtpb", "cruxeval")):
         return replace(common, method="left-to-right")
     if "docstring" in benchmark or "return-type" in benchmark:

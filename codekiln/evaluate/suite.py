@@ -8,6 +8,7 @@ from codekiln.errors import ConfigError
 from codekiln.evaluate.evaluation import ProblemSet
 from codekiln.evaluate.problems.docstrings import FILE_END
 from codekiln.evaluate.problems.load import BenchmarkSettings, benchmark_names, load_benchmark
+from codekiln.evaluate.problems.mtpb import TurnsProblem
 from codekiln.evaluate.settings import INCODER_HINT, Settings
 
 # Names for a benchmark with other settings than its own name has.
@@ -35,5 +36,10 @@ def published_problems(name: str, data: Path | None, settings: Settings, limit: 
     if data is None:
         raise ConfigError(f"{name} is measured on its published file: give the folder that has it with --data")
     found = load_benchmark(base, data, replace(chosen, **changes))
+    problems = found.problems[:limit]
     source = {"file": found.file.path.name, "sha256": found.file.sha256, **changes}
-    return ProblemSet(name, found.problems[:limit], source)
+    cases = [each for each in problems if isinstance(each, TurnsProblem)]
+    if cases and changes.get("checker") == "released":
+        # The released checker accepts no dictionary and no None, which some cases expect.
+        source["ceiling"] = sum(not isinstance(each.expected, dict | None) for each in cases) / len(cases)
+    return ProblemSet(name, problems, source)

@@ -24,7 +24,7 @@ def doctest_problems(
         examples = [] if docstring is None else _examples(str(docstring.value))
         if docstring is None or not examples:
             continue
-        tests = doctest_tests(str(docstring.value), function.name)
+        tests = doctest_tests(str(docstring.value))
         used = called_names("\n".join(examples))
         for statement in _simple_lines(code, function):
             start = len(code.cut(0, code.line_starts[statement.lineno - 1]))

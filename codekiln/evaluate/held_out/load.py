@@ -1,6 +1,6 @@
 """Problems of the held-out documents of a run or of any folder of code, by the names that an evaluation takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,9 +13,12 @@ from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.contamination import find_contamination
 from codekiln.evaluate.evaluation import ProblemSet
 from codekiln.evaluate.held_out.sample import HeldOutTask, sample_held_out
+from codekiln.evaluate.held_out.verify import verified
 from codekiln.evaluate.problems.docstrings import FILE_END
+from codekiln.evaluate.problems.doctests import DoctestHoleProblem
 from codekiln.evaluate.problems.problem import Problem
 from codekiln.evaluate.problems.text import texts
+from codekiln.evaluate.sandbox.sandbox import Sandbox
 from codekiln.evaluate.settings import INCODER_HINT, Settings
 from codekiln.files import sha256_of
 
@@ -31,9 +34,9 @@ def held_out_names() -> list[str]:
 
 
 def held_out_problems(
-    name: str, place: Path, settings: Settings, limit: int | None, *, max_new_tokens: int = MAX_NEW_TOKENS
+    name: str, place: Path, settings: Settings, limit: int | None, sandbox: Callable[[], Sandbox]
 ) -> ProblemSet:
-    """Problems of the validation split of a run, or of all files of a folder of code.
+    """Problems of the validation split of a run, or of all files of a folder of code. `sandbox` runs references of doctests.
 
     Raises ConfigError if there is none.
     """
@@ -41,9 +44,11 @@ def held_out_problems(
     if name == BITS_PER_BYTE:
         problems: Sequence[Problem] = texts(documents)[:limit]
     else:
-        config = InfillingConfig(n_problems=limit or N_PROBLEMS, max_new_tokens=max_new_tokens, seed=settings.seed)
+        config = InfillingConfig(n_problems=limit or N_PROBLEMS, max_new_tokens=MAX_NEW_TOKENS, seed=settings.seed)
         file_end = FILE_END if settings.hint == INCODER_HINT else ""
         problems = sample_held_out(TASKS[name], documents, config, file_end=file_end)
+        if runnable := [each for each in problems if isinstance(each, DoctestHoleProblem)]:
+            problems = verified(runnable, sandbox())
     if not problems:
         raise ConfigError(f"{name}: no file of {place} has such a problem: give another folder with --data")
     manifest = place / "corpus" / MANIFEST

@@ -36,12 +36,30 @@ class DoctestHoleProblem(HoleProblem):
         )
 
 
-def doctest_tests(docstring: str, name: str) -> str:
+# Runs examples as doctest does, without its debugger, which a sandbox does not allow. `_docstring` is set before.
+_RUNNER = """
+import contextlib as _contextlib, doctest as _doctest, io as _io, traceback as _traceback
+_examples = _doctest.DocTestParser().get_examples(_docstring)
+_names, _failures = dict(globals()), []
+for _example in _examples:
+    _found, _raised = _io.StringIO(), None
+    try:
+        with _contextlib.redirect_stdout(_found):
+            exec(compile(_example.source, "<example>", "single"), _names)
+    except Exception as _error:
+        _raised = "".join(_traceback.format_exception_only(_error))
+    _flags = sum(_flag for _flag, _is_on in _example.options.items() if _is_on)
+    _checker = _doctest.OutputChecker()
+    if _example.exc_msg is not None:
+        _is_right = _raised is not None and _checker.check_output(_example.exc_msg, _raised, _flags)
+    else:
+        _is_right = _raised is None and _checker.check_output(_example.want, _found.getvalue(), _flags)
+    if not _is_right:
+        _failures.append(_example.source)
+assert _examples and not _failures, f"{len(_failures)} of {len(_examples)} examples failed"
+"""
+
+
+def doctest_tests(docstring: str) -> str:
     """Code that runs the examples of a docstring with the names of the program. It fails if there are none."""
-    return (
-        "import doctest as _doctest\n"
-        f"_examples = _doctest.DocTestParser().get_doctest({docstring!r}, dict(globals()), {name!r}, None, None)\n"
-        "_runner = _doctest.DocTestRunner(verbose=False)\n"
-        "_runner.run(_examples, out=lambda text: None)\n"
-        "assert _runner.tries > 0 and _runner.failures == 0, f'{_runner.failures} of {_runner.tries} examples failed'\n"
-    )
+    return f"_docstring = {docstring!r}\n{_RUNNER}"
