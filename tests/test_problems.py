@@ -32,6 +32,7 @@ from tests.peers import load_official, peer, published
 from tests.small import run_program
 
 SETTINGS = BenchmarkSettings()
+BATCH = 100  # programs of references that one process runs
 HUMANEVAL_ROW = {
     "task_id": "HumanEval/0",
     "prompt": 'def f(x):\n    """Add one."""\n',
@@ -60,11 +61,15 @@ def references_that_fail(problems: tuple[Problem, ...], tmp_path: Path) -> list[
         program = problem.program(answer)
         assert isinstance(program, programs.TestedProgram)
         found[problem.task_id] = dataclasses.asdict(program)
-    path = tmp_path / "programs.json"
-    path.write_text(json.dumps(found), encoding="utf-8")
-    run_program("run_references.py", path, tmp_path / "results.json")
-    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    return [task_id for task_id, (is_passed, _) in results.items() if not is_passed]
+    path, results_path = tmp_path / "programs.json", tmp_path / "results.json"
+    failed = []
+    for start in range(0, len(found), BATCH):
+        task_ids = list(found)[start : start + BATCH]
+        path.write_text(json.dumps({task_id: found[task_id] for task_id in task_ids}), encoding="utf-8")
+        run_program("run_references.py", path, results_path)
+        results = json.loads(results_path.read_text(encoding="utf-8"))
+        failed += [task_id for task_id, (is_passed, _) in results.items() if not is_passed]
+    return failed
 
 
 @pytest.mark.process
@@ -85,6 +90,7 @@ def test_all_references_pass(name: str, file: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("name", "file"),
     [
