@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from codekiln.evaluate.sandbox import child
@@ -50,6 +51,23 @@ class Confinement:
     user: int | None = None  # the user to become, if the guardian may choose one
 
 
+class PackageFinder:
+    """Finds the packages that programs may import, so that a verdict does not depend on what else is installed.
+
+    What a package imports itself is found while the server imports the package.
+    """
+
+    def __init__(self, packages: list[str], folders: list[str]) -> None:
+        self.packages = packages
+        self.folders = folders
+        self.is_open = False
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if path is None and (self.is_open or name in self.packages):
+            return PathFinder.find_spec(name, self.folders)
+        return None
+
+
 class ForkServer:
     def __init__(self, channel: Channel, confinement: Confinement, *, folder: str, settings: dict[str, Any]) -> None:
         self.channel = channel
@@ -57,6 +75,7 @@ class ForkServer:
         self.folder = folder
         self.settings = settings
         self.packages: dict[str, bool] = {}  # by name: whether it is installed
+        self.finder = PackageFinder(settings["packages"], settings["package_folders"])
 
     def confine(self) -> None:
         """Imports, then gives up all rights that serving does not need, in the order that leaves them until then."""
@@ -65,7 +84,7 @@ class ForkServer:
         os.chdir(self.folder)
         os.umask(0o077)
         tempfile.tempdir = self.folder
-        sys.path.extend(self.settings["package_folders"])
+        sys.meta_path.append(self.finder)
         if self.confinement.user is not None:
             os.setgroups([])
             os.setresgid(*(self.confinement.user,) * 3)
@@ -132,11 +151,13 @@ class ForkServer:
         """Imports a package once a program names it, so that later programs have it without its start-up time."""
         for name in self.settings["packages"]:
             if name not in self.packages and name in code:
+                self.finder.is_open = True
                 try:
                     importlib.import_module(name)
                     self.packages[name] = True
                 except ImportError:
                     self.packages[name] = False
+                self.finder.is_open = False
                 gc.freeze()
 
     def clean(self) -> None:
