@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
@@ -32,12 +31,14 @@ from codekiln.evaluate.sandbox.seccomp import assemble, install, server_filter
 from codekiln.evaluate.sandbox.syscalls import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, drop_capabilities, prctl
 
 NONCE_BYTES = 16
+# What most programs import. Each module, and even more each library behind it, makes every fork slower.
 PREIMPORTED = (
-    "abc", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime",
-    "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "io", "itertools", "json", "math", "numbers",
-    "operator", "os", "random", "re", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "traceback",
-    "types", "typing", "unicodedata",
+    "bisect", "collections", "copy", "functools", "heapq", "itertools", "math", "operator", "random", "re", "string", "time",
+    "typing",
 )  # fmt: skip
+
+# The libraries of numpy would start a thread per processor when they are loaded.
+SINGLE_THREADED = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,6 @@ class ForkServer:
             importlib.import_module(name)
         os.chdir(self.folder)
         os.umask(0o077)
-        tempfile.tempdir = self.folder
         sys.meta_path.append(self.finder)
         if self.confinement.user is not None:
             os.setgroups([])
@@ -98,9 +98,7 @@ class ForkServer:
             restrict(self.confinement.readable, (self.folder, "/dev/null"))
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         limit_server(self.settings["memory_bytes"], own_user=self.confinement.user is not None)
-        # One thread per program: numpy's libraries would start one per processor.
-        for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR"):
-            os.environ[f"{name}_NUM_THREADS"] = "1"
+        os.environ.clear()
         if not is_bare:
             install(assemble(server_filter()))
         # Frames and objects are where a program would look for the nonce. No hook can be removed.
@@ -135,9 +133,7 @@ class ForkServer:
         if pid == 0:
             held = [nonce]  # emptied before the program runs: frames below the program's are within its reach
             del nonce
-            child.main(
-                job, held, result_end, output_end, error_end, links, is_confined=self.confinement.level != "limits"
-            )
+            child.main(job, held, result_end, output_end, error_end, links, level=self.confinement.level)
         for descriptor in (result_end, output_end, error_end, *links):
             os.close(descriptor)
         watch = Watch(pid, nonce, job["cpu_seconds"], started, results, outputs, errors, self.channel)
@@ -152,12 +148,14 @@ class ForkServer:
         for name in self.settings["packages"]:
             if name not in self.packages and name in code:
                 self.finder.is_open = True
+                os.environ.update(SINGLE_THREADED)
                 try:
                     importlib.import_module(name)
                     self.packages[name] = True
                 except ImportError:
                     self.packages[name] = False
                 self.finder.is_open = False
+                os.environ.clear()
                 gc.freeze()
 
     def clean(self) -> None:
