@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ def human_eval_program(problem: JsonObject, completion: str) -> TestedProgram:
 def samples_of_codegen(n: int) -> list[tuple[JsonObject, str]]:
     """The first samples of CodeGen-16B for each problem of HumanEval. Their prompts have no examples, and another order."""
     rows = read_lines(PEERS / "CodeT" / "codegen16B_samples.jsonl")
-    problems = {problem["entry_point"]: problem for problem in human_eval()}
-    matched = [(problems[re.findall(r"^def (\w+)\(", row["prompt"], re.MULTILINE)[-1]], row["samples"]) for row in rows]
-    assert len({problem["task_id"] for problem, _ in matched}) == len(problems)
-    return [(problem, sample) for problem, samples in matched for sample in samples[:n]]
+    problems = human_eval()
+    return [(problem_of(row["prompt"], problems), sample) for row in rows for sample in row["samples"][:n]]
+
+
+def problem_of(prompt: str, problems: list[JsonObject]) -> JsonObject:
+    """The problem with the same function and the longest common beginning."""
+    name = re.findall(r"^def (\w+)\(", prompt, re.MULTILINE)[-1]
+    candidates = [problem for problem in problems if problem["entry_point"] == name]
+    return max(candidates, key=lambda problem: len(os.path.commonprefix([prompt, problem["prompt"]])))

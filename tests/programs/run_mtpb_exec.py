@@ -3,10 +3,11 @@
 import importlib.util
 import json
 import sys
+from typing import Any
 
 spec = importlib.util.spec_from_file_location("mtpb_exec", sys.argv[1])
 assert spec is not None and spec.loader is not None
-mtpb_exec = importlib.util.module_from_spec(spec)
+mtpb_exec: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(mtpb_exec)
 guard = mtpb_exec.reliability_guard
 mtpb_exec.reliability_guard = lambda _: guard(

@@ -4,7 +4,6 @@ Compat mode is in this file: one exec of source, setup and tests, as HumanEval's
 are in `split` and `printing`, and run through `run_to_its_end`, too, wherever a verdict "passed" depends on it.
 """
 
-import fcntl
 import json
 import operator
 import os
@@ -18,14 +17,14 @@ from types import FunctionType
 from typing import Any, NoReturn
 
 from codekiln.evaluate.sandbox import printing, split
-from codekiln.evaluate.sandbox.limits import MAX_OPEN_FILES, limit_cpu
+from codekiln.evaluate.sandbox.limits import limit_cpu
 from codekiln.evaluate.sandbox.messages import Channel
 from codekiln.evaluate.sandbox.seccomp import assemble, install, program_filter
 from codekiln.evaluate.sandbox.syscalls import PR_SET_PDEATHSIG, prctl
 
 MAX_ERROR_CHARACTERS = 500
 REPORTED = ("failed", "memory", "exited", "gone", "unsupported", "unscored", "printed")  # never "passed"
-KEPT = 100  # above the descriptors that a program gets, and below those that it may have
+MAX_DESCRIPTOR = 1 << 16
 PID_MARK = 0x7EADBEEF
 _filter: list[bytes] = []  # the assembled filter, around the places of the process number
 
@@ -64,31 +63,31 @@ def main(
     errors: int,
     links: list[int],
     *,
-    is_confined: bool,
+    level: str,
 ) -> NoReturn:
     """Runs the job in the forked process. `held` has the nonce, and is empty when the program starts."""
     try:
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        results, links = keep_descriptors(results, outputs, errors, links)
+        keep_descriptors(outputs, errors, [results, *links])
         limit_cpu(job["cpu_seconds"])
-        if is_confined:
+        if level != "namespaces":  # there, programs end with the first process of their namespace
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if level != "limits":
             install(os.getpid().to_bytes(4, "little").join(_filter))
-        os.environ.clear()
         run(job, held, results, links)
     except BaseException as error:
         report_exception(results, error)
     os._exit(0)
 
 
-def keep_descriptors(results: int, outputs: int, errors: int, links: list[int]) -> tuple[int, list[int]]:
+def keep_descriptors(outputs: int, errors: int, kept: list[int]) -> None:
     """Closes all descriptors but those of the program. The server's channel must not be one of them: it carries verdicts."""
-    wanted = [os.open("/dev/null", os.O_RDONLY), outputs, errors, results, *links]
-    lifted = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, KEPT) for descriptor in wanted]
-    for place, descriptor in enumerate(lifted):
-        os.dup2(descriptor, place)
-    os.closerange(len(wanted), MAX_OPEN_FILES + KEPT)
-    return 3, list(range(4, len(wanted)))
+    os.dup2(outputs, 1)
+    os.dup2(errors, 2)
+    start = 3
+    for descriptor in sorted(kept):
+        os.closerange(start, descriptor)
+        start = descriptor + 1
+    os.closerange(start, MAX_DESCRIPTOR)
 
 
 def run(job: dict[str, Any], held: list[bytes], results: int, links: list[int]) -> None:

@@ -32,7 +32,10 @@ def limit_server(memory_bytes: int, *, own_user: bool) -> None:
 def limit_cpu(cpu_seconds: float) -> None:
     """The kernel's limit is in whole seconds. It is the backstop of the server's own clock."""
     seconds = math.ceil(cpu_seconds) + 1
-    lower(resource.RLIMIT_CPU, seconds)
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    except ValueError:  # the whole sandbox has a lower limit
+        lower(resource.RLIMIT_CPU, seconds)
 
 
 def lower(kind: int, value: int) -> None:

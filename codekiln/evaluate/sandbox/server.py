@@ -11,9 +11,9 @@ import os
 import select
 import signal
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from codekiln.evaluate.sandbox import child
@@ -31,12 +31,14 @@ from codekiln.evaluate.sandbox.seccomp import assemble, install, server_filter
 from codekiln.evaluate.sandbox.syscalls import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, drop_capabilities, prctl
 
 NONCE_BYTES = 16
+# What most programs import. Each module, and even more each library behind it, makes every fork slower.
 PREIMPORTED = (
-    "abc", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime",
-    "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "io", "itertools", "json", "math", "numbers",
-    "operator", "os", "random", "re", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "traceback",
-    "types", "typing", "unicodedata",
+    "bisect", "collections", "copy", "functools", "heapq", "itertools", "math", "operator", "random", "re", "string", "time",
+    "typing",
 )  # fmt: skip
+
+# The libraries of numpy would start a thread per processor when they are loaded.
+SINGLE_THREADED = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,23 @@ class Confinement:
     user: int | None = None  # the user to become, if the guardian may choose one
 
 
+class PackageFinder:
+    """Finds the packages that programs may import, so that a verdict does not depend on what else is installed.
+
+    What a package imports itself is found while the server imports the package.
+    """
+
+    def __init__(self, packages: list[str], folders: list[str]) -> None:
+        self.packages = packages
+        self.folders = folders
+        self.is_open = False
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if path is None and (self.is_open or name in self.packages):
+            return PathFinder.find_spec(name, self.folders)
+        return None
+
+
 class ForkServer:
     def __init__(self, channel: Channel, confinement: Confinement, *, folder: str, settings: dict[str, Any]) -> None:
         self.channel = channel
@@ -57,6 +76,7 @@ class ForkServer:
         self.folder = folder
         self.settings = settings
         self.packages: dict[str, bool] = {}  # by name: whether it is installed
+        self.finder = PackageFinder(settings["packages"], settings["package_folders"])
 
     def confine(self) -> None:
         """Imports, then gives up all rights that serving does not need, in the order that leaves them until then."""
@@ -64,8 +84,7 @@ class ForkServer:
             importlib.import_module(name)
         os.chdir(self.folder)
         os.umask(0o077)
-        tempfile.tempdir = self.folder
-        sys.path.extend(self.settings["package_folders"])
+        sys.meta_path.append(self.finder)
         if self.confinement.user is not None:
             os.setgroups([])
             os.setresgid(*(self.confinement.user,) * 3)
@@ -79,9 +98,7 @@ class ForkServer:
             restrict(self.confinement.readable, (self.folder, "/dev/null"))
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         limit_server(self.settings["memory_bytes"], own_user=self.confinement.user is not None)
-        # One thread per program: numpy's libraries would start one per processor.
-        for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR"):
-            os.environ[f"{name}_NUM_THREADS"] = "1"
+        os.environ.clear()
         if not is_bare:
             install(assemble(server_filter()))
         # Frames and objects are where a program would look for the nonce. No hook can be removed.
@@ -116,9 +133,7 @@ class ForkServer:
         if pid == 0:
             held = [nonce]  # emptied before the program runs: frames below the program's are within its reach
             del nonce
-            child.main(
-                job, held, result_end, output_end, error_end, links, is_confined=self.confinement.level != "limits"
-            )
+            child.main(job, held, result_end, output_end, error_end, links, level=self.confinement.level)
         for descriptor in (result_end, output_end, error_end, *links):
             os.close(descriptor)
         watch = Watch(pid, nonce, job["cpu_seconds"], started, results, outputs, errors, self.channel)
@@ -132,11 +147,15 @@ class ForkServer:
         """Imports a package once a program names it, so that later programs have it without its start-up time."""
         for name in self.settings["packages"]:
             if name not in self.packages and name in code:
+                self.finder.is_open = True
+                os.environ.update(SINGLE_THREADED)
                 try:
                     importlib.import_module(name)
                     self.packages[name] = True
                 except ImportError:
                     self.packages[name] = False
+                self.finder.is_open = False
+                os.environ.clear()
                 gc.freeze()
 
     def clean(self) -> None:
