@@ -333,9 +333,9 @@ def save_codegen(folder: Path) -> Path:
     config = CodeGenConfig(
         n_layers=1,
         d_model=32,
-        n_heads=2,
-        n_kv_heads=2,
-        d_head=16,
+        n_heads=4,
+        n_kv_heads=4,
+        d_head=8,
         d_ff=64,
         vocab_size=51_200,
         context_length=2048,

@@ -77,8 +77,8 @@ def references_that_fail(problems: tuple[Problem, ...], tmp_path: Path) -> list[
     ("name", "file"),
     [
         ("humaneval", "HumanEval.jsonl.gz"),
-        ("humaneval-infilling-single-line", "HumanEval-SingleLineInfilling.jsonl.gz"),
-        ("humaneval-infilling-random-span-light", "HumanEval-RandomSpanInfillingLight.jsonl.gz"),
+        ("infilling-single-line", "HumanEval-SingleLineInfilling.jsonl.gz"),
+        ("infilling-random-span-light", "HumanEval-RandomSpanInfillingLight.jsonl.gz"),
         ("mbpp", "mbpp.jsonl"),
         ("mbpp-sanitized", "sanitized-mbpp.json"),
         ("cruxeval-output", "cruxeval.jsonl"),
@@ -94,8 +94,8 @@ def test_all_references_pass(name: str, file: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("humaneval-infilling-multi-line", "HumanEval-MultiLineInfilling.jsonl.gz"),
-        ("humaneval-infilling-random-span", "HumanEval-RandomSpanInfilling.jsonl.gz"),
+        ("infilling-multi-line", "HumanEval-MultiLineInfilling.jsonl.gz"),
+        ("infilling-random-span", "HumanEval-RandomSpanInfilling.jsonl.gz"),
         ("humaneval-plus", "HumanEvalPlus-OriginFmt.jsonl.gz"),
         ("mbpp-plus", "MbppPlus-OriginFmt.jsonl.gz"),
     ],
@@ -246,7 +246,7 @@ def infilling_sets() -> list[tuple[str, str, int, int]]:
 @pytest.mark.parametrize(("file", "unit", "n", "n_groups"), infilling_sets())
 def test_infilling_references_survive_truncation(file: str, unit: str, n: int, n_groups: int) -> None:
     """A perfect model scores 100%. With the rules of other harnesses it would score 44.5% of single lines."""
-    problems = load(f"humaneval-infilling-{unit}", file)
+    problems = load(f"infilling-{unit}", file)
     assert (len(problems), len({problem.group for problem in problems})) == (n, n_groups)
     for problem in problems:
         assert isinstance(problem, FunctionHoleProblem)

@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -117,7 +117,7 @@ def evaluate(
     from codekiln.evaluate.sandbox.sandbox import Sandbox
 
     if is_check:
-        _check_sandbox(sandbox, as_json=as_json)
+        _check_sandbox(sandbox, verdict, as_json=as_json)
         return
     if on is None or (model is None) == (samples is None):
         raise typer.BadParameter(
@@ -270,16 +270,18 @@ def _model_record(
     }
 
 
-def _check_sandbox(level: LevelName, *, as_json: bool) -> None:
-    from codekiln.evaluate.sandbox.attacks import check_sandbox
+def _check_sandbox(level: LevelName, mode: ModeName, *, as_json: bool) -> None:
+    from codekiln.evaluate.sandbox.check import check_sandbox
 
-    rows, is_held = check_sandbox(level)
+    check = check_sandbox(mode=mode, level=level)
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        typer.echo(json.dumps(asdict(check), indent=1))
     else:
-        print_table([list(rows[0]), *([str(value) for value in row.values()] for row in rows)], max_width=60)
-    if not is_held:
-        raise ConfigError("the sandbox did not hold: see the table")
+        rows = [[row.kind, str(row.n_attacks), str(row.n_as_expected), "; ".join(row.wrong)] for row in check.rows]
+        print_table([["programs", "number", "as expected", "not as expected"], *rows], max_width=None)
+        typer.echo(f"Sandbox: {check.level}, {check.mode}")
+    if not check.is_passed:
+        raise ConfigError("some programs did what the sandbox should prevent, or were refused: see the table")
 
 
 def _print_results(results: "JsonObject") -> None:

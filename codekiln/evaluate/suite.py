@@ -16,13 +16,12 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mtpb": ("mtpb", {"checker": "released"}),
     "mtpb-fixed": ("mtpb", {"checker": "fixed"}),
     "mbpp-description": ("mbpp", {"with_test": False}),
-    **{name.removeprefix("humaneval-"): (name, {}) for name in benchmark_names() if "-infilling-" in name},
 }
 
 
 def published_names() -> list[str]:
     """The names that `published_problems` knows."""
-    return sorted({*(name for name in benchmark_names() if "-infilling-" not in name), *_VARIANTS})
+    return sorted({*benchmark_names(), *_VARIANTS})
 
 
 def published_problems(name: str, data: Path | None, settings: Settings, limit: int | None) -> ProblemSet:

@@ -105,7 +105,7 @@ _BENCHMARKS: dict[str, tuple[str, Builder]] = {
     "variable-names": ("variable-names", lambda file, _: variable_names(file.rows)),
     "return-types": ("return-types", lambda file, _: return_types(file.rows)),
     **{
-        f"humaneval-infilling-{unit}": (f"humaneval-infilling-{unit}", _infilling_builder(unit))
+        f"infilling-{unit}": (f"infilling-{unit}", _infilling_builder(unit))
         for unit in ("single-line", "multi-line", "random-span", "random-span-light")
     },
     **{
