@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,11 @@ import torch
 
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.sample import balanced_sample
-from codekiln.evaluate.config import InfillingConfig, RerankingConfig
+from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.held_out.holes import sample_problems
-from codekiln.evaluate.infilling import answer_problems
+from codekiln.evaluate.infilling import greedy_settings, hole_answers, middle_bits
 from codekiln.evaluate.metrics import Interval, mean_interval, ratio_interval
 from codekiln.evaluate.problems.holes import HoleProblem
-from codekiln.evaluate.reranking import rerank
 from codekiln.files import JsonObject, read_json, write_json
 from codekiln.generate.complete import Completer
 from codekiln.metrics_log import read_metrics
@@ -42,7 +42,7 @@ from codekiln.train.prepare import prepare_shards
 
 OBJECTIVES: dict[str, Objective] = {"causal masking": CausalMasking(sampling="released"), "left to right": NextToken()}
 N_MERGED = 2048  # ids that are no control tokens
-PLAN = InfillingConfig(n_problems=500, batch_size=80)
+PLAN = InfillingConfig(n_problems=500)
 
 
 def prepared(run: Path, out: Path) -> Tokenizer:
@@ -60,24 +60,15 @@ def measured(completer: Completer, problems: dict[str, list[HoleProblem]], *, ca
     """By kind of hole and way of filling it: which problems were hit, and their bits."""
     found: JsonObject = {}
     for kind, of_kind in problems.items():
-        best = rerank(completer, of_kind, PLAN, RerankingConfig(), title=f"Rerank, {kind}")
-        found[f"{kind}, reranked"] = {
-            "exact": [text == p.reference for text, p in zip(best, of_kind, strict=True)],
-            "bits": None,
-        }
-        for way, with_suffix in (("left to right", False), ("infilled", True))[: 1 + can_infill]:
-            filled = [
-                answer
-                for start in range(0, len(of_kind), PLAN.batch_size)
-                for answer in answer_problems(
-                    completer, of_kind[start : start + PLAN.batch_size], PLAN, with_suffix=with_suffix
-                )
-            ]
+        reranking = replace(greedy_settings(PLAN, "reranking"), temperatures=(0.8,))
+        ways = {"reranked": reranking, "left to right": greedy_settings(PLAN, "left-to-right")}
+        if can_infill:
+            ways["infilled"] = greedy_settings(PLAN, "infilling")
+        for way, settings in ways.items():
+            answers = hole_answers(completer, of_kind, settings, title=f"{kind}, {way}")
             found[f"{kind}, {way}"] = {
-                "exact": [
-                    answer.is_finished and answer.text == p.reference for answer, p in zip(filled, of_kind, strict=True)
-                ],
-                "bits": [answer.reference_bits for answer in filled],
+                "exact": [p.text_scores(answer)["exact_match"] for answer, p in zip(answers, of_kind, strict=True)],
+                "bits": None if way == "reranked" else middle_bits(completer, of_kind, with_suffix=way == "infilled"),
             }
     return found
 

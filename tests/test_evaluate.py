@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from codekiln.corpus.documents import Document
-from codekiln.evaluate.config import InfillingConfig, RerankingConfig
+from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.functions import sample_functions
 from codekiln.evaluate.held_out.holes import SINGLE_LINE, SPAN, sample_problems
-from codekiln.evaluate.infilling import InfillResult, aggregate, evaluate, middle_bits, postprocess
+from codekiln.evaluate.infilling import InfillResult, aggregate, evaluate, middle_bits
 from codekiln.evaluate.problems.holes import HoleProblem, HoleUnit
-from codekiln.evaluate.reranking import most_likely, rerank
-from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
-from codekiln.generate.engine import FinishReason
-from codekiln.generate.sampling import GREEDY, SamplingParams
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
+from codekiln.generate.sampling import GREEDY
 from codekiln.model.huggingface import load_model
 
 TEXT = "".join(f"def f{n}(x):\n    y = x * {n}\n\n    return y + {n}\n\n\n" for n in range(30))
@@ -51,94 +49,20 @@ def test_problems_are_spans_of_their_documents() -> None:
 
 
 @pytest.mark.process
-def test_batched_evaluation_equals_single(small_run: Path) -> None:
+def test_results_are_those_of_one_request_after_the_other(small_run: Path) -> None:
     completer = Completer.load(small_run)
-    plan = InfillingConfig(n_problems=6, context_characters=200, max_new_tokens=20, batch_size=4)
-    problems = sample_problems(DOCUMENTS, plan)[SINGLE_LINE]
-    for result in evaluate(completer, problems, plan, title="test"):
-        problem = result.problem
-        alone = completer.complete(
-            [InfillRequest(problem.prompt, problem.suffix)], CompletionParams(max_new_tokens=20, sampling=GREEDY)
-        )[0]
-        assert result.infill == alone.text.split("\n")[0]
-        left_to_right = completer.complete(
-            [InfillRequest(problem.prompt)], CompletionParams(max_new_tokens=20, sampling=GREEDY)
-        )[0]
-        assert result.left_to_right == left_to_right.text.split("\n")[0]
-        assert result.infill_bits == pytest.approx(middle_bits(completer, [problem], with_suffix=True)[0], rel=1e-4)
-
-
-@pytest.mark.process
-def test_reranking_chooses_the_completion_with_the_fewest_bits(small_run: Path) -> None:
-    completer, model = Completer.load(small_run), load_model(small_run / "model")
-    plan = InfillingConfig(n_problems=5, context_characters=200, max_new_tokens=12, batch_size=8)
-    problems = [p for of_kind in sample_problems(DOCUMENTS, plan).values() for p in of_kind]
-    reranking = RerankingConfig(n_samples=4, suffix_characters=40)
-
-    def bits(problem: HoleProblem, text: str) -> float:
-        """Bits of the text and the scored part of the suffix, token by token."""
-        rest = completer.tokenizer.encode(text + problem.suffix[:40])
-        ids = completer.prompt_ids(InfillRequest(problem.prompt), 100)
-        total = 0.0
-        for token in rest:
-            total -= float(model(torch.tensor([ids]))[0, -1].log_softmax(-1)[token])
-            ids = [*ids, token]
-        return total
-
-    for problem in problems[:4]:
-        texts = [problem.reference, "y = 7", "", "return return"]
-        assert most_likely(completer, problem, texts, 40) == min(texts, key=lambda text: bits(problem, text))
-    chosen = rerank(completer, problems, plan, reranking, title="test")
-    assert chosen == rerank(completer, problems, plan, reranking, title="test")
-    assert len(chosen) == len(problems)
-    drawn = completer.complete(
-        [InfillRequest(problem.prompt) for problem in problems[:2]],
-        CompletionParams(
-            max_new_tokens=12,
-            sampling=SamplingParams(temperature=reranking.temperature, seed=plan.seed),
-            stop=("\n",),
-            n=4,
-        ),
-    )
-    assert chosen[0] in {postprocess(completion, problems[0], with_suffix=False)[0] for completion in drawn[:4]}
-
-
-@pytest.mark.parametrize(
-    ("unit", "text", "finish_reason", "with_suffix", "without"),
-    [
-        ("line", "    a\n    b", "length", ("    a", True), "    a"),
-        ("line", "    a", "stop", ("    a", True), "    a"),
-        ("span", "value.strip()\n", "stop", ("value", True), "value"),  # reaches the suffix
-        ("span", "value.strip()\n", "length", ("value", True), "value"),
-        ("span", "value", "stop", ("value", True), "value"),
-        ("span", "value\nother", "stop", ("value\nother", True), "value"),
-        ("span", "value + ", "length", ("value + ", False), "value + "),
-        ("span", "value\nother", "length", ("value", True), "value"),  # the same rule with and without the suffix
-    ],
-)
-def test_completions_are_postprocessed_as_in_an_editor(
-    unit: HoleUnit, text: str, finish_reason: FinishReason, with_suffix: tuple[str, bool], without: str
-) -> None:
-    problem = hole(unit, "y = ", "value", ".strip()\n" if unit == "span" else "\n")
-    completion = Completion(text, finish_reason, 1, 1)
-    assert postprocess(completion, problem, with_suffix=True) == with_suffix
-    assert postprocess(completion, problem, with_suffix=False) == (without, True)
-
-
-def test_empty_suffix_does_not_cut_the_completion() -> None:
-    problem = hole("span", "y = ", "value", "")
-    assert postprocess(Completion("value", "stop", 1, 1), problem, with_suffix=True) == ("value", True)
-
-
-def test_unfinished_infill_is_not_an_exact_match() -> None:
-    problem = hole("span", "y = ", "value", "")
-    finished, unfinished = (
-        InfillResult(problem, "value", "value", 1.0, 1.0, is_infill_finished=is_finished)
-        for is_finished in (True, False)
-    )
-    assert finished.is_infill_exact and not unfinished.is_infill_exact
-    assert finished.is_left_to_right_exact and unfinished.is_left_to_right_exact
-    assert aggregate([finished, unfinished])["infill_exact_match"]["value"] == 0.5
+    plan = InfillingConfig(n_problems=6, context_characters=200, max_new_tokens=20)
+    for problems in sample_problems(DOCUMENTS, plan).values():
+        for result in evaluate(completer, problems, plan, title="test"):
+            problem = result.problem
+            params = CompletionParams(max_new_tokens=20, sampling=GREEDY)
+            texts = [
+                completer.complete([InfillRequest(problem.prompt, suffix)], params)[0].text
+                for suffix in (problem.suffix, None)
+            ]
+            assert result.infill == problem.truncate(texts[0], with_suffix=True)
+            assert result.left_to_right == problem.truncate(texts[1], with_suffix=False)
+            assert result.infill_bits == pytest.approx(middle_bits(completer, [problem], with_suffix=True)[0], rel=1e-4)
 
 
 def test_middle_bits_equal_a_token_by_token_sum(small_run: Path) -> None:

@@ -7,9 +7,7 @@ from codekiln.corpus.documents import Document
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.functions import sample_functions
 from codekiln.evaluate.held_out.holes import SINGLE_LINE, sample_problems
-from codekiln.evaluate.infilling import postprocess
 from codekiln.evaluate.problems.holes import HoleProblem
-from codekiln.generate.complete import Completion
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import boundary_before, require_spm
 from codekiln.train.objectives import Chunk, SpmInfill, encode_around
@@ -43,7 +41,6 @@ def test_spans_cut_no_line_end() -> None:
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_a_single_line_answer_ends_before_its_line_end(line_end: str) -> None:
-    completion = Completion(f"    return y{line_end}z", "stop", 1, 1)
     problem = HoleProblem(
         task_id="a",
         group="a",
@@ -53,7 +50,7 @@ def test_a_single_line_answer_ends_before_its_line_end(line_end: str) -> None:
         unit="line",
         max_new_tokens=9,
     )
-    assert postprocess(completion, problem, with_suffix=True) == ("    return y", True)
+    assert problem.truncate(f"    return y{line_end}z", with_suffix=True) == "    return y"
 
 
 def test_training_holes_cut_no_line_end(tokenizer: Tokenizer) -> None:
