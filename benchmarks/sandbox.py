@@ -49,7 +49,10 @@ def problem_of(prompt: str, problems: list[dict[str, Any]]) -> dict[str, Any]:
     """The problem of a prompt whose examples were removed: the one with the same function and the longest common beginning."""
     name = re.findall(r"^def (\w+)\(", prompt, re.MULTILINE)[-1]
     candidates = [problem for problem in problems if problem["entry_point"] == name]
-    return max(candidates, key=lambda problem: len(os.path.commonprefix([prompt, problem["prompt"]])))
+    return max(
+        candidates,
+        key=lambda problem: len(os.path.commonprefix([prompt, problem["prompt"]])),  # noqa: RUF071  # of characters
+    )
 
 
 def to_program(problem: dict[str, Any], completion: str) -> TestedProgram:

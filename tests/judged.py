@@ -53,4 +53,7 @@ def problem_of(prompt: str, problems: list[JsonObject]) -> JsonObject:
     """The problem with the same function and the longest common beginning."""
     name = re.findall(r"^def (\w+)\(", prompt, re.MULTILINE)[-1]
     candidates = [problem for problem in problems if problem["entry_point"] == name]
-    return max(candidates, key=lambda problem: len(os.path.commonprefix([prompt, problem["prompt"]])))
+    return max(
+        candidates,
+        key=lambda problem: len(os.path.commonprefix([prompt, problem["prompt"]])),  # noqa: RUF071  # of characters
+    )

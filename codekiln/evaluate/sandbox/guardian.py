@@ -29,7 +29,7 @@ def main(control_fds: list[int], evaluator: int) -> None:
     evaluator_fd = os.pidfd_open(evaluator)
     if os.getppid() != evaluator:
         return
-    channels = [Channel(socket.socket(fileno=fd)) for fd in control_fds]
+    channels = [Channel(socket.socket(fileno=fd), takes_descriptors=True) for fd in control_fds]
     settings = channels[0].receive()
     scratch: str = settings["scratch"]
     try:

@@ -8,7 +8,6 @@ MAX_OPEN_FILES = 256
 MAX_THREADS = 64
 MAX_OUTPUT_BYTES = 64 << 20  # of stdout and stderr together; more ends the program
 KEPT_STDERR_CHARACTERS = 2000
-MAX_MESSAGE_BYTES = 16 << 20
 
 
 def wall_seconds(cpu_seconds: float) -> float:

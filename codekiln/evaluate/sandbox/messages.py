@@ -6,8 +6,7 @@ import socket
 import struct
 from typing import Any
 
-from codekiln.evaluate.sandbox.limits import MAX_MESSAGE_BYTES
-
+MAX_MESSAGE_BYTES = 16 << 20
 HEADER = struct.Struct("<I")
 
 
@@ -26,8 +25,9 @@ def packed(message: object) -> bytes:
 class Channel:
     """One end of a stream of messages."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, takes_descriptors: bool = False) -> None:
         self.socket = connection
+        self.takes_descriptors = takes_descriptors
         self.received = bytearray()
         self.descriptors: list[int] = []
 
@@ -46,8 +46,11 @@ class Channel:
 
     def fill(self) -> None:
         """Reads what is there, and waits if nothing is. Raises EOFError."""
-        data, descriptors, _, _ = socket.recv_fds(self.socket, 1 << 16, 4)
-        self.descriptors += descriptors
+        if self.takes_descriptors:
+            data, descriptors, _, _ = socket.recv_fds(self.socket, 1 << 16, 4)
+            self.descriptors += descriptors
+        else:
+            data = self.socket.recv(1 << 16)
         if not data:
             raise EOFError("the other end is closed")
         self.received += data

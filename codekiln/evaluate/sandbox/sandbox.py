@@ -48,6 +48,7 @@ class Sandbox:
         self._jobs: queue.SimpleQueue[tuple[int, Program] | None] = queue.SimpleQueue()
         self._verdicts: queue.SimpleQueue[tuple[int, Verdict] | BaseException] = queue.SimpleQueue()
         self._n_pending = 0
+        self._counting = threading.Lock()
 
     @property
     def level(self) -> Level:
@@ -96,7 +97,10 @@ class Sandbox:
         )
 
     def judge(self, programs: Iterable[tuple[int, Program]]) -> Iterator[tuple[int, Verdict]]:
-        """Yields (index, verdict) as verdicts come, in any order. Takes programs while others run."""
+        """Yields (index, verdict) as verdicts come, in any order. Takes programs while others run.
+
+        Read it to its end before another call: verdicts of all submitted programs come from the same queue.
+        """
         for index, program in programs:
             self.submit(index, program)
             while self._n_pending >= PENDING_PER_SLOT * self.n_slots or not self._verdicts.empty():
@@ -106,14 +110,16 @@ class Sandbox:
 
     def submit(self, index: int, program: Program) -> None:
         """Gives a program to the next free slot. Does not wait."""
-        self._n_pending += 1
+        with self._counting:
+            self._n_pending += 1
         self._jobs.put((index, program))
 
     def collect(self) -> tuple[int, Verdict]:
         """Waits for the next verdict of a submitted program. Raises ConfigError if a slot could not start again."""
         assert self._n_pending, "nothing was submitted"
         result = self._verdicts.get()
-        self._n_pending -= 1
+        with self._counting:
+            self._n_pending -= 1
         if isinstance(result, RefusedError):
             raise ConfigError(f"A slot of the sandbox ended and did not start again: {result}.")
         if isinstance(result, BaseException):

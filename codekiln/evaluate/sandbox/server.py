@@ -20,12 +20,11 @@ from codekiln.evaluate.sandbox import child
 from codekiln.evaluate.sandbox.landlock import restrict
 from codekiln.evaluate.sandbox.limits import (
     KEPT_STDERR_CHARACTERS,
-    MAX_MESSAGE_BYTES,
     MAX_OUTPUT_BYTES,
     limit_server,
     wall_seconds,
 )
-from codekiln.evaluate.sandbox.messages import Channel
+from codekiln.evaluate.sandbox.messages import MAX_MESSAGE_BYTES, Channel
 from codekiln.evaluate.sandbox.scratch import clear
 from codekiln.evaluate.sandbox.seccomp import assemble, install, server_filter
 from codekiln.evaluate.sandbox.syscalls import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, drop_capabilities, prctl
