@@ -227,7 +227,8 @@ class ModelAnswers:
         return self._completer.limit_new_tokens(self._settings.max_new_tokens or problem.max_new_tokens)
 
     def _params(self, question: Question, max_new_tokens: int, turn: int = 0) -> CompletionParams:
-        seed = seed_of(self._settings, self._benchmark, question, turn)
+        # Backends that cannot repeat random numbers refuse a seed, and greedy answers need none.
+        seed = seed_of(self._settings, self._benchmark, question, turn) if question.temperature else 0
         sampling = SamplingParams(temperature=question.temperature, top_p=self._settings.top_p, seed=seed, logprobs=0)
         return CompletionParams(sampling=sampling, max_new_tokens=max_new_tokens)
 
