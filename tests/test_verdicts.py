@@ -290,7 +290,8 @@ def test_tests_that_need_objects_are_judged_in_compat_mode_and_a_program_cannot_
 @pytest.mark.parametrize("status", ["unscored", "unsupported", "gone", "printed", "passed", "stopped"])
 def test_a_program_cannot_choose_its_status(status: str) -> None:
     report = json.dumps({"status": status, "error": "pandas"}).encode()
-    source = f"import os\nfor fd in range(3, 9):\n    try:\n        os.write(fd, {report!r})\n    except OSError:\n        pass\n"
+    source = f"import os\nfor fd in range(3, 9):\n    try:\n        os.write(fd, {report!r})\n"
+    source += "    except OSError:\n        pass\n"
     source += "os._exit(0)\n"
     program = TestedProgram(source=source, tests="")
     for mode in MODES:
