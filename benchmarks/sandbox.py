@@ -36,8 +36,9 @@ def read_samples(arguments: argparse.Namespace) -> list[tuple[dict[str, Any], st
     with gzip.open(arguments.problems, "rt", encoding="utf-8") as lines:
         problems: list[dict[str, Any]] = [json.loads(line) for line in lines]
     if arguments.samples is None:
-        return [(problem, problem["canonical_solution"]) for problem in problems] * arguments.per_problem
-    rows = map(json.loads, arguments.samples.read_text(encoding="utf-8").splitlines())
+        n: int = arguments.per_problem
+        return n * [(problem, problem["canonical_solution"]) for problem in problems]
+    rows: list[dict[str, Any]] = list(map(json.loads, arguments.samples.read_text(encoding="utf-8").splitlines()))
     return [
         (problem_of(row["prompt"], problems), sample)
         for row in rows

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -174,21 +175,15 @@ def is_running(pid: int, start: str) -> bool:
     return fields[19] == start and fields[0] != "Z"
 
 
-def leftovers() -> set[str]:
-    """Folders of sandboxes, and their mounts."""
-    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8")
-    return {path.name for path in Path("/tmp").glob("codekiln-*")} | {  # noqa: S108
-        line for line in mounts.splitlines() if line.startswith("sandbox ")
-    }
-
-
 @pytest.fixture
-def clean() -> Iterator[None]:
-    """Nothing may be left by a test."""
-    before = leftovers()
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process, temporary file or mount may be left by a test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     children = descendants(os.getpid())
     yield
-    assert leftovers() <= before
+    assert list(tmp_path.iterdir()) == []
+    assert "\nsandbox " not in Path("/proc/self/mounts").read_text(encoding="utf-8")
     assert descendants(os.getpid()).keys() <= children.keys()
 
 
@@ -207,7 +202,9 @@ def test_nothing_is_left_after_the_sandbox_is_closed(level: Level, clean: None) 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_nothing_is_left_after_the_evaluator_dies(level: Level, number: signal.Signals, clean: None) -> None:
+def test_nothing_is_left_after_the_evaluator_dies(
+    level: Level, number: signal.Signals, clean: None, tmp_path: Path
+) -> None:
     skip_without(level)
     with subprocess.Popen(
         [sys.executable, str(PROGRAMS / "judge_and_wait.py"), level],
@@ -226,12 +223,8 @@ def test_nothing_is_left_after_the_evaluator_dies(level: Level, number: signal.S
         while any(is_running(*entry) for entry in started.items()):
             assert time.monotonic() < deadline, "processes of the sandbox outlive the evaluator"
             time.sleep(0.05)
-        while leftovers_of_programs() and time.monotonic() < deadline:
+        while list(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.05)
-
-
-def leftovers_of_programs() -> set[str]:
-    return {name for name in leftovers() if name.startswith("codekiln-sandbox-")}
 
 
 def test_a_server_that_dies_is_started_again_and_its_program_crashed(clean: None) -> None:

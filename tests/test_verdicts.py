@@ -287,6 +287,26 @@ def test_tests_that_need_objects_are_judged_in_compat_mode_and_a_program_cannot_
     assert fakes.status == "failed" and fakes.mode == "split" and not fakes.fallback
 
 
+@pytest.mark.parametrize("status", ["unscored", "unsupported", "gone", "printed", "passed", "stopped"])
+def test_a_program_cannot_choose_its_status(status: str) -> None:
+    report = json.dumps({"status": status, "error": "pandas"}).encode()
+    source = f"import os\nfor fd in range(3, 9):\n    try:\n        os.write(fd, {report!r})\n"
+    source += "    except OSError:\n        pass\n"
+    source += "os._exit(0)\n"
+    program = TestedProgram(source=source, tests="")
+    for mode in MODES:
+        assert judge([program], mode=mode, packages=("pandas",))[0].status in ("failed", "exited")
+    printing: list[Program] = [PrintingProgram(source=source, expected=1)]
+    assert judge(printing)[0].status in ("failed", "exited")
+
+
+def test_a_program_that_ends_while_a_test_catches_everything_does_not_pass() -> None:
+    program = TestedProgram(
+        source="import os\ndef f():\n    os._exit(0)\n", tests="try:\n    f()\nexcept BaseException:\n    pass\n"
+    )
+    assert [judge([program], mode=mode)[0].status for mode in MODES] == ["exited", "exited"]
+
+
 def test_helpers_come_from_the_benchmark_in_split_mode() -> None:
     program = TestedProgram(
         source="def near(a, b):\n    return True\ndef half(x):\n    return 0\n",

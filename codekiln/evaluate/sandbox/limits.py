@@ -7,6 +7,7 @@ MAX_FILE_BYTES = 16 << 20
 MAX_OPEN_FILES = 256
 MAX_THREADS = 64
 MAX_OUTPUT_BYTES = 64 << 20  # of stdout and stderr together; more ends the program
+MAX_REPORT_BYTES = 1 << 20  # of the value that a program printed last
 KEPT_STDERR_CHARACTERS = 2000
 
 

@@ -33,8 +33,10 @@ def run_and_capture(code: str) -> dict[str, Any]:
     """Runs a program. Returns `value`, encoded, if it printed one, and `error` if it raised.
 
     A value is captured when it is printed, so later changes do not count. A program that raises after a print has printed, as
-    in the published harness, and so has one that calls sys.exit. One that loops or ends its process has not. Prints without arguments print no value. If the last statement is an expression or
-    an assignment, its value counts as printed, unless it is a call of print, or is None and something was printed before.
+    in the published harness, and so has one that calls sys.exit. One that loops or ends its process has not.
+
+    Prints without arguments print no value. If the last statement is an expression or an assignment, its value counts as
+    printed, unless it is a call of print, or is None and something was printed before.
     """
     captured: list[object] = []
 

@@ -21,10 +21,11 @@ from codekiln.evaluate.sandbox.landlock import restrict
 from codekiln.evaluate.sandbox.limits import (
     KEPT_STDERR_CHARACTERS,
     MAX_OUTPUT_BYTES,
+    MAX_REPORT_BYTES,
     limit_server,
     wall_seconds,
 )
-from codekiln.evaluate.sandbox.messages import MAX_MESSAGE_BYTES, Channel
+from codekiln.evaluate.sandbox.messages import Channel
 from codekiln.evaluate.sandbox.scratch import clear
 from codekiln.evaluate.sandbox.seccomp import assemble, install, server_filter
 from codekiln.evaluate.sandbox.syscalls import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, drop_capabilities, prctl
@@ -219,7 +220,7 @@ class Watch:
                 if descriptor == self.results:
                     data = os.read(descriptor, 1 << 16)
                     self.result += data
-                    if not data or self.result == self.nonce or len(self.result) > MAX_MESSAGE_BYTES:
+                    if not data or self.result == self.nonce or len(self.result) > MAX_REPORT_BYTES:
                         return ""
                 elif descriptor == self.channel.socket.fileno():
                     self.channel.fill()

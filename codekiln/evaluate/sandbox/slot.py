@@ -23,6 +23,7 @@ START_SECONDS = 60.0  # for an interpreter to start, on a loaded machine
 END_SECONDS = 10.0
 STDERR_CHARACTERS = 2000
 RELEASED_MARGIN_SECONDS = 2.0  # the published MTPB harness interrupts a program and then still compares
+SCORED = ("passed", "failed", "timeout", "memory", "output", "exited", "crashed")
 ISOLATED = ("-s", "-S", "-P")  # as -I -S, but reads PYTHONHASHSEED; no other variable is set
 START = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -171,7 +172,7 @@ class Slot:
             reply |= compare(reply["printed"], program.expected)
         if reply["status"] == "unscored" and not self._is_missing(reply["error"]):
             reply |= {"status": "failed", "error": f"no module named {reply['error']}"}
-        return dataclasses.replace(verdict(reply), mode="printed")
+        return dataclasses.replace(verdict(reply, may_be_unscored=True), mode="printed")
 
     def _is_missing(self, package: str) -> bool:
         """Whether programs may import a package that is not installed."""
@@ -210,10 +211,14 @@ def compare(outcome: Any, expected: Any) -> dict[str, str]:
         return {"status": "failed", "error": "wrote to the sandbox's pipe"}
 
 
-def verdict(reply: dict[str, Any]) -> Verdict:
+def verdict(reply: dict[str, Any], *, may_be_unscored: bool = False) -> Verdict:
+    """A program may have written any report: it must not choose to be left out of the score."""
+    status, error = reply["status"], reply["error"]
+    if status not in SCORED and not (status == "unscored" and may_be_unscored):
+        status, error = "failed", "wrote to the sandbox's pipe"
     return Verdict(
-        status=reply["status"],
-        error=reply["error"],
+        status=status,
+        error=error,
         cpu_seconds=reply["cpu_seconds"],
         stderr=reply["stderr"][-STDERR_CHARACTERS:],
     )

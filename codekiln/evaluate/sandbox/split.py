@@ -121,6 +121,7 @@ class Tests:
         self.channel = channel
         self.functions = functions
         self.unsupported = ""
+        self.has_ended = False
 
     def run(self, code: str, helpers: str) -> None:
         """Runs the tests after their helpers, which may define functions of the program: those are replaced.
@@ -134,8 +135,11 @@ class Tests:
             exec(compile(helpers, "<helpers>", "exec", dont_inherit=True), namespace)  # noqa: S102
         namespace |= {name: Remote(self, {"name": name}) for name in self.functions}
         exec(compiled, namespace)  # noqa: S102
-        if self.unsupported:  # a test caught it
+        # A test may have caught these.
+        if self.unsupported:
             raise UnsupportedError(self.unsupported)
+        if self.has_ended:
+            raise ProgramEnded
 
     def request(self, target: dict[str, Any], operation: str, arguments: tuple[Any, ...], **more: Any) -> Any:
         """Sends a request, mirrors changes of its arguments, and returns its value or raises its exception."""
@@ -147,6 +151,7 @@ class Tests:
         try:
             self.channel.socket.sendall(data)
         except OSError:
+            self.has_ended = True
             raise ProgramEnded from None
         reply = self.receive()
         try:
@@ -164,6 +169,7 @@ class Tests:
         try:
             return self.channel.receive()
         except (EOFError, OSError, MessageError):
+            self.has_ended = True
             raise ProgramEnded from None
 
     def encode(self, value: object) -> object:
