@@ -77,10 +77,7 @@ def references_that_fail(problems: tuple[Problem, ...], tmp_path: Path) -> list[
     ("name", "file"),
     [
         ("humaneval", "HumanEval.jsonl.gz"),
-        ("infilling-single-line", "HumanEval-SingleLineInfilling.jsonl.gz"),
         ("infilling-random-span-light", "HumanEval-RandomSpanInfillingLight.jsonl.gz"),
-        ("mbpp", "mbpp.jsonl"),
-        ("mbpp-sanitized", "sanitized-mbpp.json"),
         ("cruxeval-output", "cruxeval.jsonl"),
         ("cruxeval-input", "cruxeval.jsonl"),
     ],
@@ -94,8 +91,11 @@ def test_all_references_pass(name: str, file: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "file"),
     [
+        ("infilling-single-line", "HumanEval-SingleLineInfilling.jsonl.gz"),
         ("infilling-multi-line", "HumanEval-MultiLineInfilling.jsonl.gz"),
         ("infilling-random-span", "HumanEval-RandomSpanInfilling.jsonl.gz"),
+        ("mbpp", "mbpp.jsonl"),
+        ("mbpp-sanitized", "sanitized-mbpp.json"),
         ("humaneval-plus", "HumanEvalPlus-OriginFmt.jsonl.gz"),
         ("mbpp-plus", "MbppPlus-OriginFmt.jsonl.gz"),
     ],

@@ -66,7 +66,7 @@ def test_attacks_fail_and_legitimate_programs_pass(level: Level, mode: Any) -> N
     assert counts["legitimate"] >= 15
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["namespaces", pytest.param("landlock", marks=pytest.mark.slow)])
 def test_programs_that_exhaust_resources_end_within_their_limits(level: Level) -> None:
     skip_without(level)
     check = check_sandbox(slots=2, level=level, kinds=["exhaustion"])
