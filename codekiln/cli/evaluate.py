@@ -306,8 +306,8 @@ def _print_results(results: "JsonObject") -> None:
             notes.append(f"its checker lets at most {found['source']['ceiling']:.4f} pass")
         if notes:
             typer.echo(f"{name}: {', '.join(notes)}")
-    if results["sandbox"]["level"] is not None:
-        typer.echo(f"Sandbox: {results['sandbox']['level']}, {results['sandbox']['mode']}")
+    if levels := results["sandbox"]["levels"]:
+        typer.echo(f"Sandbox: {', '.join(levels)}; {results['sandbox']['mode']}")
 
 
 def _cells(metric: "JsonObject") -> list[str]:

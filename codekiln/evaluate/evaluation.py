@@ -82,30 +82,38 @@ class Evaluation:
         ):
             samples.add(each for each in stored if each.key not in samples.records)
 
-            def keep(key: SampleKey, verdict: Verdict) -> None:
-                verdicts.add([JudgedSample.of(key, verdict)])
+            def keep(key: SampleKey, verdict: Verdict, level: str) -> None:
+                verdicts.add([JudgedSample.of(key, verdict, level)])
 
             with Judge(self.sandbox, keep) as judge:
                 for task in self.tasks:
                     self._run_task(task, samples, verdicts, judge)
-            results = {
-                "format": FORMAT,
-                "model": self.model,
-                "sandbox": self.sandbox_settings | {"level": judge.level},
-                "benchmarks": {
-                    task.benchmark.name: record["benchmarks"][task.benchmark.name]
-                    | benchmark_results(
-                        task.benchmark.problems,
-                        [each for each in samples.records.values() if each.benchmark == task.benchmark.name],
-                        {key: each.verdict for key, each in verdicts.records.items()},
-                        task.settings,
-                        clean=task.benchmark.clean,
-                    )
-                    for task in self.tasks
-                },
-            }
-        write_json(self.folder / RESULTS, results)
+            found = {task.benchmark.name: self._results(task, record, samples, verdicts) for task in self.tasks}
+            levels = sorted({each.level for each in verdicts.records.values()})
+        path = self.folder / RESULTS
+        before = read_json(path)["benchmarks"] if path.exists() else {}
+        results = {
+            "format": FORMAT,
+            "model": self.model,
+            "sandbox": self.sandbox_settings | {"levels": levels},
+            "benchmarks": before | found,
+        }
+        write_json(path, results)
         return results
+
+    def _results(
+        self, task: Task, record: JsonObject, samples: RecordFile[Sample], verdicts: RecordFile[JudgedSample]
+    ) -> JsonObject:
+        """What was measured on one benchmark, with its settings."""
+        name = task.benchmark.name
+        scores = benchmark_results(
+            task.benchmark.problems,
+            [each for each in samples.records.values() if each.benchmark == name],
+            {key: each.verdict for key, each in verdicts.records.items()},
+            task.settings,
+            clean=task.benchmark.clean,
+        )
+        return {**record["benchmarks"][name], **scores}
 
     def _run_task(
         self, task: Task, samples: RecordFile[Sample], verdicts: RecordFile[JudgedSample], judge: Judge

@@ -13,13 +13,13 @@ from codekiln.evaluate.sandbox.sandbox import Sandbox
 
 class Judge:
     """A sandbox in a thread of its own, which starts with the first program. `on_verdict` is called there with the key of a
-    sample and its verdict.
+    sample, its verdict, and the level of the sandbox.
 
     Leaving the `with` statement waits until all programs are judged; if an exception leaves it, those that wait are not.
     Raises there what the sandbox raised.
     """
 
-    def __init__(self, sandbox: Callable[[], Sandbox], on_verdict: Callable[[SampleKey, Verdict], None]) -> None:
+    def __init__(self, sandbox: Callable[[], Sandbox], on_verdict: Callable[[SampleKey, Verdict, str], None]) -> None:
         self._sandbox, self._on_verdict = sandbox, on_verdict
         self._programs: queue.SimpleQueue[tuple[SampleKey, Program] | None] = queue.SimpleQueue()
         self._keys: list[SampleKey] = []
@@ -27,7 +27,6 @@ class Judge:
         self._is_stopped = threading.Event()
         self._has_started = False
         self._thread = threading.Thread(target=self._run, name="judge")
-        self.level: str | None = None  # of the sandbox, if there was a program
 
     def judge(self, key: SampleKey, program: Program) -> None:
         """Adds a program. Raises what the sandbox raised before."""
@@ -55,9 +54,8 @@ class Judge:
     def _run(self) -> None:
         try:
             with self._sandbox() as sandbox:
-                self.level = sandbox.level
                 for index, verdict in sandbox.judge(self._waiting()):
-                    self._on_verdict(self._keys[index], verdict)
+                    self._on_verdict(self._keys[index], verdict, sandbox.level)
         except BaseException as failure:  # raised again in the thread that generates
             self._failure = failure
 

@@ -52,19 +52,22 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedSample:
-    """The verdict on the program of a sample."""
+    """The verdict on the program of a sample, and the level of the sandbox in which it ran."""
 
     benchmark: str
     task_id: str
     temperature: float
     number: int
     verdict: Verdict
+    level: str
 
     @classmethod
-    def of(cls, key: SampleKey, verdict: Verdict) -> "JudgedSample":
+    def of(cls, key: SampleKey, verdict: Verdict, level: str) -> "JudgedSample":
         """The verdict on the sample with a key."""
         benchmark, task_id, temperature, number = key
-        return cls(benchmark=benchmark, task_id=task_id, temperature=temperature, number=number, verdict=verdict)
+        return cls(
+            benchmark=benchmark, task_id=task_id, temperature=temperature, number=number, verdict=verdict, level=level
+        )
 
     @property
     def key(self) -> SampleKey:
