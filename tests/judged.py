@@ -11,10 +11,8 @@ import pytest
 
 from codekiln.evaluate.programs import TestedProgram
 from codekiln.files import JsonObject
-from tests.small import ROOT
+from tests.peers import DATA, peer
 
-DATA = ROOT.parent / "shared" / "data"
-PEERS = ROOT.parent / "peers"
 # HumanEval problems whose tests use a function of the prompt.
 HELPED = ("HumanEval/32", "HumanEval/38", "HumanEval/50")
 
@@ -44,7 +42,7 @@ def human_eval_program(problem: JsonObject, completion: str) -> TestedProgram:
 
 def samples_of_codegen(n: int) -> list[tuple[JsonObject, str]]:
     """The first samples of CodeGen-16B for each problem of HumanEval. Their prompts have no examples, and another order."""
-    rows = read_lines(PEERS / "CodeT" / "codegen16B_samples.jsonl")
+    rows = read_lines(peer("CodeT/codegen16B_samples.jsonl"))
     problems = human_eval()
     return [(problem_of(row["prompt"], problems), sample) for row in rows for sample in row["samples"][:n]]
 

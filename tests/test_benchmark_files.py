@@ -122,7 +122,7 @@ def test_bad_clozes_are_named(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "line 2: not UTF-8"),
         ("a.jsonl", b"[" * 100_000, "line 1: not readable JSON"),
         ("a.jsonl.gz", b"no gzip", "not a complete gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:-9], "not a complete gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n', mtime=0)[:-9], "not a complete gzip file"),
         ("a.json", b'{"a": 1}', "must hold a list of JSON objects"),
         ("a.json", b'[{"a": 1}, 2]', "item 2: not a JSON object"),
         ("a.csv", b"a,b", r"must be a .jsonl, .jsonl.gz or .json file"),

@@ -28,6 +28,7 @@ from codekiln.evaluate.problems.names import variable_names
 from codekiln.evaluate.problems.problem import CompletionProblem, MultiTurnProblem, NamesProblem, Problem
 from codekiln.evaluate.problems.return_types import ReturnTypeProblem, normalized_type
 from codekiln.evaluate.python_code import syntax_tree
+from codekiln.evaluate.sandbox.sandbox import Sandbox
 from tests.peers import load_official, peer, published
 from tests.small import run_program
 
@@ -118,14 +119,33 @@ def test_program_of_humaneval_by_hand() -> None:
     assert problem.is_ended("    return x + 1\n#", with_suffix=False)
 
 
-def test_tests_call_more_than_the_entry_point() -> None:
-    functions = {p.task_id: functions_of(p) for p in load("humaneval", "HumanEval.jsonl.gz")}
-    others = {task_id: names for task_id, names in functions.items() if len(names) > 1}
-    assert others == {
-        "HumanEval/32": ("poly", "find_zero"),
-        "HumanEval/38": ("encode_cyclic", "decode_cyclic"),
-        "HumanEval/50": ("encode_shift", "decode_shift"),
+def test_answers_cannot_replace_the_functions_that_tests_use() -> None:
+    """Three tests call a function of the prompt. An answer that defines it again, so that the test passes, fails."""
+    problems = {p.task_id: p for p in load("humaneval", "HumanEval.jsonl.gz")}
+    fakes = {
+        "HumanEval/32": "    return 0\n\ndef poly(xs, x):\n    return 0\n",
+        "HumanEval/38": "    return s\n\ndef encode_cyclic(s):\n    return s\n",
+        "HumanEval/50": "    return s\n\ndef encode_shift(s):\n    return s\n",
     }
+    judged = []
+    for task_id, fake in fakes.items():
+        problem = problems[task_id]
+        assert problem.kind == "completion"
+        for answer in (fake, problem.reference):
+            program = problem.program(answer)
+            assert program is not None
+            judged.append(program)
+    with_helpers = [p.task_id for p in problems.values() if p.kind == "completion" and _has_helpers(p.program(""))]
+    assert with_helpers == list(fakes)
+    with Sandbox(slots=1) as sandbox:
+        verdicts = dict(sandbox.judge(enumerate(judged)))
+    assert [verdicts[n].is_passed for n in range(6)] == [False, True] * 3
+    with Sandbox(slots=1, mode="compat") as sandbox:  # as in the official harness
+        assert sum(verdict.is_passed for _, verdict in sandbox.judge(enumerate(judged[::2]))) == 3
+
+
+def _has_helpers(program: object) -> bool:
+    return isinstance(program, programs.TestedProgram) and bool(program.helpers)
 
 
 def functions_of(problem: Problem) -> tuple[str, ...]:

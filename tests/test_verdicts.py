@@ -13,7 +13,8 @@ import pytest
 from codekiln.evaluate.programs import PrintingProgram, Program, TestedProgram, Verdict
 from codekiln.evaluate.sandbox.sandbox import Sandbox
 from codekiln.files import JsonObject
-from tests.judged import DATA, PEERS, human_eval, human_eval_program, read_lines, samples_of_codegen
+from tests.judged import human_eval, human_eval_program, read_lines, samples_of_codegen
+from tests.peers import DATA, peer
 from tests.small import PROGRAMS
 
 pytestmark = [pytest.mark.process, pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")]
@@ -180,9 +181,7 @@ ODD: list[tuple[str, Any]] = [
 
 
 def test_the_released_checker_is_the_published_one() -> None:
-    path = PEERS / "salesforce+CodeGen" / "codegen1" / "benchmark" / "mtpb_exec.py"
-    if not path.exists():
-        pytest.skip(f"{path} is missing: it is not part of the repository")
+    path = peer("salesforce+CodeGen/codegen1/benchmark/mtpb_exec.py")
     pytest.importorskip("psutil")
     samples = mtpb_samples(30) + ODD
     printed = run_reference("run_mtpb_exec.py", samples, str(path))

@@ -28,9 +28,9 @@ class TestedProgram:
     """A program with tests of the benchmark: it passes if both run without an exception.
 
     `source` is all text that the model may have changed: the prompt, its completion and the suffix. `setup` and `tests` are
-    code of the benchmark that runs after it. `functions` are the names of `source` that `tests` calls:
-    others are found, too, unless they are names of Python such as `sum`. `helpers` are
-    definitions of the prompt that `tests` use: split mode takes them from here and not from `source`.
+    code of the benchmark that runs after it. `functions` are the names of `source` that `tests` calls; others are found, too,
+    unless they are names of Python such as `sum`. `helpers` are definitions of the prompt that `tests` use: split mode takes
+    them from here and not from `source`.
     """
 
     __test__ = False  # pytest takes classes whose name begins with "Test" for its own
