@@ -286,14 +286,15 @@ def _check_sandbox(level: LevelName, mode: ModeName, *, as_json: bool) -> None:
 
 def _print_results(results: "JsonObject") -> None:
     has_clean = any("clean" in found for found in results["benchmarks"].values())
-    rows = [["benchmark", "metric", "value", "95% interval", "problems", *(["clean", "problems"] if has_clean else [])]]
+    rows = [["benchmark", "metric", "value", "95% interval", "n", *(["clean (n)"] if has_clean else [])]]
     for name, found in results["benchmarks"].items():
         clean = found.get("clean", {}).get("metrics", {})
         for metric, value in found["metrics"].items():
-            cells = _cells(clean[metric])[::2] if metric in clean else ["", ""]
-            rows.append([name, metric, *_cells(value), *(cells if has_clean else [])])
+            cells = _cells(clean[metric]) if metric in clean else ["", "", ""]
+            shown = [f"{cells[0]} ({cells[2]})"] if cells[0] else [""]
+            rows.append([name, metric, *_cells(value), *(shown if has_clean else [])])
         if not found["metrics"]:
-            rows.append([name, "not scored", "", "", str(found["n_problems"]), *(["", ""] if has_clean else [])])
+            rows.append([name, "not scored", "", "", str(found["n_problems"]), *([""] if has_clean else [])])
     print_table(rows)
     for name, found in results["benchmarks"].items():
         counts = found["counts"]
@@ -326,7 +327,7 @@ def _print_differences(results: "JsonObject", against: Path) -> None:
     from codekiln.files import read_json
 
     other = read_json(against / RESULTS)["benchmarks"]
-    rows = [["benchmark", "metric", "difference", "95% interval", "problems"]]
+    rows = [["benchmark", "metric", "difference", "95% interval", "n"]]
     for name in results["benchmarks"].keys() & other.keys():
         found = results["benchmarks"][name]
         groups = {task_id: task_id for scores in found["scores"].values() for task_id in scores} | found["groups"]

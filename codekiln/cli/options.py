@@ -12,6 +12,7 @@ import typer
 from codekiln.errors import InvalidFileError
 
 STDIN = Path("-")
+FILE_COLUMNS = 200  # of a table that is printed into a file or a pipe
 
 
 def parse_path(text: str | Path) -> Path:
@@ -195,4 +196,5 @@ def print_table(rows: list[list[str]], *, max_width: int | None = 40) -> None:
     for row in rows[1:]:
         cut = [c if max_width is None or len(c) <= max_width else c[: max_width - 1] + "…" for c in row]
         table.add_row(*(Text(cell, overflow="fold") for cell in cut))
-    Console(highlight=False, markup=False).print(table)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_COLUMNS
+    Console(highlight=False, markup=False, width=width).print(table)
