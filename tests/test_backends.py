@@ -1,7 +1,9 @@
 """Other backends than PyTorch: the same greedy tokens, ends, samples, and fields that are refused."""
 
+import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +183,17 @@ def test_llama_cpp_honors_the_fields_of_a_request(folders: dict[str, Path]) -> N
 
 @each_backend
 def test_tokens_are_streamed_and_stop_strings_end_a_sample(folders: dict[str, Path], make: Make) -> None:
-    ours, theirs = Completer.load(folders["qwen3"]), make_completer(folders["qwen3"], make)
-    prompt = ours.tokenizer.encode(PROMPTS[0])
-    whole = ours.complete([prompt], CompletionParams(sampling=GREEDY, max_new_tokens=10))[0].text
-    stop = next(whole[i : i + 3] for i in range(4, len(whole)) if "\ufffd" not in whole[i : i + 3])
-    params = CompletionParams(sampling=GREEDY, max_new_tokens=10, stop=(stop,))
-    expected, *_ = ours.complete([prompt], params)
-    chunks = list(theirs.stream([prompt], params))
-    assert "".join(chunk.text for chunk in chunks) == expected.text == whole[: whole.index(stop)]
-    assert chunks[-1].completion is not None and chunks[-1].completion.finish_reason == "stop"
-    assert len(chunks) >= expected.completion_tokens
+    theirs = make_completer(folders["qwen3"], make)
+    prompt = theirs.tokenizer.encode(PROMPTS[0])
+    params = CompletionParams(sampling=GREEDY, max_new_tokens=40)
+    whole = theirs.complete([prompt], params)[0].text
+    # Weights are random, so much of the text is no valid UTF-8.
+    stop = next(match.group() for match in re.finditer(r"[^\ufffd]{1,3}", whole) if match.start() > 4)
+    chunks = list(theirs.stream([prompt], replace(params, stop=(stop,))))
+    assert "".join(chunk.text for chunk in chunks) == whole[: whole.index(stop)]
+    completion = chunks[-1].completion
+    assert completion is not None and completion.finish_reason == "stop"
+    assert len(chunks) >= completion.completion_tokens > 1
     assert theirs.engine.is_idle
 
 
