@@ -916,7 +916,17 @@ def test_a_stream_continues_after_its_last_part(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.jsonl", "a.parquet", "a.tar.zst", "a.zip"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jsonl.zst",
+        pytest.param("a.jsonl.gz", marks=pytest.mark.slow),
+        pytest.param("a.jsonl", marks=pytest.mark.slow),
+        "a.parquet",
+        "a.tar.zst",
+        "a.zip",
+    ],
+)
 def test_memory_does_not_grow_with_the_input(name: str, tmp_path: Path) -> None:
     """What 100 MB of text may need more than 1 MB. Parquet holds buffers of 1 MB per column, and memory that Arrow keeps."""
     peaks = []

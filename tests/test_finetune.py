@@ -49,6 +49,7 @@ def weights_of_run(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_stages_of_codegen_pass_on_weights_only(tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
     for n in range(6):

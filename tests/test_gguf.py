@@ -297,6 +297,7 @@ def test_models_that_llama_cpp_cannot_run_are_refused(folders: dict[str, Path], 
     assert not target.exists()
 
 
+@pytest.mark.slow
 def test_export_holds_one_tensor_in_memory(tmp_path: Path) -> None:
     """The process may grow by half of the 400 MB of weights."""
     config = KilnConfig(

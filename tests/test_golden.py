@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 TOLERANCE = 1e-4  # processors add in different orders, and 20 steps amplify the difference
 
 
-@pytest.mark.parametrize("n_ranks", [1, 2])
+@pytest.mark.parametrize("n_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_losses_equal_the_recorded_ones(n_ranks: int, tmp_path: Path) -> None:
     run_on_ranks(n_ranks, golden_losses.main, tmp_path, tmp_path / "losses.json")
     found = json.loads((tmp_path / "losses.json").read_text(encoding="utf-8"))

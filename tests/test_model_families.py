@@ -393,6 +393,7 @@ def test_config_that_a_format_cannot_express_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_conversion_holds_one_shard_in_memory(tmp_path: Path) -> None:
     """400 MB of weights in shards of 20 MB: the process may grow by 200 MB."""
     config = transformers.CodeGenConfig(

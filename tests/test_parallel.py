@@ -104,6 +104,7 @@ def test_two_ranks_equal_one_process(alone: dict[str, Path], small_run: Path, tm
     assert_same(alone["kiln"], finish_training(2, small_run, tmp_path / "two"))
 
 
+@pytest.mark.slow
 def test_four_ranks_with_muon_equal_one_process(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
     assert_same(alone["muon"], finish_training(4, small_run, tmp_path / "four", **MUON))
 

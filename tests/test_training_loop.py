@@ -114,7 +114,7 @@ def test_ctrl_c_saves_the_current_step_and_the_run_resumes(undisturbed: tuple[Pa
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("seconds", [1.5, 4.0])
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(4.0, marks=pytest.mark.slow)])
 def test_run_killed_at_any_moment_equals_an_undisturbed_run(
     undisturbed: tuple[Path, Path], tmp_path: Path, seconds: float
 ) -> None:
