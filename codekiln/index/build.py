@@ -1,8 +1,8 @@
 """Builds an index: shards of consecutive documents, each with its suffix array, and a manifest.
 
 `ranks.bin` holds the rank of each id by frequency (see `codes`). Shard k has `text-k.bin` (the ranks of its tokens, a
-separator after each document: uint16, or uint32 for vocabularies of 65,536 and more), `suffixes-k.bin` (int32), `starts-k.bin`
-(the first suffix of each rank, int64) and `documents-k.bin` (where each document begins, int64). `documents.parquet` names the
+separator after each document: uint16, or uint32 for vocabularies of 65,536 and more), `suffixes-k.bin` (int32), `keys-k.bin`
+(the first tokens of some suffixes, int64) and `documents-k.bin` (where each document begins, int64). `documents.parquet` names the
 documents. The manifest is written last.
 """
 
@@ -31,14 +31,14 @@ from codekiln.files import (
 )
 from codekiln.index.codes import Code, encode_ranks, keep_suffixes_of_tokens, shortest_code
 from codekiln.index.config import IndexConfig
-from codekiln.index.kernels import join_documents
+from codekiln.index.kernels import join_documents, make_keys, rank_bits
 from codekiln.index.names import NAMES_FILE, write_names
 from codekiln.progress import progress_bar
 
 FORMAT = 1  # of the manifest and of the records of shards
 MANIFEST = "manifest.json"
 RANKS_FILE = "ranks.bin"
-PARTS = ("text", "suffixes", "starts", "documents")  # of a shard
+PARTS = ("text", "suffixes", "keys", "documents")  # of a shard
 # Codes have up to 3 bytes per token, and positions of bytes are int32.
 MAX_SHARD_TOKENS = 700_000_000
 N_SHARDS_AT_ONCE = 2
@@ -201,7 +201,7 @@ def _sorted_shard(plan: _Plan, k: int) -> dict[str, Array]:
     return {
         "text": text,
         "suffixes": suffixes[:n],
-        "starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "keys": make_keys(text, suffixes[:n], rank_bits(separator)),
         "documents": np.concatenate([[0], separators + 1]).astype(np.int64),
     }
 

@@ -1,8 +1,9 @@
 """Searches in the suffix array of one shard: compiled, and safe to call from several threads.
 
 `text` holds the ranks of the tokens of a shard. Every document ends with the separator, the highest rank. A pattern has no
-separator, so no comparison passes the end of a document. `suffixes[i]` is where the i-th smallest suffix begins, and
-`starts[r]` the first suffix that begins with rank r. A range [low, high) of suffixes holds all places of a pattern.
+separator, so no comparison passes the end of a document. `suffixes[i]` is where the i-th smallest suffix begins. `keys[j]` has
+the first tokens of the suffix `N_SKIPPED * j` in one integer, so that most of a search reads consecutive memory that stays in
+the caches. A range [low, high) of suffixes holds all places of a pattern.
 """
 
 from typing import Any
@@ -12,20 +13,72 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-N_LINEAR = 16  # in a range of so many suffixes, reading all of them is faster than searching
+N_SKIPPED = 32  # suffixes per key
+KEY_BITS = 63
+N_READ = 64  # tokens that are read at once: their cache misses overlap, and those of a binary search do not
 _compiled = numba.njit(cache=True, nogil=True)
 
 
-@_compiled
-def _find(
-    text: Array, suffixes: Array, pattern: Array, first: int, low: int, high: int
-) -> tuple[int, int, int]:
-    """A suffix in [low, high) that begins with pattern[first:], or -1, and the range in which the search found it.
+def rank_bits(vocab_size: int) -> int:
+    """Bits of a rank in a key. The separator is the rank `vocab_size`."""
+    return max(1, vocab_size.bit_length())
 
-    All suffixes of the range begin with pattern[first].
-    """
+
+@_compiled
+def make_keys(text: Array, suffixes: Array, bits: int) -> Array:
+    """The key of every `N_SKIPPED`-th suffix: as many ranks of `bits` bits as fit, the first one highest."""
+    n_ranks = KEY_BITS // bits
+    keys = np.zeros((len(suffixes) + N_SKIPPED - 1) // N_SKIPPED, np.int64)
+    for j in range(len(keys)):
+        at = np.int64(suffixes[j * N_SKIPPED])
+        for n in range(n_ranks):
+            keys[j] = (keys[j] << bits) | (np.int64(text[at + n]) if at + n < len(text) else 0)
+    return keys
+
+
+@_compiled
+def _key_range(keys: Array, bits: int, pattern: Array, first: int, n_suffixes: int) -> tuple[int, int, int]:
+    """The suffixes that can begin with pattern[first:], as far as keys show, and how many keys begin with all of it."""
+    n_ranks = KEY_BITS // bits
+    shared = min(n_ranks, len(pattern) - first)
+    lowest = np.int64(0)
+    for n in range(shared):
+        lowest = (lowest << bits) | pattern[first + n]
+    rest = bits * (n_ranks - shared)
+    lowest <<= rest
+    highest = lowest | ((np.int64(1) << rest) - 1)
+    low, high = 0, len(keys)
+    while low < high:
+        middle = (low + high) >> 1
+        if keys[middle] < lowest:
+            low = middle + 1
+        else:
+            high = middle
+    begin, step = low, 1  # of the keys from here on, those up to `highest`: in growing steps, then halved
+    end, high = low, len(keys)
+    while end < high and keys[end] <= highest:
+        low = end + 1
+        end += step
+        step *= 2
+    high = min(end, high)
+    while low < high:
+        middle = (low + high) >> 1
+        if keys[middle] <= highest:
+            low = middle + 1
+        else:
+            high = middle
+    n_whole = low - begin if shared == len(pattern) - first else 0
+    return max(0, (begin - 1) * N_SKIPPED + 1), min(low * N_SKIPPED, n_suffixes), n_whole
+
+
+@_compiled
+def _find(text: Array, suffixes: Array, keys: Array, bits: int, pattern: Array, first: int) -> tuple[int, int, int]:
+    """A suffix that begins with pattern[first:], or -1, and a range that has all of them."""
+    low, high, n_whole = _key_range(keys, bits, pattern, first, len(suffixes))
+    if n_whole:
+        return ((low + N_SKIPPED - 1) // N_SKIPPED) * N_SKIPPED, low, high
     length = len(pattern) - first
-    n_low = n_high = 1  # tokens that the pattern shares with the suffixes before and after the range
+    n_low = n_high = 0  # tokens that the pattern shares with the suffixes before and after the range
     while low < high:
         middle = (low + high) >> 1
         at = np.int64(suffixes[middle])
@@ -34,6 +87,7 @@ def _find(
             n += 1
         if n == length:
             return middle, low, high
+        # The last suffix of the text is shorter than others, and ends with the separator.
         if text[at + n] < pattern[first + n]:
             low, n_low = middle + 1, n
         else:
@@ -89,7 +143,7 @@ def _pattern(context: Array, ranks: Array, limit: int) -> Array:
 
 @_compiled
 def _longest(
-    text: Array, suffixes: Array, starts: Array, pattern: Array, guess: int
+    text: Array, suffixes: Array, keys: Array, bits: int, pattern: Array, guess: int
 ) -> tuple[int, int, int]:
     """The length of the longest end of the pattern that occurs, and its range. The search begins at the length `guess`.
 
@@ -101,8 +155,7 @@ def _longest(
     length, step = min(max(guess, 1), limit), 1
     while best + 1 < shortest_failed:
         first = limit - length
-        low, high = starts[pattern[first]], starts[pattern[first] + 1]
-        found, low, high = _find(text, suffixes, pattern, first, low, high)
+        found, low, high = _find(text, suffixes, keys, bits, pattern, first)
         if found >= 0:
             best, best_found, best_low, best_high = length, found, low, high
         else:
@@ -123,15 +176,15 @@ def _longest(
 
 @_compiled
 def longest_match(
-    text: Array, suffixes: Array, starts: Array, ranks: Array, context: Array, limit: int, guess: int
+    text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, context: Array, limit: int, guess: int
 ) -> tuple[int, int, int]:
     """The length of the longest end of a context that occurs, up to `limit`, and the range of its places."""
-    return _longest(text, suffixes, starts, _pattern(context, ranks, limit), guess)
+    return _longest(text, suffixes, keys, bits, _pattern(context, ranks, limit), guess)
 
 
 @_compiled
 def longest_matches(
-    text: Array, suffixes: Array, starts: Array, ranks: Array, ids: Array, limit: int
+    text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, ids: Array, limit: int
 ) -> tuple[Array, Array, Array]:
     """`longest_match` of ids[:i + 1] for each i: lengths, lows and highs, (n,). A match is at most one token longer than
     the one before it."""
@@ -141,21 +194,20 @@ def longest_matches(
     for i in range(n):
         longest += 1
         pattern = _pattern(ids[: i + 1], ranks, min(limit, longest))
-        lengths[i], lows[i], highs[i] = _longest(text, suffixes, starts, pattern, len(pattern))
+        lengths[i], lows[i], highs[i] = _longest(text, suffixes, keys, bits, pattern, len(pattern))
         longest = lengths[i]
     return lengths, lows, highs
 
 
 @_compiled
 def find_sequence(
-    text: Array, suffixes: Array, starts: Array, ranks: Array, ids: Array
+    text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, ids: Array
 ) -> tuple[int, int]:
     """The range of the places of a sequence of ids."""
     pattern = _pattern(ids, ranks, len(ids))
     if len(pattern) < len(ids) or len(pattern) == 0:
         return 0, 0
-    low, high = starts[pattern[0]], starts[pattern[0] + 1]
-    found, low, high = _find(text, suffixes, pattern, 0, low, high)
+    found, low, high = _find(text, suffixes, keys, bits, pattern, 0)
     return _bounds(text, suffixes, pattern, 0, found, low, high) if found >= 0 else (0, 0)
 
 
@@ -201,17 +253,22 @@ def next_ranks(text: Array, suffixes: Array, depth: int, low: int, high: int, n_
     """The ranks that follow the places of a range, ascending, and how often each does. `depth` is the length of the match."""
     most = min(high - low, n_ranks)
     ranks, counts = np.empty(most, np.int64), np.empty(most, np.int64)
+    following = np.empty(N_READ, np.int64)
     n = 0
     while low < high:
-        rank = np.int64(text[np.int64(suffixes[low]) + depth])
-        if high - low <= N_LINEAR:
-            end = low + 1
-            while end < high and text[np.int64(suffixes[end]) + depth] == rank:
-                end += 1
-        else:
-            end = _end_of(text, suffixes, depth, rank, low, high)
-        ranks[n], counts[n] = rank, end - low
-        n += 1
+        n_read = min(N_READ, high - low)
+        for i in range(n_read):
+            following[i] = text[np.int64(suffixes[low + i]) + depth]
+        i = 0
+        while i < n_read:
+            begin = i
+            while i < n_read and following[i] == following[begin]:
+                i += 1
+            ranks[n], counts[n] = following[begin], i - begin
+            n += 1
+        low += n_read
+        end = _end_of(text, suffixes, depth, ranks[n - 1], low - 1, high)
+        counts[n - 1] += end - low
         low = end
     return ranks[:n], counts[:n]
 

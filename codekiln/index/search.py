@@ -60,14 +60,14 @@ class Place:
 class Shard:
     """The arrays of a shard, mapped into memory."""
 
-    def __init__(self, folder: Path, k: int, record: JsonObject, dtype: npt.DTypeLike) -> None:
+    def __init__(self, folder: Path, k: int, record: JsonObject, dtype: npt.DTypeLike, vocab_size: int) -> None:
         paths = shard_paths(folder, k)
         self.text: Array = _map(paths["text"], dtype)
         self.suffixes: Array = _map(paths["suffixes"], np.int32)
-        self.starts: Array = _map(paths["starts"], np.int64)
+        self.keys: Array = _map(paths["keys"], np.int64)
         self.documents: Array = _map(paths["documents"], np.int64)
         self.first_document = int(record["first_document"])
-        self.arrays = self.text, self.suffixes, self.starts
+        self.searched = self.text, self.suffixes, self.keys, kernels.rank_bits(vocab_size)
 
     def positions(self, low: int, high: int) -> Ids:
         """Where the suffixes of a range begin, in the order of the text."""
@@ -98,7 +98,7 @@ class Index:
         dtype = np.dtype(self.manifest["dtype"])
         self._ranks = np.fromfile(folder / RANKS_FILE, dtype)
         self._id_of_rank = np.append(np.argsort(self._ranks), self.end_id)
-        self.shards = tuple(Shard(folder, k, record, dtype) for k, record in enumerate(self.manifest["shards"]))
+        self.shards = tuple(Shard(folder, k, record, dtype, self.vocab_size) for k, record in enumerate(self.manifest["shards"]))
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -130,7 +130,7 @@ class Index:
         one token longer, so `limit` and `guess` of a decoder are the last length + 1.
         """
         ids = np.asarray(context[-limit:], np.int64)
-        found = [kernels.longest_match(*shard.arrays, self._ranks, ids, limit, guess) for shard in self.shards]
+        found = [kernels.longest_match(*shard.searched, self._ranks, ids, limit, guess) for shard in self.shards]
         length = max((n for n, _, _ in found), default=0)
         ranges = tuple((low, high) if n == length and n else NO_RANGE for n, low, high in found)
         return Match(length, sum(high - low for low, high in ranges), ranges)
@@ -140,7 +140,7 @@ class Index:
         array = np.asarray(ids, np.int64)
         lengths, counts = np.zeros(len(array), np.int64), np.zeros(len(array), np.int64)
         for shard in self.shards:
-            found, lows, highs = kernels.longest_matches(*shard.arrays, self._ranks, array, limit)
+            found, lows, highs = kernels.longest_matches(*shard.searched, self._ranks, array, limit)
             sizes = highs - lows
             counts = np.where(found > lengths, sizes, counts + np.where(found == lengths, sizes, 0))
             lengths = np.maximum(lengths, found)
@@ -149,7 +149,7 @@ class Index:
     def find(self, ids: Sequence[int] | Ids) -> Match:
         """All places of a sequence of ids. An empty one has none."""
         array = np.asarray(ids, np.int64)
-        ranges = tuple(kernels.find_sequence(*shard.arrays, self._ranks, array) for shard in self.shards)
+        ranges = tuple(kernels.find_sequence(*shard.searched, self._ranks, array) for shard in self.shards)
         return Match(len(array), sum(high - low for low, high in ranges), ranges)
 
     def count(self, ids: Sequence[int] | Ids) -> int:
