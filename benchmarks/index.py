@@ -95,17 +95,14 @@ def microseconds(ask: Callable[[Ids], object], contexts: list[Ids]) -> float:
 
 
 def ask(index: Index, context: Ids) -> int:
-    match = index.longest_match(context, LIMIT)
-    index.next_tokens(match, with_end=True)
-    return match.length
+    return index.predict(context, LIMIT, with_end=True)[0].length
 
 
 def decode(index: Index, document: Ids) -> None:
     """Asks after each token, as a decoder does."""
     longest = 0
     for i in range(len(document)):
-        match = index.longest_match(document[: i + 1], min(LIMIT, longest + 1), guess=longest + 1)
-        index.next_tokens(match, with_end=True)
+        match, _ = index.predict(document[: i + 1], min(LIMIT, longest + 1), guess=longest + 1, with_end=True)
         longest = match.length
 
 

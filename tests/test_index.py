@@ -130,7 +130,10 @@ def test_answers_are_those_of_brute_force(
             found = index.next_tokens(match, with_end=with_end)
             followers = followers_in(documents, tail, index.end_id if with_end else None)
             assert dict(zip(found.ids.tolist(), found.counts.tolist(), strict=True)) == followers
-            assert found.ids.tolist() == sorted(followers)
+            assert sorted(found.ids.tolist()) == sorted(followers)
+            predicted = index.predict(context, limit, with_end=with_end)
+            assert predicted[0] == match
+            assert [each.tolist() for each in predicted[1]] == [each.tolist() for each in found]
     for number in range(len(documents)):
         assert index.document(number).tolist() == documents[number]
         assert index.name(number) == DocumentName(f"r{number % 3}", "1", f"{number}.py", "MIT")

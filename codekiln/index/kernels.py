@@ -249,28 +249,62 @@ def narrow(text: Array, suffixes: Array, depth: int, rank: int, low: int, high: 
 
 
 @_compiled
-def next_ranks(text: Array, suffixes: Array, depth: int, low: int, high: int, n_ranks: int) -> tuple[Array, Array]:
+def _skip_by_keys(keys: Array, shift: int, mask: int, rank: int, low: int, high: int) -> int:
+    """A place in [low, high], after suffixes that all have `rank` where `shift` finds it in keys."""
+    first = (low + N_SKIPPED - 1) // N_SKIPPED
+    end = (high + N_SKIPPED - 1) // N_SKIPPED
+    begin, step = first, 1
+    while begin < end and (keys[begin] >> shift) & mask == rank:
+        first = begin + 1
+        begin += step
+        step *= 2
+    end = min(begin, end)
+    while first < end:
+        middle = (first + end) >> 1
+        if (keys[middle] >> shift) & mask == rank:
+            first = middle + 1
+        else:
+            end = middle
+    return max(low, (first - 1) * N_SKIPPED + 1)
+
+
+@_compiled
+def next_ranks(
+    text: Array, suffixes: Array, keys: Array, bits: int, depth: int, low: int, high: int, n_ranks: int
+) -> tuple[Array, Array]:
     """The ranks that follow the places of a range, ascending, and how often each does. `depth` is the length of the match."""
     most = min(high - low, n_ranks)
     ranks, counts = np.empty(most, np.int64), np.empty(most, np.int64)
     following = np.empty(N_READ, np.int64)
+    shift = bits * (KEY_BITS // bits - 1 - depth)
     n = 0
     while low < high:
         n_read = min(N_READ, high - low)
         for i in range(n_read):
             following[i] = text[np.int64(suffixes[low + i]) + depth]
-        i = 0
-        while i < n_read:
-            begin = i
-            while i < n_read and following[i] == following[begin]:
-                i += 1
-            ranks[n], counts[n] = following[begin], i - begin
-            n += 1
+        for i in range(n_read):
+            if n == 0 or ranks[n - 1] != following[i]:
+                ranks[n], counts[n] = following[i], 0
+                n += 1
+            counts[n - 1] += 1
         low += n_read
-        end = _end_of(text, suffixes, depth, ranks[n - 1], low - 1, high)
+        if shift >= 0:
+            end = _skip_by_keys(keys, shift, (np.int64(1) << bits) - 1, ranks[n - 1], low, high)
+        else:
+            end = _end_of(text, suffixes, depth, ranks[n - 1], low - 1, high)
         counts[n - 1] += end - low
         low = end
     return ranks[:n], counts[:n]
+
+
+@_compiled
+def predict(
+    text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, context: Array, limit: int, guess: int
+) -> tuple[int, int, int, Array, Array]:
+    """`longest_match`, and `next_ranks` after it."""
+    length, low, high = _longest(text, suffixes, keys, bits, _pattern(context, ranks, limit), guess)
+    found, counts = next_ranks(text, suffixes, keys, bits, length, low, high, len(ranks) + 1)
+    return length, low, high, found, counts
 
 
 @_compiled

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,35 +21,32 @@ GUESS = 6  # about the length of a longest match in code that the index does not
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 NO_RANGE = (0, 0)
+_NONE = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A sequence of `length` tokens that occurs `count` times. `ranges` are its suffixes in each shard."""
 
     length: int
-    count: int
+    count: int  # type: ignore[assignment] # hides the method of tuples
     ranges: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class Matches:
+class Matches(NamedTuple):
     """The longest match that ends at each token of a sequence, (n,) each."""
 
     lengths: Ids
     counts: Ids
 
 
-@dataclass(frozen=True)
-class NextTokens:
-    """The ids that follow a match, ascending, and how often each does."""
+class NextTokens(NamedTuple):
+    """The ids that follow a match, those that are frequent in the corpus first, and how often each does."""
 
     ids: Ids
     counts: Ids
 
 
-@dataclass(frozen=True, order=True)
-class Place:
+class Place(NamedTuple):
     """A document by its number in the order of the corpus, and an offset in its tokens."""
 
     document: int
@@ -130,10 +126,20 @@ class Index:
         one token longer, so `limit` and `guess` of a decoder are the last length + 1.
         """
         ids = np.asarray(context[-limit:], np.int64)
-        found = [kernels.longest_match(*shard.searched, self._ranks, ids, limit, guess) for shard in self.shards]
-        length = max((n for n, _, _ in found), default=0)
-        ranges = tuple((low, high) if n == length and n else NO_RANGE for n, low, high in found)
-        return Match(length, sum(high - low for low, high in ranges), ranges)
+        return _joined(
+            [kernels.longest_match(*shard.searched, self._ranks, ids, limit, guess) for shard in self.shards]
+        )
+
+    def predict(
+        self, context: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT, *, guess: int = GUESS, with_end: bool = False
+    ) -> tuple[Match, NextTokens]:
+        """`longest_match` and its `next_tokens`, faster than both if there is one shard."""
+        if len(self.shards) != 1:
+            match = self.longest_match(context, limit, guess=guess)
+            return match, self.next_tokens(match, with_end=with_end)
+        ids = np.asarray(context[-limit:], np.int64)
+        length, low, high, ranks, counts = kernels.predict(*self.shards[0].searched, self._ranks, ids, limit, guess)
+        return Match(length, high - low, ((low, high),)), self._next_tokens(ranks, counts, with_end=with_end)
 
     def longest_matches(self, ids: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT) -> Matches:
         """`longest_match` of every beginning of `ids`."""
@@ -158,22 +164,21 @@ class Index:
 
     def next_tokens(self, match: Match, *, with_end: bool = False) -> NextTokens:
         """The ids that follow a match. `with_end` counts ends of documents too, as `end_id`."""
-        if match.length == 0:
-            return NextTokens(np.empty(0, np.int64), np.empty(0, np.int64))
         rows = [
-            kernels.next_ranks(shard.text, shard.suffixes, match.length, low, high, self.vocab_size + 1)
+            kernels.next_ranks(*shard.searched, match.length, low, high, self.vocab_size + 1)
             for shard, (low, high) in zip(self.shards, match.ranges, strict=True)
             if low < high
         ]
-        ids = np.concatenate([np.empty(0, np.int64), *(self._id_of_rank[ranks] for ranks, _ in rows)])
-        counts = np.concatenate([np.empty(0, np.int64), *(counts for _, counts in rows)])
-        if not with_end:
-            counts, ids = counts[ids != self.end_id], ids[ids != self.end_id]
-        if len(rows) > 1:
-            ids, group = np.unique(ids, return_inverse=True)
-            return NextTokens(ids, np.bincount(group, counts, len(ids)).astype(np.int64))
-        order = np.argsort(ids)
-        return NextTokens(ids[order], counts[order])
+        if len(rows) == 1:
+            return self._next_tokens(*rows[0], with_end=with_end)
+        ranks, group = np.unique(np.concatenate([_NONE, *(ranks for ranks, _ in rows)]), return_inverse=True)
+        counts = np.bincount(group, np.concatenate([_NONE, *(counts for _, counts in rows)]), len(ranks))
+        return self._next_tokens(ranks, counts.astype(np.int64), with_end=with_end)
+
+    def _next_tokens(self, ranks: Ids, counts: Ids, *, with_end: bool) -> NextTokens:
+        if not with_end and len(ranks) and ranks[-1] == self.end_id:  # the highest rank
+            ranks, counts = ranks[:-1], counts[:-1]
+        return NextTokens(self._id_of_rank[ranks], counts)
 
     def places(self, match: Match, limit: int) -> list[Place]:
         """The first `limit` places of a match, in the order of the corpus."""
@@ -192,6 +197,16 @@ class Index:
     def ranks_of(self, ids: Sequence[int]) -> list[int]:
         """The rank of each id."""
         return [int(self._ranks[i]) for i in ids]
+
+
+def _joined(found: Sequence[tuple[int, int, int]]) -> Match:
+    """The longest match in several shards from the length and the range in each."""
+    if len(found) == 1:
+        length, low, high = found[0]
+        return Match(length, high - low, ((low, high),))
+    length = max((n for n, _, _ in found), default=0)
+    ranges = tuple((low, high) if n == length else NO_RANGE for n, low, high in found)
+    return Match(length, sum(high - low for low, high in ranges), ranges)
 
 
 def _read_manifest(folder: Path) -> JsonObject:
