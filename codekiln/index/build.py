@@ -101,6 +101,11 @@ def build_index(
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     plan = _make_plan(folder, tokens, config, inputs)
+    n_shards = len(plan.bounds) - 1
+    expected = {path.name for k in range(n_shards) for path in (*shard_paths(folder, k).values(), _record_path(folder, k))}
+    for path in folder.glob("*-?????.*"):  # of an unfinished build from other inputs
+        if path.name not in expected:
+            path.unlink()
     n_tokens = int(plan.shard_tokens.sum())
     require_free_space(folder, n_tokens * (plan.ranks.itemsize + 4))
     with atomic_write(folder / RANKS_FILE) as temp_path:
@@ -109,7 +114,7 @@ def build_index(
     shards: list[JsonObject] = []
     n_threads = min(N_SHARDS_AT_ONCE, os.cpu_count() or 1)
     with progress_bar("Index", n_tokens) as progress, ThreadPoolExecutor(n_threads) as pool:
-        pending = [pool.submit(partial(_shard, plan), k) for k in range(len(plan.bounds) - 1)]
+        pending = [pool.submit(partial(_shard, plan), k) for k in range(n_shards)]
         try:
             for future in pending:
                 shards.append(future.result())
@@ -127,6 +132,10 @@ def build_index(
 def shard_paths(folder: Path, k: int) -> dict[str, Path]:
     """The files of shard k by what they hold."""
     return {part: folder / f"{part}-{k:05}.bin" for part in PARTS}
+
+
+def _record_path(folder: Path, k: int) -> Path:
+    return folder / f"shard-{k:05}.json"
 
 
 def _make_plan(folder: Path, tokens: IndexedTokens, config: IndexConfig, inputs: JsonObject) -> _Plan:
@@ -157,7 +166,7 @@ def _make_plan(folder: Path, tokens: IndexedTokens, config: IndexConfig, inputs:
 
 def _shard(plan: _Plan, k: int) -> JsonObject:
     """The record of shard k, which is written unless a complete one from the same inputs exists."""
-    record_path = plan.folder / f"shard-{k:05}.json"
+    record_path = _record_path(plan.folder, k)
     paths = shard_paths(plan.folder, k)
     expected = {
         "format": FORMAT,

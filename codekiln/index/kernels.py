@@ -15,7 +15,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 N_SKIPPED = 32  # suffixes per key
 KEY_BITS = 63
-N_READ = 64  # tokens that are read at once: their cache misses overlap, and those of a binary search do not
+N_READ = 32  # tokens that are read at once: their cache misses overlap, and those of a binary search do not
 _compiled = numba.njit(cache=True, nogil=True)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, first_difference, read_json, verify_checksum
+from codekiln.files import JsonObject, first_difference, read_json, sha256_of, verify_checksum
 from codekiln.index import kernels
 from codekiln.index.build import FORMAT, MANIFEST, RANKS_FILE, shard_paths
 from codekiln.index.names import NAMES_FILE, DocumentName, DocumentNames
 
+INDEX_FOLDER = "index"  # of a run
 DEFAULT_LIMIT = 64  # tokens of a longest match
 GUESS = 6  # about the length of a longest match in code that the index does not have
 
@@ -77,7 +78,7 @@ class Shard:
 
 
 class Index:
-    """An index in a folder, mapped into memory. `tokenizer_sha256` identifies the tokenizer that its ids are of.
+    """An index in a folder, mapped into memory.
 
     Every file is verified when the index is opened. Raises MissingFileError or InvalidFileError that names a file. Its
     methods can be called from several threads. Ids that are not in the vocabulary are in no match.
@@ -95,10 +96,6 @@ class Index:
         self._ranks = np.fromfile(folder / RANKS_FILE, dtype)
         self._id_of_rank = np.append(np.argsort(self._ranks), self.end_id)
         self.shards = tuple(Shard(folder, k, record, dtype, self.vocab_size) for k, record in enumerate(self.manifest["shards"]))
-
-    @property
-    def tokenizer_sha256(self) -> str:
-        return str(self.manifest["inputs"]["tokenizer"])
 
     def require_inputs(self, inputs: JsonObject) -> None:
         """Raises ConfigError that names the first of `inputs` that the index was not made from."""
@@ -194,9 +191,27 @@ class Index:
         start, stop = shard.documents[number - shard.first_document :][:2]
         return self._id_of_rank[shard.text[start : stop - 1]]
 
+    def ids_of(self, ranks: Ids) -> list[int]:
+        """The id of each rank; `end_id` of the separator."""
+        ids: list[int] = self._id_of_rank[ranks].tolist()
+        return ids
+
     def ranks_of(self, ids: Sequence[int]) -> list[int]:
         """The rank of each id."""
         return [int(self._ranks[i]) for i in ids]
+
+
+def open_run_index(run: Path, tokenizer: Path) -> Index:
+    """The index of a run. `tokenizer` is the file of the tokenizer whose ids it is asked for.
+
+    Raises MissingFileError, InvalidFileError, or ConfigError if it is of another tokenizer or of other token shards.
+    """
+    index = Index(run / INDEX_FOLDER)
+    tokens = run / "tokens" / MANIFEST
+    index.require_inputs(
+        {"tokenizer": sha256_of(tokenizer)} | ({"tokens": sha256_of(tokens)} if tokens.is_file() else {})
+    )
+    return index
 
 
 def _joined(found: Sequence[tuple[int, int, int]]) -> Match:
