@@ -186,7 +186,9 @@ def measure(run: Path, n_queries: int, work: Path) -> None:
         begun = time.perf_counter()
         lengths = index.longest_matches(document, LIMIT).lengths.tolist()
         per_token = (time.perf_counter() - begun) / len(document) * 1e6
-        rows.append([name, "all tokens at once, without next tokens", f"{statistics.mean(lengths):.1f}", f"{per_token:.1f}"])
+        rows.append(
+            [name, "all tokens at once, without next tokens", f"{statistics.mean(lengths):.1f}", f"{per_token:.1f}"]
+        )
     print_rows("queries", ["index", "contexts", "mean length", "µs per query"], rows)
     compare(source, held_out, run, work)
 
@@ -198,7 +200,9 @@ def compare(source: IndexedTokens, contexts: list[Ids], run: Path, work: Path) -
     rows = []
     begun = time.perf_counter()
     table = ngrams_of(documents)
-    rows.append(["n-grams of up to 8", time.perf_counter() - begun, microseconds(lambda c: ask_ngrams(table, c), contexts)])
+    rows.append(
+        ["n-grams of up to 8", time.perf_counter() - begun, microseconds(lambda c: ask_ngrams(table, c), contexts)]
+    )
     # 0xFFFF is no id here, and separates documents.
     data = b"".join(np.array(document, dtype).tobytes() + b"\xff" * dtype.itemsize for document in documents)
     few = contexts[:100]

@@ -24,8 +24,7 @@ INPUTS = {"tokenizer": "0" * 64, "tokens": "1" * 64}
 
 def names_of(documents: Documents) -> list[pa.RecordBatch]:
     rows = [
-        {"repository": f"r{k % 3}", "revision": "1", "path": f"{k}.py", "license": "MIT"}
-        for k in range(len(documents))
+        {"repository": f"r{k % 3}", "revision": "1", "path": f"{k}.py", "license": "MIT"} for k in range(len(documents))
     ]
     return [pa.RecordBatch.from_pylist(rows[i : i + 3], SCHEMA) for i in range(0, len(rows), 3)]
 
@@ -147,7 +146,9 @@ def test_longest_matches_of_a_text_are_those_of_its_beginnings(
     documents = random_documents(3, 4, 10)
     index = index_of(tmp_path / "index", documents, 10)
     rng = np.random.default_rng(2)
-    text = [i for k in rng.integers(len(documents), size=8) for i in [*documents[k], *rng.integers(-1, 11, size=2).tolist()]]
+    text = [
+        i for k in rng.integers(len(documents), size=8) for i in [*documents[k], *rng.integers(-1, 11, size=2).tolist()]
+    ]
     for limit in (3, 64):
         found = index.longest_matches(text, limit)
         matches = [index.longest_match(text[: i + 1], limit) for i in range(len(text))]

@@ -91,7 +91,11 @@ def test_verbatim_stretches_are_the_longest_that_do_not_overlap(tmp_path: Path) 
     assert [source.name.path for source in found[0].sources] == ["1.py"]
     assert [(source.document, source.offset) for source in found[1].sources] == [(1, 5), (2, 5)]
     assert found[1].licenses == {"MIT": 2}
-    assert [(each.start, each.stop) for each in find_verbatim(index, written, min_tokens=10)] == [(1, 41), (42, 67), (68, 81)]
+    assert [(each.start, each.stop) for each in find_verbatim(index, written, min_tokens=10)] == [
+        (1, 41),
+        (42, 67),
+        (68, 81),
+    ]
     assert find_verbatim(index, written, min_tokens=41) == []
     assert find_verbatim(index, []) == []
 

@@ -102,7 +102,9 @@ def build_index(
     remove_leftovers(folder)
     plan = _make_plan(folder, tokens, config, inputs)
     n_shards = len(plan.bounds) - 1
-    expected = {path.name for k in range(n_shards) for path in (*shard_paths(folder, k).values(), _record_path(folder, k))}
+    expected = {
+        path.name for k in range(n_shards) for path in (*shard_paths(folder, k).values(), _record_path(folder, k))
+    }
     for path in folder.glob("*-?????.*"):  # of an unfinished build from other inputs
         if path.name not in expected:
             path.unlink()
@@ -213,5 +215,3 @@ def _sorted_shard(plan: _Plan, k: int) -> dict[str, Array]:
         "keys": make_keys(text, suffixes[:n], rank_bits(separator)),
         "documents": np.concatenate([[0], separators + 1]).astype(np.int64),
     }
-
-

@@ -142,9 +142,7 @@ def _pattern(context: Array, ranks: Array, limit: int) -> Array:
 
 
 @_compiled
-def _longest(
-    text: Array, suffixes: Array, keys: Array, bits: int, pattern: Array, guess: int
-) -> tuple[int, int, int]:
+def _longest(text: Array, suffixes: Array, keys: Array, bits: int, pattern: Array, guess: int) -> tuple[int, int, int]:
     """The length of the longest end of the pattern that occurs, and its range. The search begins at the length `guess`.
 
     An end of the pattern occurs if a longer one does. So lengths are tried in growing steps from the guess, and then halved.
@@ -200,9 +198,7 @@ def longest_matches(
 
 
 @_compiled
-def find_sequence(
-    text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, ids: Array
-) -> tuple[int, int]:
+def find_sequence(text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, ids: Array) -> tuple[int, int]:
     """The range of the places of a sequence of ids."""
     pattern = _pattern(ids, ranks, len(ids))
     if len(pattern) < len(ids) or len(pattern) == 0:

@@ -36,7 +36,9 @@ class Verbatim:
     licenses: dict[str, int]
 
 
-def find_verbatim(index: Index, ids: Sequence[int], *, min_tokens: int = MIN_TOKENS, n_sources: int = 3) -> list[Verbatim]:
+def find_verbatim(
+    index: Index, ids: Sequence[int], *, min_tokens: int = MIN_TOKENS, n_sources: int = 3
+) -> list[Verbatim]:
     """The longest stretches of a text that are verbatim in the index, which do not overlap, in order.
 
     The longest stretch is first chosen, then the longest of what it leaves, down to `min_tokens`. Stretches are compared as

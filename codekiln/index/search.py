@@ -95,7 +95,9 @@ class Index:
         dtype = np.dtype(self.manifest["dtype"])
         self._ranks = np.fromfile(folder / RANKS_FILE, dtype)
         self._id_of_rank = np.append(np.argsort(self._ranks), self.end_id)
-        self.shards = tuple(Shard(folder, k, record, dtype, self.vocab_size) for k, record in enumerate(self.manifest["shards"]))
+        self.shards = tuple(
+            Shard(folder, k, record, dtype, self.vocab_size) for k, record in enumerate(self.manifest["shards"])
+        )
 
     def require_inputs(self, inputs: JsonObject) -> None:
         """Raises ConfigError that names the first of `inputs` that the index was not made from."""
@@ -114,9 +116,7 @@ class Index:
         """Where a document is from."""
         return self.names[document]
 
-    def longest_match(
-        self, context: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT, *, guess: int = GUESS
-    ) -> Match:
+    def longest_match(self, context: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT, *, guess: int = GUESS) -> Match:
         """The longest end of `context` that occurs in a document, of at most `limit` tokens, and where.
 
         `guess` is a length to begin with: it changes the time and not the result. After one more token, a match is at most
