@@ -4,11 +4,11 @@
 
 The input is the training documents of a run. Token shards are written to a temporary folder if the run has none. Each build is
 a process of its own on one or two cores; its time includes names, checksums and waiting for the disk, and its peak memory is
-that of the process less the memory before building. A query is the longest match of the end of a context, of at most 64
+that of the process less the memory before building. Times of queries are processor time, because other programs use the machine. A query is the longest match of the end of a context, of at most 64
 tokens, and the counts of its next tokens. Contexts are 64 tokens of held-out documents, and of training documents, which the
 index has whole. In the last rows, a decoder asks after each token of a held-out document, with the last length as the guess.
 
-Peers answer the same queries over the first million tokens: a dictionary of the n-grams of up to 8 tokens with the counts of
+Peers answer the same queries over the first 300,000 tokens: a dictionary of the n-grams of up to 8 tokens with the counts of
 the next token, and a search for the bytes of each length in the bytes of all ids. Lengths up to 8 must be equal.
 """
 
@@ -22,7 +22,9 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +42,7 @@ from codekiln.train.prepare import TokenShards, open_token_shards, prepare_shard
 Ids = npt.NDArray[np.int64]
 LIMIT = 64
 MAX_N = 8
-PEER_TOKENS = 1_000_000
+PEER_TOKENS = 300_000
 ROUNDS = 3
 
 
@@ -83,15 +85,24 @@ def contexts_of(shards: TokenShards, n: int, seed: int) -> list[Ids]:
     return found
 
 
-def microseconds(ask: Callable[[Ids], object], contexts: list[Ids]) -> float:
-    """The median of a few rounds, per context."""
+class Times(NamedTuple):
+    """Microseconds of processor time per query: the median and the mean over contexts, each the fastest of some rounds."""
+
+    median: float
+    mean: float
+
+
+def microseconds(ask: Callable[[Ids], object], contexts: list[Ids]) -> Times:
     rounds = []
     for _ in range(ROUNDS):
-        begun = time.perf_counter()
+        times = []
         for context in contexts:
+            begun = time.thread_time_ns()
             ask(context)
-        rounds.append((time.perf_counter() - begun) / len(contexts) * 1e6)
-    return statistics.median(rounds)
+            times.append((time.thread_time_ns() - begun) / 1e3)
+        rounds.append(times)
+    fastest = [min(times) for times in zip(*rounds, strict=True)]
+    return Times(statistics.median(fastest), statistics.mean(fastest))
 
 
 def ask(index: Index, context: Ids) -> int:
@@ -158,7 +169,7 @@ def measure(run: Path, n_queries: int, work: Path) -> None:
     rows, indexes = [], {}
     for cores, memory in ((1, 1_000_000_000), (2, 1_000_000_000), (1, 400_000_000), (2, 400_000_000), (2, 100_000_000)):
         out = work / f"index-{cores}-{memory}"
-        arguments = [run, tokens, out, str(memory), str(cores)]
+        arguments = [str(run), str(tokens), str(out), str(memory), str(cores)]
         done = subprocess.run(
             [sys.executable, __file__, "--child", *arguments], check=True, capture_output=True, text=True
         )
@@ -171,25 +182,24 @@ def measure(run: Path, n_queries: int, work: Path) -> None:
     print_rows("building", heading, rows)
     validation, training = open_token_shards(tokens, "validation"), open_token_shards(tokens, "train")
     held_out, seen = contexts_of(validation, n_queries, 0), contexts_of(training, n_queries, 1)
-    longest = int(validation.lengths().argmax())
-    document = validation.slice(longest, 0, min(10_000, int(validation.lengths()[longest])))
     rows = []
     for index in indexes.values():
-        name = f"{len(index.shards)} shards"
+        name = str(len(index.shards))
         ask(index, held_out[0])
+        index.longest_matches(held_out[0])
         for kind, contexts in (("held-out", held_out), ("training", seen)):
             lengths = [ask(index, context) for context in contexts]
-            time_per_query = microseconds(lambda context, index=index: ask(index, context), contexts)  # type: ignore[misc]
-            rows.append([name, kind, f"{statistics.mean(lengths):.1f}", f"{time_per_query:.1f}"])
-        per_token = microseconds(lambda document, index=index: decode(index, document), [document]) / len(document)  # type: ignore[misc]
-        rows.append([name, "each token of a document", "", f"{per_token:.1f}"])
-        begun = time.perf_counter()
-        lengths = index.longest_matches(document, LIMIT).lengths.tolist()
-        per_token = (time.perf_counter() - begun) / len(document) * 1e6
+            times = microseconds(partial(ask, index), contexts)
+            rows.append([name, kind, f"{statistics.mean(lengths):.1f}", f"{times.median:.1f}", f"{times.mean:.1f}"])
+        times = microseconds(partial(decode, index), held_out)
         rows.append(
-            [name, "all tokens at once, without next tokens", f"{statistics.mean(lengths):.1f}", f"{per_token:.1f}"]
+            [name, "each token of held-out text", "", f"{times.median / LIMIT:.1f}", f"{times.mean / LIMIT:.1f}"]
         )
-    print_rows("queries", ["index", "contexts", "mean length", "µs per query"], rows)
+        times = microseconds(lambda context, index=index: index.longest_matches(context, LIMIT), held_out)  # type: ignore[misc]
+        rows.append(
+            [name, "the same at once, lengths only", "", f"{times.median / LIMIT:.1f}", f"{times.mean / LIMIT:.1f}"]
+        )
+    print_rows("queries", ["shards", "contexts", "mean length", "median, CPU µs", "mean, CPU µs"], rows)
     compare(source, held_out, run, work)
 
 
@@ -197,31 +207,32 @@ def compare(source: IndexedTokens, contexts: list[Ids], run: Path, work: Path) -
     """The index and its peers over the same tokens."""
     documents = first_documents(source, PEER_TOKENS)
     dtype = source.ids[0].dtype
-    rows = []
-    begun = time.perf_counter()
+    rows: list[tuple[str, float, Times]] = []
+    begun = time.process_time()
     table = ngrams_of(documents)
     rows.append(
-        ["n-grams of up to 8", time.perf_counter() - begun, microseconds(lambda c: ask_ngrams(table, c), contexts)]
+        ("n-grams of up to 8", time.process_time() - begun, microseconds(lambda c: ask_ngrams(table, c), contexts))
     )
     # 0xFFFF is no id here, and separates documents.
     data = b"".join(np.array(document, dtype).tobytes() + b"\xff" * dtype.itemsize for document in documents)
     few = contexts[:100]
-    rows.append(["scan of bytes", 0.0, microseconds(lambda c: ask_scan(data, dtype.itemsize, c, dtype), few)])
+    rows.append(("scan of bytes", 0.0, microseconds(lambda c: ask_scan(data, dtype.itemsize, c, dtype), few)))
     ends = np.cumsum([len(document) for document in documents])
     small = IndexedTokens([source.ids[0][: ends[-1]]], [ends], source.vocab_size)
     names = pa.Table.from_batches(read_names(run / "corpus", "train")).slice(0, len(documents)).to_batches()
-    begun = time.perf_counter()
+    begun = time.process_time()
     build_index(work / "small", small, names, IndexConfig(memory_bytes=10**9), {"tokenizer": ""})
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     index = Index(work / "small")
-    rows.append(["index", seconds, microseconds(lambda c: ask(index, c), contexts)])
+    rows.append(("index", seconds, microseconds(lambda c: ask(index, c), contexts)))
     for context in contexts:
         expected = min(MAX_N, ask(index, context))
         assert ask_ngrams(table, context) == expected
     for context in few:
         assert ask_scan(data, dtype.itemsize, context, dtype) == min(MAX_N, ask(index, context))
-    shown = [[str(name), f"{seconds:.2f}", f"{per_query:,.1f}"] for name, seconds, per_query in rows]
-    print_rows(f"peers, over {int(ends[-1]):,} tokens", ["", "seconds to build", "µs per query"], shown)
+    shown = [[name, f"{seconds:.2f}", f"{times.median:,.1f}", f"{times.mean:,.1f}"] for name, seconds, times in rows]
+    heading = ["", "CPU seconds to build", "median, CPU µs", "mean, CPU µs"]
+    print_rows(f"peers, over {int(ends[-1]):,} tokens", heading, shown)
 
 
 def main() -> None:

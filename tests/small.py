@@ -22,8 +22,8 @@ from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.files import JsonObject
 from codekiln.generate.engine import Engine
-from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.index.config import IndexConfig
+from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.model.configs import KilnConfig
 from codekiln.model.decoder import Precision
 from codekiln.model.huggingface import save_model

@@ -1,10 +1,12 @@
 """The index against brute force."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -31,9 +33,9 @@ def names_of(documents: Documents) -> list[pa.RecordBatch]:
 
 def tokens_of(documents: Documents, vocab_size: int, n_parts: int = 2) -> IndexedTokens:
     """The documents as token shards: consecutive ids, and the offsets where documents end."""
-    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    dtype: np.dtype[np.unsignedinteger] = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     parts = [documents[k * len(documents) // n_parts : (k + 1) * len(documents) // n_parts] for k in range(n_parts)]
-    ids = [np.array([i for document in part for i in document], dtype) for part in parts]
+    ids: list[npt.NDArray[np.unsignedinteger]] = [np.array([i for d in part for i in d], dtype) for part in parts]
     return IndexedTokens(ids, [np.cumsum([len(d) for d in part], dtype=np.int64) for part in parts], vocab_size)
 
 
@@ -70,7 +72,7 @@ def random_documents(seed: int, n_ids: int, vocab_size: int) -> Documents:
     """Documents over few ids of a vocabulary, many of them equal, empty or of one token."""
     rng = np.random.default_rng(seed)
     alphabet = rng.choice(vocab_size, n_ids, replace=False)
-    kinds = [
+    kinds: list[Callable[[], list[int]]] = [
         lambda: [],
         lambda: [int(rng.choice(alphabet))],
         lambda: rng.choice(alphabet, rng.integers(1, 30)).tolist(),
@@ -187,7 +189,7 @@ def test_codes_sort_as_ranks_do(n_ranks: int) -> None:
     assert len(first) == n_ranks
     codes = [data[start:stop].tobytes() for start, stop in zip(first, [*first[1:], n_bytes], strict=True)]
     assert codes == sorted(set(codes))
-    assert not [a for a, b in zip(codes, codes[1:], strict=False) if b.startswith(a)]
+    assert not [a for a, b in pairwise(codes) if b.startswith(a)]
     positions = np.arange(n_bytes, dtype=np.int32)
     assert keep_suffixes_of_tokens(positions, begins) == n_ranks
     assert positions[:n_ranks].tolist() == list(range(n_ranks))
@@ -256,7 +258,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, change: JsonObject) -> No
 def test_an_index_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     index = index_of(tmp_path / "index", [[1, 2]], 50)
     index.require_inputs({"tokenizer": "0" * 64})
-    with pytest.raises(ConfigError, match="another tokenizer or run.*tokenizer: found"):
+    with pytest.raises(ConfigError, match=r"another tokenizer or run.*tokenizer: found"):
         index.require_inputs({"tokenizer": "5" * 64})
     with pytest.raises(MissingFileError, match="no finished index"):
         Index(tmp_path)

@@ -73,7 +73,7 @@ def test_an_index_of_another_run_is_refused(run: Path) -> None:
     """Of other token shards, and of another tokenizer."""
     manifest = read_json(run / "tokens" / "manifest.json")
     write_json(run / "tokens" / "manifest.json", manifest | {"another": "run"})
-    with pytest.raises(ConfigError, match="another tokenizer or run.*tokens: found"):
+    with pytest.raises(ConfigError, match=r"another tokenizer or run.*tokens: found"):
         open_run_index(run, run / "tokenizer.json")
     write_json(run / "tokens" / "manifest.json", manifest)
     open_run_index(run, run / "tokenizer.json")

@@ -2,8 +2,8 @@
 
 `ranks.bin` holds the rank of each id by frequency (see `codes`). Shard k has `text-k.bin` (the ranks of its tokens, a
 separator after each document: uint16, or uint32 for vocabularies of 65,536 and more), `suffixes-k.bin` (int32), `keys-k.bin`
-(the first tokens of some suffixes, int64) and `documents-k.bin` (where each document begins, int64). `documents.parquet` names the
-documents. The manifest is written last.
+(the first tokens of some suffixes, int64) and `documents-k.bin` (where each document begins, int64). `documents.parquet` has
+the names of all documents. The manifest is written last.
 """
 
 import os
@@ -29,7 +29,7 @@ from codekiln.files import (
     require_free_space,
     write_json,
 )
-from codekiln.index.codes import Code, encode_ranks, keep_suffixes_of_tokens, shortest_code
+from codekiln.index.codes import Code, count_ids, encode_ranks, keep_suffixes_of_tokens, shortest_code
 from codekiln.index.config import IndexConfig
 from codekiln.index.kernels import join_documents, make_keys, rank_bits
 from codekiln.index.names import NAMES_FILE, write_names
@@ -60,14 +60,13 @@ class IndexedTokens:
         """How often each id occurs, (vocab_size,). Raises InvalidFileError for an id that is not in the vocabulary."""
         total = np.zeros(self.vocab_size, np.int64)
         for ids in self.ids:
-            for start in range(0, len(ids), 1 << 22):
-                found = np.bincount(ids[start : start + (1 << 22)], minlength=self.vocab_size)
-                if len(found) > self.vocab_size:
-                    raise InvalidFileError(
-                        f"the tokens to index have the id {len(found) - 1}, and the vocabulary has {self.vocab_size} ids: "
-                        "they are of another tokenizer"
-                    )
-                total += found
+            found, highest = count_ids(np.asarray(ids), self.vocab_size)
+            if highest >= self.vocab_size:
+                raise InvalidFileError(
+                    f"the tokens to index have the id {highest}, and the vocabulary has {self.vocab_size} ids: "
+                    "they are of another tokenizer"
+                )
+            total += found
         return total
 
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -145,8 +144,8 @@ def _make_plan(folder: Path, tokens: IndexedTokens, config: IndexConfig, inputs:
     lengths = tokens.lengths() + 1  # with separators
     by_id = tokens.counts()
     order = np.argsort(-by_id, kind="stable")
-    dtype = np.uint16 if tokens.vocab_size < 2**16 else np.uint32
-    ranks = np.empty(tokens.vocab_size, dtype)
+    dtype: np.dtype[np.unsignedinteger] = np.dtype(np.uint16 if tokens.vocab_size < 2**16 else np.uint32)
+    ranks: npt.NDArray[np.unsignedinteger] = np.empty(tokens.vocab_size, dtype)
     ranks[order] = np.arange(tokens.vocab_size, dtype=dtype)
     counts = np.append(by_id[order], len(lengths))
     code = shortest_code(counts)
@@ -203,7 +202,7 @@ def _sorted_shard(plan: _Plan, k: int) -> dict[str, Array]:
         if start < stop:
             filled = join_documents(np.asarray(ids), ends, start, stop, plan.ranks, separator, text, filled)
         before += len(ends)
-    counts = np.bincount(text, minlength=separator + 1)
+    counts, _ = count_ids(text, separator + 1)
     codes, begins = encode_ranks(text, plan.code.n_short, plan.code.n_middle, plan.code.n_bytes(counts))
     suffixes = import_optional("pydivsufsort", "corpus").divsufsort(codes)
     n = keep_suffixes_of_tokens(suffixes, begins)

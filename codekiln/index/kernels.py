@@ -15,7 +15,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 N_SKIPPED = 32  # suffixes per key
 KEY_BITS = 63
-N_READ = 32  # tokens that are read at once: their cache misses overlap, and those of a binary search do not
+N_FEW = 32  # places whose preceding tokens are compared one by one
+N_READ = 16  # tokens that are read at once: their cache misses overlap, and those of a binary search do not
 _compiled = numba.njit(cache=True, nogil=True)
 
 
@@ -142,22 +143,43 @@ def _pattern(context: Array, ranks: Array, limit: int) -> Array:
 
 
 @_compiled
+def _longest_of(text: Array, suffixes: Array, pattern: Array, length: int, low: int, high: int) -> int:
+    """How many tokens at the end of the pattern are equal to those before a place, at most.
+
+    The place is `length` tokens after the beginning of a suffix of the range.
+    """
+    longest = 0
+    for i in range(low, high):
+        end = np.int64(suffixes[i]) + length
+        n = 0
+        most = min(len(pattern), end) if end <= len(text) else 0
+        while n < most and text[end - 1 - n] == pattern[len(pattern) - 1 - n]:
+            n += 1
+        longest = max(longest, n)
+    return longest
+
+
+@_compiled
 def _longest(text: Array, suffixes: Array, keys: Array, bits: int, pattern: Array, guess: int) -> tuple[int, int, int]:
     """The length of the longest end of the pattern that occurs, and its range. The search begins at the length `guess`.
 
     An end of the pattern occurs if a longer one does. So lengths are tried in growing steps from the guess, and then halved.
+    Places of the longest end are also places of shorter ends: if an end has few, the tokens before them give the longest.
     """
     limit = len(pattern)
-    best, best_found, best_low, best_high = 0, np.int64(-1), np.int64(0), np.int64(0)
+    best = n_low = n_high = found = 0
     shortest_failed = limit + 1
     length, step = min(max(guess, 1), limit), 1
     while best + 1 < shortest_failed:
-        first = limit - length
-        found, low, high = _find(text, suffixes, keys, bits, pattern, first)
-        if found >= 0:
-            best, best_found, best_low, best_high = length, found, low, high
-        else:
+        at, low, high = _find(text, suffixes, keys, bits, pattern, limit - length)
+        if at < 0:
             shortest_failed = length
+        else:
+            best, found, n_low, n_high = length, at, low, high
+            if high - low <= N_FEW and best + 1 < shortest_failed:
+                length = _longest_of(text, suffixes, pattern, best, low, high)
+                shortest_failed = length + 1
+                continue
         if best == 0:  # shorter
             length = max(1, length - step)
             step *= 2
@@ -168,8 +190,8 @@ def _longest(text: Array, suffixes: Array, keys: Array, bits: int, pattern: Arra
             length = (best + shortest_failed) >> 1
     if best == 0:
         return 0, 0, 0
-    low, high = _bounds(text, suffixes, pattern, limit - best, best_found, best_low, best_high)
-    return best, low, high
+    lower, upper = _bounds(text, suffixes, pattern, limit - best, found, n_low, n_high)
+    return best, lower, upper
 
 
 @_compiled
@@ -295,12 +317,26 @@ def next_ranks(
 
 @_compiled
 def predict(
-    text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, context: Array, limit: int, guess: int
+    text: Array,
+    suffixes: Array,
+    keys: Array,
+    bits: int,
+    ranks: Array,
+    ids: Array,
+    context: Array,
+    limit: int,
+    guess: int,
+    with_end: bool,
 ) -> tuple[int, int, int, Array, Array]:
-    """`longest_match`, and `next_ranks` after it."""
+    """`longest_match`, and the ids of `next_ranks` after it, which are `ids` of ranks. The separator is the last of them."""
     length, low, high = _longest(text, suffixes, keys, bits, _pattern(context, ranks, limit), guess)
-    found, counts = next_ranks(text, suffixes, keys, bits, length, low, high, len(ranks) + 1)
-    return length, low, high, found, counts
+    found, counts = next_ranks(text, suffixes, keys, bits, length, low, high, len(ids))
+    n = len(found)
+    if n and not with_end and found[n - 1] == len(ranks):
+        n -= 1
+    for i in range(n):
+        found[i] = ids[found[i]]
+    return length, low, high, found[:n], counts[:n]
 
 
 @_compiled

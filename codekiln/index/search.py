@@ -17,7 +17,7 @@ from codekiln.index.names import NAMES_FILE, DocumentName, DocumentNames
 
 INDEX_FOLDER = "index"  # of a run
 DEFAULT_LIMIT = 64  # tokens of a longest match
-GUESS = 6  # about the length of a longest match in code that the index does not have
+GUESS = 4  # about the length of a longest match in code that the index does not have
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
@@ -135,8 +135,10 @@ class Index:
             match = self.longest_match(context, limit, guess=guess)
             return match, self.next_tokens(match, with_end=with_end)
         ids = np.asarray(context[-limit:], np.int64)
-        length, low, high, ranks, counts = kernels.predict(*self.shards[0].searched, self._ranks, ids, limit, guess)
-        return Match(length, high - low, ((low, high),)), self._next_tokens(ranks, counts, with_end=with_end)
+        length, low, high, ids, counts = kernels.predict(
+            *self.shards[0].searched, self._ranks, self._id_of_rank, ids, limit, guess, with_end
+        )
+        return Match(length, high - low, ((low, high),)), NextTokens(ids, counts)
 
     def longest_matches(self, ids: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT) -> Matches:
         """`longest_match` of every beginning of `ids`."""

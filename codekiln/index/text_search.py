@@ -68,7 +68,8 @@ class TextSearch:
         wanted = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         if not wanted:
             raise ConfigError("the text to search for is empty")
-        count, places = 0, []
+        count = 0
+        places: list[TextPlace] = []
         for shard in self._index.shards:
             positions, offsets = self._positions(shard, wanted)
             count += len(positions)
@@ -119,9 +120,9 @@ class TextSearch:
         if high - low <= kernels.N_READ:
             ranks, _ = kernels.next_ranks(*shard.searched, depth, low, high, len(self._bytes) + 1)
             for token in self._index.ids_of(ranks):
-                if token < len(self._bytes) and (data := self._bytes[token]):
-                    if rest.startswith(data) or data.startswith(rest):
-                        yield token
+                data = self._bytes[token] if token < len(self._bytes) else b""
+                if data and (rest.startswith(data) or data.startswith(rest)):
+                    yield token
             return
         for n in range(1, len(rest)):
             yield from self._spelled_as(rest[:n], is_prefix=False)
