@@ -4,9 +4,10 @@
 
 The input is the training documents of a run. Token shards are written to a temporary folder if the run has none. Each build is
 a process of its own on one or two cores; its time includes names, checksums and waiting for the disk, and its peak memory is
-that of the process less the memory before building. Times of queries are processor time, because other programs use the machine. A query is the longest match of the end of a context, of at most 64
+that of the process less the memory before building. A query is the longest match of the end of a context, of at most 64
 tokens, and the counts of its next tokens. Contexts are 64 tokens of held-out documents, and of training documents, which the
-index has whole. In the last rows, a decoder asks after each token of a held-out document, with the last length as the guess.
+index has whole. In the last rows, a decoder asks after each token of a held-out text, with the last length as the guess. Times
+of queries are processor time, because other programs use the machine.
 
 Peers answer the same queries over the first 300,000 tokens: a dictionary of the n-grams of up to 8 tokens with the counts of
 the next token, and a search for the bytes of each length in the bytes of all ids. Lengths up to 8 must be equal.

@@ -56,7 +56,7 @@ def count_ids(ids: Ranks, n_ids: int) -> tuple[npt.NDArray[np.int64], int]:
     counts = np.zeros(n_ids, np.int64)
     highest = 0
     for value in ids:
-        i = np.int64(value)
+        i = int(np.int64(value))
         highest = max(highest, i)
         if i < n_ids:
             counts[i] += 1
@@ -112,5 +112,7 @@ def keep_suffixes_of_tokens(suffixes: npt.NDArray[np.int32], begins: npt.NDArray
     for position in suffixes:
         word, bit = position >> 6, np.uint64(position & 63)
         suffixes[n] = before[word] + _n_set(begins[word] & ((np.uint64(1) << bit) - np.uint64(1)))
-        n += np.int64((begins[word] >> bit) & np.uint64(1))  # without a branch, which half of the time is not foreseen
+        n += int(
+            np.int64((begins[word] >> bit) & np.uint64(1))
+        )  # without a branch, which half of the time is not foreseen
     return n

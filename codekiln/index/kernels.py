@@ -150,7 +150,7 @@ def _longest_of(text: Array, suffixes: Array, pattern: Array, length: int, low: 
     """
     longest = 0
     for i in range(low, high):
-        end = np.int64(suffixes[i]) + length
+        end = int(np.int64(suffixes[i])) + length
         n = 0
         most = min(len(pattern), end) if end <= len(text) else 0
         while n < most and text[end - 1 - n] == pattern[len(pattern) - 1 - n]:
@@ -199,7 +199,8 @@ def longest_match(
     text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, context: Array, limit: int, guess: int
 ) -> tuple[int, int, int]:
     """The length of the longest end of a context that occurs, up to `limit`, and the range of its places."""
-    return _longest(text, suffixes, keys, bits, _pattern(context, ranks, limit), guess)
+    length, low, high = _longest(text, suffixes, keys, bits, _pattern(context, ranks, limit), guess)
+    return length, low, high
 
 
 @_compiled
