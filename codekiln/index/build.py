@@ -150,8 +150,8 @@ def _make_plan(folder: Path, tokens: IndexedTokens, config: IndexConfig, inputs:
     counts = np.append(by_id[order], len(lengths))
     code = shortest_code(counts)
     bytes_per_token = ranks.itemsize + SORTING_BYTES * code.n_bytes(counts) / max(1, int(counts.sum()))
-    # Rare tokens have longer codes, and a shard may have more of them than others: a fifth more.
-    most = min(MAX_SHARD_TOKENS, int(config.memory_bytes / N_SHARDS_AT_ONCE / (1.2 * bytes_per_token)))
+    # Rare tokens have longer codes, and a shard may have more of them than others. Buffers and names need memory too.
+    most = min(MAX_SHARD_TOKENS, int(config.memory_bytes / N_SHARDS_AT_ONCE / (1.4 * bytes_per_token)))
     if len(lengths) and lengths.max() > most:
         raise ConfigError(
             f"document {int(lengths.argmax())} has {int(lengths.max()):,} tokens, and {config.memory_bytes:,} bytes of memory "
