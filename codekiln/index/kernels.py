@@ -317,6 +317,25 @@ def next_ranks(
 
 
 @_compiled
+def merge_counts(ranks: Array, counts: Array, other_ranks: Array, other_counts: Array) -> tuple[Array, Array]:
+    """The sum of two results of `next_ranks`, ascending too."""
+    most = len(ranks) + len(other_ranks)
+    merged, sums = np.empty(most, np.int64), np.empty(most, np.int64)
+    i = j = n = 0
+    while i < len(ranks) or j < len(other_ranks):
+        is_first = j == len(other_ranks) or (i < len(ranks) and ranks[i] <= other_ranks[j])
+        merged[n], sums[n] = (ranks[i] if is_first else other_ranks[j]), 0
+        if i < len(ranks) and ranks[i] == merged[n]:
+            sums[n] += counts[i]
+            i += 1
+        if j < len(other_ranks) and other_ranks[j] == merged[n]:
+            sums[n] += other_counts[j]
+            j += 1
+        n += 1
+    return merged[:n], sums[:n]
+
+
+@_compiled
 def predict(
     text: Array,
     suffixes: Array,

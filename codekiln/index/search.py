@@ -168,11 +168,10 @@ class Index:
             for shard, (low, high) in zip(self.shards, match.ranges, strict=True)
             if low < high
         ]
-        if len(rows) == 1:
-            return self._next_tokens(*rows[0], with_end=with_end)
-        ranks, group = np.unique(np.concatenate([_NONE, *(ranks for ranks, _ in rows)]), return_inverse=True)
-        counts = np.bincount(group, np.concatenate([_NONE, *(counts for _, counts in rows)]), len(ranks))
-        return self._next_tokens(ranks, counts.astype(np.int64), with_end=with_end)
+        ranks, counts = rows[0] if rows else (_NONE, _NONE)
+        for other in rows[1:]:
+            ranks, counts = kernels.merge_counts(ranks, counts, *other)
+        return self._next_tokens(ranks, counts, with_end=with_end)
 
     def _next_tokens(self, ranks: Ids, counts: Ids, *, with_end: bool) -> NextTokens:
         if not with_end and len(ranks) and ranks[-1] == self.end_id:  # the highest rank
