@@ -1,4 +1,4 @@
-"""Builds a recipe into a run directory: six stages, each of which resumes, and is skipped once it is finished."""
+"""Builds a recipe into a run directory: seven stages, each of which resumes, and is skipped once it is finished."""
 
 import dataclasses
 import platform
@@ -11,7 +11,7 @@ from typing import assert_never
 import torch
 
 from codekiln.convert.models import load_tokenizer
-from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
+from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest, read_names
 from codekiln.corpus.engine import CorpusOptions
 from codekiln.corpus.pipeline import build_corpus, read_fingerprints
 from codekiln.corpus.sample import balanced_sample
@@ -21,6 +21,9 @@ from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
 from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of, to_record
 from codekiln.folders import claim_folder, refuse_links, require_separate
 from codekiln.generate.complete import Completer
+from codekiln.index.build import MANIFEST as INDEX_MANIFEST
+from codekiln.index.build import IndexedTokens, build_index
+from codekiln.index.search import INDEX_FOLDER
 from codekiln.metrics_log import METRICS_FILE, MetricSink, read_metrics, summarize
 from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, require_vocabulary, save_model, stop_token_ids_in
 from codekiln.model.tensors import named_weights
@@ -45,7 +48,7 @@ from codekiln.train.loggers import build_loggers
 from codekiln.train.loop import train
 from codekiln.train.lora import iter_merged_weights
 from codekiln.train.parallel import EXIT, World, init_distributed, iter_full_tensors
-from codekiln.train.prepare import prepare_shards
+from codekiln.train.prepare import open_token_shards, prepare_shards
 
 # Disk space: weights and optimizer state in float32, in two checkpoints and one that is being written.
 BYTES_PER_PARAMETER = 36
@@ -67,12 +70,16 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """`inputs` identifies what a stage is made from; it runs again if its record or its `output` file is missing."""
+    """`inputs` identifies what a stage is made from; it runs again if its record or its `output` file is missing.
+
+    `is_on` is false for a stage that the recipe leaves out: it writes a record and nothing else.
+    """
 
     name: str
     output: str | None
     inputs: Callable[[Job], JsonObject]
     run: Callable[[Job, JsonObject], JsonObject]
+    is_on: Callable[[Job], bool] = lambda job: True
 
 
 def build(
@@ -184,7 +191,7 @@ def _run_stage(stage: Stage, job: Job) -> None:
     Raises CorruptFileError if its output is no longer the file that it wrote.
     """
     inputs = stage.inputs(job)
-    output = job.run / stage.output if stage.output is not None else None
+    output = job.run / stage.output if stage.output is not None and stage.is_on(job) else None
     record = stage_path(job.run, stage.name)
     if record.is_file() and (output is None or output.is_file()):
         found = read_stage_record(job.run, stage.name)
@@ -197,7 +204,7 @@ def _run_stage(stage: Stage, job: Job) -> None:
             )
         return
     start = time.perf_counter()
-    result = stage.run(job, inputs)
+    result = stage.run(job, inputs) if stage.is_on(job) else {}
     write_stage_record(
         job.run,
         stage.name,
@@ -257,6 +264,20 @@ def _tokens(job: Job, inputs: JsonObject) -> JsonObject:
     keys = ("documents", "tokens", "text_bytes")
     splits = {name: {key: entry[key] for key in keys} for name, entry in manifest["splits"].items()}
     return {"splits": splits, "token_lengths": lengths}
+
+
+def _index_inputs(job: Job) -> JsonObject:
+    return _tokens_inputs(job) | {"tokens": sha256_of(job.run / "tokens" / MANIFEST), "config": job.record["index"]}
+
+
+def _index(job: Job, inputs: JsonObject) -> JsonObject:
+    assert job.recipe.index is not None
+    shards = open_token_shards(job.run / "tokens", "train")
+    tokens = IndexedTokens(shards.ids, shards.document_offsets, Tokenizer.load(job.run / TOKENIZER).vocab_size)
+    names = read_names(job.run / "corpus", "train")
+    made_from = {name: inputs[name] for name in ("corpus", "tokenizer", "tokens")}
+    manifest = build_index(job.run / INDEX_FOLDER, tokens, names, job.recipe.index, made_from)
+    return {"documents": manifest["documents"], "tokens": manifest["tokens"], "shards": len(manifest["shards"])}
 
 
 def _train_inputs(job: Job) -> JsonObject:
@@ -357,6 +378,13 @@ STAGES = (
     Stage(name="corpus", output=f"corpus/{MANIFEST}", inputs=lambda job: dict(job.record["corpus"]), run=_corpus),
     Stage(name="tokenizer", output=TOKENIZER, inputs=_tokenizer_inputs, run=_tokenizer),
     Stage(name="tokens", output=f"tokens/{MANIFEST}", inputs=_tokens_inputs, run=_tokens),
+    Stage(
+        name="index",
+        output=f"{INDEX_FOLDER}/{INDEX_MANIFEST}",
+        inputs=_index_inputs,
+        run=_index,
+        is_on=lambda job: job.recipe.index is not None,
+    ),
     Stage(name="train", output=f"model/{CONFIG}", inputs=_train_inputs, run=_lead_training),
     Stage(name="evaluation", output=None, inputs=_evaluation_inputs, run=_evaluate),
     Stage(name="functions", output=None, inputs=_functions_inputs, run=_functions),

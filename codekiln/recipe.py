@@ -6,6 +6,7 @@ from pathlib import Path
 from codekiln.corpus.config import CorpusConfig
 from codekiln.errors import ConfigError
 from codekiln.evaluate.config import InfillingConfig
+from codekiln.index.config import IndexConfig
 from codekiln.model.configs import ModelConfig
 from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.train.config import TrainConfig
@@ -29,6 +30,8 @@ class Recipe:
     train: TrainConfig
     # None for a model that cannot infill: nothing is evaluated.
     infilling: InfillingConfig | None
+    # None builds no index of the training documents.
+    index: IndexConfig | None = None
     # A model directory whose weights training starts from; None starts from random weights.
     init_from: Path | None = None
     # Held-out functions that the report shows.

@@ -22,6 +22,7 @@ from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.files import JsonObject
 from codekiln.generate.engine import Engine
+from codekiln.index.config import IndexConfig
 from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.model.configs import KilnConfig
 from codekiln.model.decoder import Precision
@@ -119,6 +120,7 @@ def small_recipe(code: Path, *, total_tokens: int = 20_000) -> Recipe:
             eval_sequences=4,
             save_every=4,
         ),
+        index=IndexConfig(memory_bytes=16_000_000),
         infilling=InfillingConfig(n_problems=8, context_characters=300, max_new_tokens=24, max_span_characters=20),
         n_report_samples=2,
         min_free_bytes=1_000_000,

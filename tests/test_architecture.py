@@ -11,7 +11,7 @@ LAYERS = (
     {"errors"},
     {"files", "progress", "extras"},
     {"folders", "hub", "metrics_log"},
-    {"corpus", "tokenizer", "model"},
+    {"corpus", "tokenizer", "model", "index"},
     {"train", "generate", "convert"},
     {"evaluate", "serve"},
     {"recipe", "runs"},

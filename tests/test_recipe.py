@@ -40,7 +40,7 @@ from tests.small import (
     write_tree,
 )
 
-STAGES = ("corpus", "tokenizer", "tokens", "train", "evaluation", "functions")
+STAGES = ("corpus", "tokenizer", "tokens", "index", "train", "evaluation", "functions")
 
 
 def code_of(run: Path) -> Path:

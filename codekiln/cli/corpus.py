@@ -1,4 +1,4 @@
-"""Commands for the corpus: explain, show."""
+"""Commands for the corpus: explain, search, show."""
 # ruff: noqa: PLC0415
 
 import json
@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from codekiln.cli.options import Json, RunArgument, parse_path, print_table
+from codekiln.cli.options import Json, RunArgument, parse_path, print_table, read_inputs
+from codekiln.extras import import_optional
 
-app = typer.Typer(help="Explain what a corpus keeps and drops.", no_args_is_help=True)
+app = typer.Typer(help="Explain what a corpus keeps and drops, and search it.", no_args_is_help=True)
 
 
 @app.command()
@@ -42,6 +43,47 @@ def explain(
     table = [[row.step, row.outcome, row.measured] for row in rows]
     print_table([["step", "outcome", "measured"], *table], max_width=None)
     typer.echo(f"{file} is dropped: {rows[-1].outcome}" if rows[-1].is_dropped else f"{file} is kept")
+
+
+@app.command()
+def search(
+    run: RunArgument,
+    text: Annotated[str | None, typer.Argument(help="Text to search for.", show_default=False)] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="File with the text; - for stdin.", show_default=False, parser=parse_path),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Number of places to print.", min=0)] = 10,
+    as_json: Json = False,
+) -> None:
+    """Count the places of a text in the training documents of a run, and show the first ones.
+
+    The text is searched as it is, with its line ends and white space. Every occurrence is found.
+    """
+    from codekiln.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
+
+    index_search = import_optional("codekiln.index.search", "corpus")
+    text_search = import_optional("codekiln.index.text_search", "corpus")
+
+    wanted = read_inputs(text, () if file is None else (file,))[0].text
+    tokenizer = Tokenizer.load(run / TOKENIZER_FILE)
+    index = index_search.open_run_index(run, run / TOKENIZER_FILE)
+    found = text_search.TextSearch(index, tokenizer.token_bytes, tokenizer.document_start).find(wanted, limit)
+    if as_json:
+        places = [
+            vars(place.name) | {"line": place.line, "byte_offset": place.byte_offset, "excerpt": place.excerpt}
+            for place in found.places
+        ]
+        typer.echo(json.dumps({"count": found.count, "places": places}, indent=1))
+        return
+    if found.places:
+        rows = [
+            [place.name.repository, f"{place.name.path}:{place.line}", place.name.license, place.excerpt]
+            for place in found.places
+        ]
+        print_table([["repository", "path:line", "license", "text"], *rows], max_width=None)
+    shown = f", {len(found.places):,} shown" if len(found.places) < found.count else ""
+    typer.echo(f"{found.count:,} {'place' if found.count == 1 else 'places'} in {index.n_documents:,} documents{shown}")
 
 
 @app.command()

@@ -32,7 +32,7 @@ from codekiln.cli.options import (
 )
 from codekiln.errors import ConfigError
 from codekiln.extras import import_optional
-from codekiln.files import JsonObject
+from codekiln.files import JsonObject, shorten
 from codekiln.progress import ProgressTask, progress_bar
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ GGUF_DTYPE = "q8_0"  # of --backend llama.cpp
 
 Stop = Annotated[
     list[str] | None, typer.Option(help="End before this text (repeatable).", show_default=False, metavar="TEXT")
+]
+Provenance = Annotated[
+    bool,
+    typer.Option(
+        "--provenance",
+        help="Also report which parts of the new text are in the training documents, with path and license.",
+    ),
 ]
 Count = Annotated[int, typer.Option("-n", help="Number of candidates to draw.", min=1)]
 
@@ -64,6 +71,7 @@ def complete(
     seed: Seed = 0,
     weights: Weights = "float32",
     backend: BackendOption = "pytorch",
+    has_provenance: Provenance = False,
     as_json: Json = False,
 ) -> None:
     """Complete a prompt, or several files. With --json, prints one line for each input."""
@@ -72,11 +80,17 @@ def complete(
     inputs = read_inputs(prompt, files or ())
     sampling = _sampling(temperature, top_p, top_k, min_p, seed)
     params = CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), n=n)
+    tracer = _Tracer(model) if has_provenance else None
     completer = load_completer(model, backend, weights, default="float32")
     if len(inputs) == n == 1 and not as_json:
+        written = ""
         for chunk in completer.stream([InfillRequest(inputs[0].text)], params):
             typer.echo(chunk.text, nl=False)
+            written += chunk.text
         typer.echo("")
+        if tracer is not None:
+            for note in tracer.notes(written):
+                print_note(note)
         return
     jobs = [completer.submit(InfillRequest(each.text), params) for each in inputs]
     with _printer("Complete", inputs, as_json=as_json) as printer:
@@ -85,7 +99,9 @@ def complete(
             for number, job in enumerate(jobs):
                 if job.is_finished and not printer.has(number):
                     found = sorted(job.completions.values(), key=lambda each: each.mean_logprob, reverse=True)
-                    printer.add(number, _texts(found), {"completions": [_record(each) for each in found]})
+                    records = [_record(each) | _provenance(tracer, each.text) for each in found]
+                    notes = [note for each in found for note in tracer.notes(each.text)] if tracer is not None else ()
+                    printer.add(number, _texts(found), {"completions": records}, notes)
 
 
 def infill(
@@ -123,6 +139,7 @@ def infill(
     seed: Seed = 0,
     weights: Weights = "float32",
     backend: BackendOption = "pytorch",
+    has_provenance: Provenance = False,
     as_json: Json = False,
 ) -> None:
     """Fill in the middle: give prefix and suffix, or files with <HOLE> markers. Prints the whole text.
@@ -154,11 +171,15 @@ def infill(
         rank_by=rank,
         n_retries=retries,
     )
+    tracer = _Tracer(model) if has_provenance else None
     completer = load_completer(model, backend, weights, default="float32")
     with _printer("Infill", inputs, as_json=as_json) as printer:
 
         def report(number: int, filled: "FilledDocument") -> None:
-            printer.add(number, filled.text, _filled_record(filled), filled.notes)
+            notes = list(filled.notes)
+            if tracer is not None:
+                notes += [note for hole in filled.holes for note in tracer.notes(hole.candidates[0].text)]
+            printer.add(number, filled.text, _filled_record(filled, tracer), notes)
 
         infill_documents(completer, documents, settings, report)
 
@@ -351,13 +372,59 @@ def _record(completion: "Completion") -> JsonObject:
     }
 
 
-def _filled_record(filled: "FilledDocument") -> JsonObject:
+class _Tracer:
+    """Finds the parts of a written text that are in the training documents of the run that the model is of.
+
+    Raises CodekilnError if the run has no index, or one of another tokenizer.
+    """
+
+    def __init__(self, run: Path) -> None:
+        from codekiln.model.huggingface import TOKENIZER, resolve_model_dir
+        from codekiln.tokenizer.bpe import Tokenizer
+
+        path = resolve_model_dir(run) / TOKENIZER
+        self._tokenizer = Tokenizer.load(path)
+        self._index = import_optional("codekiln.index.search", "corpus").open_run_index(run, path)
+
+    def find(self, text: str) -> list[JsonObject]:
+        """The verbatim parts of a text, in order."""
+        from codekiln.index.provenance import find_verbatim
+
+        ids = self._tokenizer.encode(text)
+        return [
+            {
+                "text": self._tokenizer.decode(ids[each.start : each.stop]),
+                "n_tokens": each.stop - each.start,
+                "count": each.count,
+                "licenses": each.licenses,
+                "sources": [vars(source.name) for source in each.sources],
+            }
+            for each in find_verbatim(self._index, ids)
+        ]
+
+    def notes(self, text: str) -> list[str]:
+        """The same for a person, a line for each part."""
+        return [
+            f"{each['n_tokens']} tokens are verbatim in {each['count']:,} {'place' if each['count'] == 1 else 'places'} "
+            f"of the training documents, for example "
+            + ", ".join(f"{source['repository']}/{source['path']} ({source['license']})" for source in each["sources"])
+            + f": {shorten(each['text'])}"
+            for each in self.find(text)
+        ]
+
+
+def _provenance(tracer: _Tracer | None, text: str) -> JsonObject:
+    return {} if tracer is None else {"provenance": tracer.find(text)}
+
+
+def _filled_record(filled: "FilledDocument", tracer: _Tracer | None) -> JsonObject:
     holes = [
         {
             "candidates": [
                 _record(each.completion)
                 | {"text": each.text, "raw_text": each.completion.text}
                 | ({} if each.suffix_logprob is None else {"suffix_logprob": each.suffix_logprob})
+                | _provenance(tracer, each.text)
                 for each in hole.candidates
             ]
         }

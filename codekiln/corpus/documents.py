@@ -109,6 +109,12 @@ def read_texts(corpus: Path, split: str, part: int) -> Iterator[list[str]]:
         yield batch.column("text").to_pylist()
 
 
+def read_names(corpus: Path, split: str) -> Iterator[pa.RecordBatch]:
+    """Repository, revision, path and license of the documents of a split, in order. Each part is verified first."""
+    for record in read_manifest(corpus)["splits"][split]["parts"]:
+        yield from _batches(corpus, split, record, ["repository", "revision", "path", "license"])
+
+
 def _batches(corpus: Path, split: str, record: JsonObject, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The rows of a part, after its checksum was verified."""
     path = corpus / split / Path(record["file"]).name

@@ -14,6 +14,7 @@ from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.near import NearDuplicates
 from codekiln.corpus.steps.redact import Redact
 from codekiln.evaluate.config import InfillingConfig
+from codekiln.index.config import IndexConfig
 from codekiln.model.configs import KilnConfig
 from codekiln.recipe import Recipe
 from codekiln.tokenizer.config import TokenizerConfig
@@ -68,5 +69,6 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             global_batch_size=16,
             optimizer=MuonConfig(muon_lr=0.03, adamw_lr=6e-3, schedule=WSD(decay_fraction=0.5)),
         ),
+        index=IndexConfig(memory_bytes=1_000_000_000),
         infilling=InfillingConfig(n_problems=1000),
     )

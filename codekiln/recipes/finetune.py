@@ -9,6 +9,7 @@ from codekiln.corpus.licenses import PERMISSIVE
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.evaluate.config import InfillingConfig
+from codekiln.index.config import IndexConfig
 from codekiln.model.huggingface import read_config
 from codekiln.recipe import PretrainedTokenizer, Recipe
 from codekiln.tokenizer.infill import PSM, SPM, CausalMask, CodeGen2, InfillFormat
@@ -54,6 +55,7 @@ def finetune(model: Path, code: Path, license: str | None = None, *, lora: bool 
             ),
             lora=LoraConfig() if lora else None,
         ),
+        index=IndexConfig(memory_bytes=1_000_000_000),
         infilling=infilling if can_infill and context > 4 * infilling.max_new_tokens else None,
     )
 
