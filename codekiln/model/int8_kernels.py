@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 MAX_WEIGHT, MAX_ACTIVATION = 127, 4095
 K_MULTIPLE, O_MULTIPLE = 32, 4  # weights are padded with zeros to these
 MIN_MAGNITUDE = 1e-20  # of a row of activations; a row of zeros stays zero
-ROWS_PER_BLOCK = 16  # of activations, that are multiplied with the same weights while these are in the cache
+ROWS_PER_BLOCK = 8  # of activations, that are multiplied with the same weights while these are in the cache
 MIN_PARALLEL = 1_000_000  # multiplications; fewer are faster in one thread
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
