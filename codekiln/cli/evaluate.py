@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
@@ -260,7 +261,7 @@ def _model_record(
     if samples is not None:
         return {"samples": samples.name, "sha256": sha256_of(samples)}
     if completer is None:
-        return {"endpoint": endpoint, "name": model}
+        return {"endpoint": _without_secrets(endpoint or ""), "name": model}
     inner = resolve_model_dir(Path(model or ""))
     files = sorted(path for pattern in ("*.safetensors", "*.bin", "tokenizer.json") for path in inner.glob(pattern))
     return {
@@ -268,6 +269,12 @@ def _model_record(
         "precision": completer.precision,
         "sha256": {path.name: sha256_of(path) for path in files},
     }
+
+
+def _without_secrets(url: str) -> str:
+    """An address without user, password and query, which may hold a key: results are shared."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _check_sandbox(level: LevelName, mode: ModeName, *, as_json: bool) -> None:
