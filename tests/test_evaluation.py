@@ -187,6 +187,12 @@ def test_stored_samples_are_scored_and_wrong_files_are_named(tmp_path: Path) -> 
         found = results_of(tmp_path / f"out{expected}")["humaneval"]
         assert found["metrics"]["pass@1"]["interval"]["value"] == expected
         assert found["counts"]["samples"] == len(lines)
+    compared = codekiln(
+        "evaluate", "--samples", samples, "--on", "humaneval", "--data", path.parent, "--limit", 6,
+        "--out", tmp_path / "out0.0", "--against", tmp_path / "out1.0", "--json",
+    )  # fmt: skip
+    difference = json.loads(compared.stdout)["differences"]["humaneval"]["pass@1"]
+    assert difference["interval"]["value"] == -1 and difference["n_problems"] == 6
     done = score(right[:4], "missing")
     assert "2 problems have no sample" in done.stdout
     assert results_of(tmp_path / "missing")["humaneval"]["metrics"]["pass@1"]["n_problems"] == 4
@@ -221,6 +227,11 @@ def test_wrong_arguments_are_refused_before_anything_is_written(small_run: Path,
         ((small_run, "--on", "humaneval", "--data", code, "--out", out), ("HumanEval.jsonl.gz", "https://")),
         ((small_run, "--on", "bits-per-byte", "--preset", "best", "--out", out), ("no preset 'best'", "incoder")),
         ((small_run, "--on", "bits-per-byte", "-n", 3, "--out", out), ("temperature 0",)),
+        ((small_run, "--on", ",", "--out", out), ("names no benchmark",)),
+        ((small_run, "--on", "bits-per-byte", "--temperature", "nan", "--out", out), ("between 0 and 2", "nan")),
+        ((small_run, "--on", "bits-per-byte", "--temperature", "2.5", "--out", out), ("between 0 and 2", "2.5")),
+        ((small_run, "--on", "held-out-span", "--method", "reranking", "--out", out), ("all candidates are equal",)),
+        ((small_run, "--on", "bits-per-byte", "--against", tmp_path, "--out", out), ("results.json",)),
         ((tmp_path, "--on", "bits-per-byte", "--out", out), ("model",)),
         (("--sandbox", "none"), ()),
     ):

@@ -125,10 +125,14 @@ def evaluate(
             "give a model and --on BENCHMARKS; or --samples FILE and --on BENCHMARK; or --sandbox-check"
         )
     names = list(dict.fromkeys(name.strip() for name in on.split(",") if name.strip()))
+    if not names:
+        raise typer.BadParameter("--on names no benchmark: see docs/benchmarks.md")
     if samples is not None and (len(names) != 1 or endpoint or method or n or temperature):
         raise typer.BadParameter(
             "--samples is for one benchmark, and without --endpoint, --method, -n and --temperature"
         )
+    # Read first: this evaluation may take hours, and may write to the same folder.
+    other = None if against is None else _benchmarks_of(against)
     folder = _output_folder(model, out, preset, is_local=endpoint is None)
     completer = (
         load_completer(Path(model), backend, weights, default="float32")
@@ -139,7 +143,9 @@ def evaluate(
     choice = _Choice(preset, method, n, tuple(temperature or ()), seed)
     chosen = {name: choice.settings(name, can_infill=can_infill) for name in names}
     make_sandbox = partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names))
-    sets = _problem_sets(chosen, None if model is None else Path(model), data, limit, make_sandbox)
+    sets = _problem_sets(
+        chosen, Path(model) if model is not None and endpoint is None else None, data, limit, make_sandbox
+    )
     tasks: list[Task] = []
     stored: list[Sample] = []
     for found in sets:
@@ -164,13 +170,14 @@ def evaluate(
     )
     results = evaluation.run(stored)
     page = import_optional("codekiln.report.evaluation_page", "report").write_evaluation_page(folder, tasks)
+    differences = {} if other is None else _differences(results["benchmarks"], other)
     if as_json:
-        typer.echo(json.dumps(results, indent=1))
-    else:
-        _print_results(results)
-        typer.echo(f"{folder}: results.json, and {page.name} with all problems")
-    if against is not None:
-        _print_differences(results, against)
+        typer.echo(json.dumps(results | ({} if other is None else {"differences": differences}), indent=1))
+        return
+    _print_results(results)
+    typer.echo(f"{folder}: results.json, and {page.name} with the problems")
+    if other is not None:
+        _print_differences(differences)
 
 
 COMMANDS = (evaluate,)
@@ -327,18 +334,33 @@ def _cells(metric: "JsonObject") -> list[str]:
     return [value + temperature, f"{interval['low']:.3f}–{interval['high']:.3f}", str(metric["n_problems"])]
 
 
-def _print_differences(results: "JsonObject", against: Path) -> None:
+def _benchmarks_of(folder: Path) -> "JsonObject":
+    """The results of another evaluation, by benchmark."""
     from codekiln.evaluate.evaluation import RESULTS
-    from codekiln.evaluate.metrics import paired_difference
     from codekiln.files import read_json
 
-    other = read_json(against / RESULTS)["benchmarks"]
-    rows = [["benchmark", "metric", "difference", "95% interval", "problems"]]
-    for name in results["benchmarks"].keys() & other.keys():
-        found = results["benchmarks"][name]
+    found: JsonObject = read_json(folder / RESULTS).get("benchmarks", {})
+    return found
+
+
+def _differences(benchmarks: "JsonObject", other: "JsonObject") -> "JsonObject":
+    """The paired difference of each metric that both evaluations have, by benchmark and metric."""
+    from codekiln.evaluate.metrics import paired_difference
+
+    differences: JsonObject = {}
+    for name, found in benchmarks.items():
+        if name not in other:
+            continue
         groups = {task_id: task_id for scores in found["scores"].values() for task_id in scores} | found["groups"]
-        for metric in sorted(found["scores"].keys() & other[name]["scores"].keys()):
-            difference = paired_difference(found["scores"][metric], other[name]["scores"][metric], groups)
-            record = {"interval": difference.interval, "n_problems": difference.n_problems}
-            rows.append([name, metric, *_cells(record)])
+        differences[name] = {
+            metric: asdict(paired_difference(found["scores"][metric], other[name]["scores"][metric], groups))
+            for metric in sorted(found["scores"].keys() & other[name]["scores"].keys())
+        }
+    return differences
+
+
+def _print_differences(differences: "JsonObject") -> None:
+    rows = [["benchmark", "metric", "difference", "95% interval", "problems"]]
+    for name, by_metric in differences.items():
+        rows += [[name, metric, *_cells(difference)] for metric, difference in by_metric.items()]
     print_table(rows)
