@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from typing import Any
 import pytest
 
 from codekiln.evaluate.held_out.load import held_out_names
+from codekiln.evaluate.judging import Judge
+from codekiln.evaluate.programs import TestedProgram, Verdict
+from codekiln.evaluate.samples import SampleKey
+from codekiln.evaluate.sandbox.sandbox import Sandbox
+from codekiln.folders import folder_lock
 from tests.command import assert_refused, codekiln
 from tests.peers import published
 from tests.small import running_server, save_random_model
@@ -150,6 +156,8 @@ def test_a_killed_evaluation_continues_with_the_same_samples(small_run: Path, co
             # Logits of another batch differ in the last bit, which rarely changes a sample.
             n_equal = sum(found[each]["texts"] == expected[each]["texts"] for each in expected)
             assert n_equal >= 0.9 * len(expected)
+    with folder_lock(killed):
+        assert_refused(codekiln(*arguments, "--out", killed), str(killed), "in use by another process")
     refused = codekiln(*arguments, "--out", killed, "--seed", 3)
     assert_refused(
         refused, "holds another evaluation", "benchmarks.held-out-doctests.settings.seed: found 0, wanted 3", "--out"
@@ -299,6 +307,26 @@ def test_ctrl_c_leaves_what_was_sampled_and_no_process(small_run: Path, code: Pa
     assert lines_of(tmp_path / "out" / "samples.jsonl") and lines_of(verdicts)
     assert not (tmp_path / "out" / "results.json").exists()
     assert children and not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+@pytest.mark.process
+def test_an_exception_ends_the_judge_at_its_next_verdict() -> None:
+    quick = TestedProgram(source="", tests="", cpu_seconds=1)
+    slow = TestedProgram(source="", tests="while True: pass", cpu_seconds=3)
+    judged: list[SampleKey] = []
+    has_judged = threading.Event()
+
+    def keep(key: SampleKey, verdict: Verdict, level: str) -> None:
+        judged.append(key)
+        has_judged.set()
+
+    with contextlib.suppress(ZeroDivisionError), Judge(lambda: Sandbox(slots=1), keep) as judge:
+        judge.judge(("b", "quick", 0.0, 0), quick)
+        for number in range(6):
+            judge.judge(("b", "slow", 0.0, number), slow)
+        assert has_judged.wait(60)
+        raise ZeroDivisionError
+    assert len(judged) <= 2  # Without an exception, all seven are judged.
 
 
 def children_of(pid: int) -> list[int]:
