@@ -121,6 +121,8 @@ def test_every_benchmark_that_needs_no_download_is_measured(small_run: Path, cod
     )
     assert json.loads(again.stdout)["benchmarks"] == found
     assert json.loads(again.stdout)["sandbox"]["levels"] != []
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert page.count("An earlier command measured this benchmark.") == len(names) - 1
 
 
 def test_a_killed_evaluation_continues_with_the_same_samples(small_run: Path, code: Path, tmp_path: Path) -> None:

@@ -73,7 +73,12 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Number of problems of each benchmark (default: all).", min=1, show_default=False)
+        int | None,
+        typer.Option(
+            help="Number of problems of each benchmark (default: all, or 250 of a held-out set).",
+            min=1,
+            show_default=False,
+        ),
     ] = None,
     samples: Annotated[
         Path | None,
