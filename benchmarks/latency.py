@@ -71,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(sys.argv[1]) if len(sys.argv) > 1 else make_model(Path(folder))
         command = [sys.executable, "-m", "codekiln", "serve", str(model), "--port", "0", "--weights", "int8"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             assert server.stdout is not None
             url = server.stdout.readline().split(" on ")[1].split(" ")[0]
             print("| clients | p50 ms | p95 ms | completions per second |\n|---|---|---|---|")

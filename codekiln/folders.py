@@ -3,6 +3,7 @@
 Nothing is removed that the mark of a folder does not list, and symbolic links are never followed.
 """
 
+import fcntl
 import fnmatch
 import json
 import os
@@ -53,6 +54,18 @@ def require_made(folder: Path, kind: FolderKind) -> None:
     if mark is None:
         raise OutputExistsError(f"{folder} was not made by this version of Codekiln: it has no {MARK}")
     _require_kind(folder, mark, kind)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Locks a folder for this process. The lock ends with the process, however that ends."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is in use by another process: wait for it, or use another --out") from None
+        yield
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from codekiln.corpus.writing import DROPPED
 from codekiln.errors import ConfigError
 from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
 from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of, to_record
-from codekiln.folders import claim_folder, refuse_links, require_separate
+from codekiln.folders import claim_folder, folder_lock, refuse_links, require_separate
 from codekiln.generate.complete import Completer
 from codekiln.index.build import MANIFEST as INDEX_MANIFEST
 from codekiln.index.build import IndexedTokens, build_index
@@ -34,7 +34,6 @@ from codekiln.runs import (
     read_stage_record,
     require_same_recipe,
     require_stage_output,
-    run_lock,
     stage_path,
     write_recipe,
     write_stage_record,
@@ -113,7 +112,7 @@ def build(
             return
         job = dataclasses.replace(job, sinks=build_loggers(loggers, run))
         _open_run(job)
-        with run_lock(run):
+        with folder_lock(run):
             require_same_recipe(run, job.record)
             if not (run / RECIPE_FILE).exists():
                 require_free_space(run, _needed_bytes(recipe))

@@ -1,9 +1,5 @@
 """A run directory: its recipe, its stage records and its lock. Needs no engine, so that reports read runs with it."""
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypedDict
@@ -85,20 +81,6 @@ def require_stage_output(run: Path, name: str, output: Path) -> None:
 def stage_path(run: Path, name: str) -> Path:
     """Where the record of a stage is."""
     return run / "stages" / f"{name}.json"
-
-
-@contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Locks a run for this process. The lock ends with the process, however that ends."""
-    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(descriptor, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"the run {run} is in use by another process: wait for it, or use another --out"
-            ) from None
-        yield
 
 
 def _read(path: Path) -> JsonObject:

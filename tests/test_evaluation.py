@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from typing import Any
 import pytest
 
 from codekiln.evaluate.held_out.load import held_out_names
+from codekiln.evaluate.judging import Judge
+from codekiln.evaluate.programs import TestedProgram, Verdict
+from codekiln.evaluate.samples import SampleKey
+from codekiln.evaluate.sandbox.sandbox import Sandbox
+from codekiln.folders import folder_lock
 from tests.command import assert_refused, codekiln
 from tests.peers import published
 from tests.small import running_server, save_random_model
@@ -80,7 +86,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def test_every_benchmark_that_needs_no_download_is_measured(small_run: Path, code: Path, tmp_path: Path) -> None:
     names = held_out_names()
     out = tmp_path / "out"
-    done = codekiln("evaluate", small_run, "--on", ",".join(names), "--data", code, "--limit", 6, "--out", out)
+    done = codekiln("evaluate", small_run, "--on", ",".join(names), "--code", code, "--limit", 6, "--out", out)
     assert done.returncode == 0, done.stderr
     found = results_of(out)
     assert list(found) == names
@@ -111,15 +117,17 @@ def test_every_benchmark_that_needs_no_download_is_measured(small_run: Path, cod
     page = (out / "page.html").read_text(encoding="utf-8")
     assert samples[0]["task_id"] in page and "def largest" in page and "<script" not in page
     again = codekiln(
-        "evaluate", small_run, "--on", "bits-per-byte", "--data", code, "--limit", 6, "--out", out, "--json"
+        "evaluate", small_run, "--on", "bits-per-byte", "--code", code, "--limit", 6, "--out", out, "--json"
     )
     assert json.loads(again.stdout)["benchmarks"] == found
     assert json.loads(again.stdout)["sandbox"]["levels"] != []
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert page.count("An earlier command measured this benchmark.") == len(names) - 1
 
 
 def test_a_killed_evaluation_continues_with_the_same_samples(small_run: Path, code: Path, tmp_path: Path) -> None:
     arguments = (
-        "evaluate", small_run, "--on", "held-out-doctests,held-out-variable-names", "--data", code,
+        "evaluate", small_run, "--on", "held-out-doctests,held-out-variable-names", "--code", code,
         "-n", 4, "--temperature", 0.7, "--temperature", 0.9, "--limit", 5,
     )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -150,6 +158,8 @@ def test_a_killed_evaluation_continues_with_the_same_samples(small_run: Path, co
             # Logits of another batch differ in the last bit, which rarely changes a sample.
             n_equal = sum(found[each]["texts"] == expected[each]["texts"] for each in expected)
             assert n_equal >= 0.9 * len(expected)
+    with folder_lock(killed):
+        assert_refused(codekiln(*arguments, "--out", killed), str(killed), "in use by another process")
     refused = codekiln(*arguments, "--out", killed, "--seed", 3)
     assert_refused(
         refused, "holds another evaluation", "benchmarks.held-out-doctests.settings.seed: found 0, wanted 3", "--out"
@@ -187,6 +197,12 @@ def test_stored_samples_are_scored_and_wrong_files_are_named(tmp_path: Path) -> 
         found = results_of(tmp_path / f"out{expected}")["humaneval"]
         assert found["metrics"]["pass@1"]["interval"]["value"] == expected
         assert found["counts"]["samples"] == len(lines)
+    compared = codekiln(
+        "evaluate", "--samples", samples, "--on", "humaneval", "--data", path.parent, "--limit", 6,
+        "--out", tmp_path / "out0.0", "--against", tmp_path / "out1.0", "--json",
+    )  # fmt: skip
+    difference = json.loads(compared.stdout)["differences"]["humaneval"]["pass@1"]
+    assert difference["interval"]["value"] == -1 and difference["n_problems"] == 6
     done = score(right[:4], "missing")
     assert "2 problems have no sample" in done.stdout
     assert results_of(tmp_path / "missing")["humaneval"]["metrics"]["pass@1"]["n_problems"] == 4
@@ -221,6 +237,11 @@ def test_wrong_arguments_are_refused_before_anything_is_written(small_run: Path,
         ((small_run, "--on", "humaneval", "--data", code, "--out", out), ("HumanEval.jsonl.gz", "https://")),
         ((small_run, "--on", "bits-per-byte", "--preset", "best", "--out", out), ("no preset 'best'", "incoder")),
         ((small_run, "--on", "bits-per-byte", "-n", 3, "--out", out), ("temperature 0",)),
+        ((small_run, "--on", ",", "--out", out), ("names no benchmark",)),
+        ((small_run, "--on", "bits-per-byte", "--temperature", "nan", "--out", out), ("between 0 and 2", "nan")),
+        ((small_run, "--on", "bits-per-byte", "--temperature", "2.5", "--out", out), ("between 0 and 2", "2.5")),
+        ((small_run, "--on", "held-out-span", "--method", "reranking", "--out", out), ("all candidates are equal",)),
+        ((small_run, "--on", "bits-per-byte", "--against", tmp_path, "--out", out), ("results.json",)),
         ((tmp_path, "--on", "bits-per-byte", "--out", out), ("model",)),
         (("--sandbox", "none"), ()),
     ):
@@ -232,7 +253,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(small_run: Path,
     out.mkdir()
     (out / "mine.txt").write_text("keep me", encoding="utf-8")
     assert_refused(
-        codekiln("evaluate", small_run, "--on", "bits-per-byte", "--data", code, "--out", out),
+        codekiln("evaluate", small_run, "--on", "bits-per-byte", "--code", code, "--out", out),
         "mine.txt",
         "new or empty folder",
     )
@@ -241,7 +262,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(small_run: Path,
 
 @pytest.mark.process
 def test_a_served_model_gives_the_answers_of_the_model_itself(small_run: Path, code: Path, tmp_path: Path) -> None:
-    arguments = ("--on", "held-out-single-line,held-out-doctests", "--data", code, "--limit", 5)
+    arguments = ("--on", "held-out-single-line,held-out-doctests", "--code", code, "--limit", 5)
     assert codekiln("evaluate", small_run, *arguments, "--out", tmp_path / "local").returncode == 0
     with running_server(small_run, "--weights", "float32") as server:
         remote = ("evaluate", "run", *arguments, "--endpoint", server.url + "/v1")
@@ -274,7 +295,7 @@ def test_a_served_model_gives_the_answers_of_the_model_itself(small_run: Path, c
 @pytest.mark.process
 def test_ctrl_c_leaves_what_was_sampled_and_no_process(small_run: Path, code: Path, tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "codekiln", "evaluate", str(small_run), "--on", "held-out-doctests", "--data", str(code),
+        sys.executable, "-m", "codekiln", "evaluate", str(small_run), "--on", "held-out-doctests", "--code", str(code),
         "-n", "200", "--temperature", "0.9", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -288,6 +309,26 @@ def test_ctrl_c_leaves_what_was_sampled_and_no_process(small_run: Path, code: Pa
     assert lines_of(tmp_path / "out" / "samples.jsonl") and lines_of(verdicts)
     assert not (tmp_path / "out" / "results.json").exists()
     assert children and not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+@pytest.mark.process
+def test_an_exception_ends_the_judge_at_its_next_verdict() -> None:
+    quick = TestedProgram(source="", tests="", cpu_seconds=1)
+    slow = TestedProgram(source="", tests="while True: pass", cpu_seconds=3)
+    judged: list[SampleKey] = []
+    has_judged = threading.Event()
+
+    def keep(key: SampleKey, verdict: Verdict, level: str) -> None:
+        judged.append(key)
+        has_judged.set()
+
+    with contextlib.suppress(ZeroDivisionError), Judge(lambda: Sandbox(slots=1), keep) as judge:
+        judge.judge(("b", "quick", 0.0, 0), quick)
+        for number in range(6):
+            judge.judge(("b", "slow", 0.0, number), slow)
+        assert has_judged.wait(60)
+        raise ZeroDivisionError
+    assert len(judged) <= 2  # Without an exception, all seven are judged.
 
 
 def children_of(pid: int) -> list[int]:

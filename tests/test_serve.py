@@ -288,6 +288,20 @@ def test_requests_are_refused_until_the_model_is_loaded(small_run: Path) -> None
     assert statuses[0] == 503 and set(statuses) == {503, 200}
 
 
+def test_a_client_that_leaves_before_its_body_has_arrived_is_no_error(small_run: Path) -> None:
+    with running_server(small_run) as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port or 0)) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n{"
+            )
+            time.sleep(0.5)
+        time.sleep(0.5)
+        assert httpx.get(server.url + "/health").status_code == 200
+    assert [line.split()[2:5] for line in server.lines if " POST " in line] == [["POST", "/v1/completions", "499"]]
+
+
 def test_port_in_use_is_reported(small_run: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

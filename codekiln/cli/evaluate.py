@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
 from codekiln.cli.generate import load_completer
-from codekiln.cli.options import BackendOption, Json, Seed, Weights, parse_path, print_table
+from codekiln.cli.options import BackendName, BackendOption, Json, Seed, Weights, parse_path, print_table
 from codekiln.errors import ConfigError
 from codekiln.extras import import_optional
 
@@ -41,7 +42,15 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with the files of published benchmarks, or with code to make problems from.",
+            help="Folder with the files of published benchmarks, or the file of the only one.",
+            show_default=False,
+            parser=parse_path,
+        ),
+    ] = None,
+    code: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with code to make held-out problems from (default: the validation split of the run).",
             show_default=False,
             parser=parse_path,
         ),
@@ -72,7 +81,12 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Number of problems of each benchmark (default: all).", min=1, show_default=False)
+        int | None,
+        typer.Option(
+            help="Number of problems of each benchmark (default: all, or 250 of a held-out set).",
+            min=1,
+            show_default=False,
+        ),
     ] = None,
     samples: Annotated[
         Path | None,
@@ -124,10 +138,14 @@ def evaluate(
             "give a model and --on BENCHMARKS; or --samples FILE and --on BENCHMARK; or --sandbox-check"
         )
     names = list(dict.fromkeys(name.strip() for name in on.split(",") if name.strip()))
+    if not names:
+        raise typer.BadParameter("--on names no benchmark: see docs/benchmarks.md")
     if samples is not None and (len(names) != 1 or endpoint or method or n or temperature):
         raise typer.BadParameter(
             "--samples is for one benchmark, and without --endpoint, --method, -n and --temperature"
         )
+    # Read first: this evaluation may take hours, and may write to the same folder.
+    other = None if against is None else _benchmarks_of(against)
     folder = _output_folder(model, out, preset, is_local=endpoint is None)
     completer = (
         load_completer(Path(model), backend, weights, default="float32")
@@ -138,7 +156,9 @@ def evaluate(
     choice = _Choice(preset, method, n, tuple(temperature or ()), seed)
     chosen = {name: choice.settings(name, can_infill=can_infill) for name in names}
     make_sandbox = partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names))
-    sets = _problem_sets(chosen, None if model is None else Path(model), data, limit, make_sandbox)
+    sets = _problem_sets(
+        chosen, Path(model) if model is not None and endpoint is None else None, data, code, limit, make_sandbox
+    )
     tasks: list[Task] = []
     stored: list[Sample] = []
     for found in sets:
@@ -156,20 +176,21 @@ def evaluate(
         tasks.append(Task(found, settings, source))
     evaluation = Evaluation(
         folder,
-        _model_record(model, endpoint, samples, completer),
+        _model_record(model, endpoint, samples, completer, backend),
         make_sandbox,
         {"mode": verdict, "wanted": sandbox},
         tasks,
     )
     results = evaluation.run(stored)
     page = import_optional("codekiln.report.evaluation_page", "report").write_evaluation_page(folder, tasks)
+    differences = {} if other is None else _differences(results["benchmarks"], other)
     if as_json:
-        typer.echo(json.dumps(results, indent=1))
-    else:
-        _print_results(results)
-        typer.echo(f"{folder}: results.json, and {page.name} with all problems")
-    if against is not None:
-        _print_differences(results, against)
+        typer.echo(json.dumps(results | ({} if other is None else {"differences": differences}), indent=1))
+        return
+    _print_results(results)
+    typer.echo(f"{folder}: results.json, and {page.name} with the problems")
+    if other is not None:
+        _print_differences(differences)
 
 
 COMMANDS = (evaluate,)
@@ -213,6 +234,7 @@ def _problem_sets(
     chosen: "Mapping[str, Settings]",
     model: Path | None,
     data: Path | None,
+    code: Path | None,
     limit: int | None,
     make_sandbox: "Callable[[], Sandbox]",
 ) -> "list[ProblemSet]":
@@ -230,10 +252,10 @@ def _problem_sets(
         known = [*published_names(), *held_out.held_out_names()]
         if name not in known:
             raise ConfigError(f"there is no benchmark {name!r}: choose of {', '.join(known)}")
-        place = model if has_corpus and data is None else data
+        place = model if has_corpus and code is None else code
         if place is None:
             raise ConfigError(
-                f"{name} is made from code: give a run that has a corpus, or a folder of code with --data"
+                f"{name} is made from code: give a run that has a corpus, or a folder of code with --code"
             )
         sets.append(held_out.held_out_problems(name, place, settings, limit, make_sandbox))
     if has_corpus:
@@ -251,7 +273,11 @@ def _packages(names: list[str]) -> tuple[str, ...]:
 
 
 def _model_record(
-    model: str | None, endpoint: str | None, samples: Path | None, completer: "Completer | None"
+    model: str | None,
+    endpoint: str | None,
+    samples: Path | None,
+    completer: "Completer | None",
+    backend: BackendName,
 ) -> "JsonObject":
     """What identifies the model: an evaluation does not continue with another one."""
     from codekiln.files import sha256_of
@@ -260,14 +286,21 @@ def _model_record(
     if samples is not None:
         return {"samples": samples.name, "sha256": sha256_of(samples)}
     if completer is None:
-        return {"endpoint": endpoint, "name": model}
+        return {"endpoint": _without_secrets(endpoint or ""), "name": model}
     inner = resolve_model_dir(Path(model or ""))
     files = sorted(path for pattern in ("*.safetensors", "*.bin", "tokenizer.json") for path in inner.glob(pattern))
     return {
         "name": Path(model or "").resolve().name,
+        "backend": backend,
         "precision": completer.precision,
         "sha256": {path.name: sha256_of(path) for path in files},
     }
+
+
+def _without_secrets(url: str) -> str:
+    """An address without user, password and query, which may hold a key: results are shared."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _check_sandbox(level: LevelName, mode: ModeName, *, as_json: bool) -> None:
@@ -321,18 +354,33 @@ def _cells(metric: "JsonObject") -> list[str]:
     return [value + temperature, f"{interval['low']:.3f}–{interval['high']:.3f}", str(metric["n_problems"])]
 
 
-def _print_differences(results: "JsonObject", against: Path) -> None:
+def _benchmarks_of(folder: Path) -> "JsonObject":
+    """The results of another evaluation, by benchmark."""
     from codekiln.evaluate.evaluation import RESULTS
-    from codekiln.evaluate.metrics import paired_difference
     from codekiln.files import read_json
 
-    other = read_json(against / RESULTS)["benchmarks"]
-    rows = [["benchmark", "metric", "difference", "95% interval", "n"]]
-    for name in results["benchmarks"].keys() & other.keys():
-        found = results["benchmarks"][name]
+    found: JsonObject = read_json(folder / RESULTS).get("benchmarks", {})
+    return found
+
+
+def _differences(benchmarks: "JsonObject", other: "JsonObject") -> "JsonObject":
+    """The paired difference of each metric that both evaluations have, by benchmark and metric."""
+    from codekiln.evaluate.metrics import paired_difference
+
+    differences: JsonObject = {}
+    for name, found in benchmarks.items():
+        if name not in other:
+            continue
         groups = {task_id: task_id for scores in found["scores"].values() for task_id in scores} | found["groups"]
-        for metric in sorted(found["scores"].keys() & other[name]["scores"].keys()):
-            difference = paired_difference(found["scores"][metric], other[name]["scores"][metric], groups)
-            record = {"interval": difference.interval, "n_problems": difference.n_problems}
-            rows.append([name, metric, *_cells(record)])
+        differences[name] = {
+            metric: asdict(paired_difference(found["scores"][metric], other[name]["scores"][metric], groups))
+            for metric in sorted(found["scores"].keys() & other[name]["scores"].keys())
+        }
+    return differences
+
+
+def _print_differences(differences: "JsonObject") -> None:
+    rows = [["benchmark", "metric", "difference", "95% interval", "n"]]
+    for name, by_metric in differences.items():
+        rows += [[name, metric, *_cells(difference)] for metric, difference in by_metric.items()]
     print_table(rows)

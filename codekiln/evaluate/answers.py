@@ -126,7 +126,9 @@ class ModelAnswers:
         settings = self._settings
         request = InfillRequest(settings.hint + problem.prompt)
         found, n_cut = yield from self._complete(question, problem, request, settings.n_candidates, with_suffix=False)
-        answers = {problem.truncate(each.text, with_suffix=False): each for each in reversed(found)}
+        answers: dict[str, Completion] = {}
+        for each in found:
+            answers.setdefault(problem.truncate(each.text, with_suffix=False), each)
         best = yield from self._likeliest(request, list(answers), problem.suffix or "")
         return [self._sample(question, 0, [best], [answers[best]], n_cut=n_cut)]
 

@@ -2,13 +2,14 @@
 
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from typing import Any
 
 import openai
-from openai.types import CompletionChoice
+from openai.types import Completion, CompletionChoice
 
 from codekiln.errors import ConfigError
 from codekiln.evaluate.answers import Question, seed_of
@@ -32,7 +33,7 @@ class EndpointAnswers:
     """
 
     def __init__(self, url: str, model: str, benchmark: str, settings: Settings) -> None:
-        key = os.environ.get(KEY_VARIABLE, "none")
+        key = os.environ.get(KEY_VARIABLE) or "none"
         self._client = partial(openai.OpenAI, base_url=url, api_key=key, max_retries=MAX_RETRIES, timeout=SECONDS)
         self._url, self._model, self._benchmark, self._settings = url, model, benchmark, settings
 
@@ -49,18 +50,28 @@ class EndpointAnswers:
 
     def answer(self, asked: Iterator[Question]) -> Iterator[tuple[Question, list[Sample]]]:
         """The samples for each question, as soon as they arrive."""
-        with self._client() as client, ThreadPoolExecutor(MAX_OPEN) as pool:
+        with self._client() as client:
             open_: dict[Future[list[Sample]], Question] = {}
+            while True:
+                for question in itertools.islice(asked, MAX_OPEN - len(open_)):
+                    open_[self._submit(client, question)] = question
+                if not open_:
+                    return
+                for done in wait(open_, return_when=FIRST_COMPLETED).done:
+                    yield open_.pop(done), done.result()
+
+    def _submit(self, client: openai.OpenAI, question: Question) -> Future[list[Sample]]:
+        """Answers a question in a thread, which does not keep the process alive: Ctrl-C need not wait for open requests."""
+        answered: Future[list[Sample]] = Future()
+
+        def answer() -> None:
             try:
-                while True:
-                    for question in itertools.islice(asked, MAX_OPEN - len(open_)):
-                        open_[pool.submit(self._answer, client, question)] = question
-                    if not open_:
-                        return
-                    for done in wait(open_, return_when=FIRST_COMPLETED).done:
-                        yield open_.pop(done), done.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+                answered.set_result(self._answer(client, question))
+            except BaseException as failure:  # raised again where the result is read
+                answered.set_exception(failure)
+
+        threading.Thread(target=answer, name="request", daemon=True).start()
+        return answered
 
     def _answer(self, client: openai.OpenAI, question: Question) -> list[Sample]:
         problem = question.problem
@@ -115,7 +126,21 @@ class EndpointAnswers:
             raise ConfigError(
                 f"cannot reach {self._url} ({failure.__cause__ or failure}): is the server running?"
             ) from None
-        return sorted(answer.choices, key=lambda each: each.index)
+        return self._choices(answer, question.n)
+
+    def _choices(self, answer: object, n: int) -> list[CompletionChoice]:
+        """The choices of an answer in order. Not all servers answer as the API asks."""
+        choices = answer.choices if isinstance(answer, Completion) else None
+        if not isinstance(choices, list) or any(not isinstance(each.text, str) for each in choices):
+            raise ConfigError(
+                f"{self._url} did not answer with a completion: is this the address of the API, with /v1?"
+            )
+        if len(choices) != n:
+            raise ConfigError(
+                f"{self._url} answered with {len(choices)} choices, and {n} are needed: "
+                "if the server does not support the parameter n, draw one sample with -n 1"
+            )
+        return sorted(choices, key=lambda each: each.index)
 
     def _sample(
         self, question: Question, k: int, answers: Sequence[str], choices: Sequence[CompletionChoice]

@@ -23,7 +23,7 @@ from codekiln.evaluate.samples import JudgedSample, RecordFile, Sample, SampleKe
 from codekiln.evaluate.sandbox.sandbox import Sandbox
 from codekiln.evaluate.settings import Settings
 from codekiln.files import JsonObject, first_difference, read_json, to_record, write_json
-from codekiln.folders import claim_folder
+from codekiln.folders import claim_folder, folder_lock
 from codekiln.progress import progress_bar
 
 FORMAT = 1
@@ -72,9 +72,14 @@ class Evaluation:
     def run(self, stored: Sequence[Sample] = ()) -> JsonObject:
         """Answers what is missing, judges it, and returns the results. `stored` has samples from elsewhere.
 
-        Raises ConfigError if the folder holds an evaluation of another model or with other settings.
+        Raises ConfigError if the folder holds an evaluation of another model or with other settings, or if another process
+        uses it.
         """
         claim_folder(self.folder, "evaluation")
+        with folder_lock(self.folder):
+            return self._run(stored)
+
+    def _run(self, stored: Sequence[Sample]) -> JsonObject:
         record = self._agree_on_record()
         with (
             RecordFile(self.folder / SAMPLES, Sample) as samples,

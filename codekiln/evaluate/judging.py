@@ -15,7 +15,8 @@ class Judge:
     """A sandbox in a thread of its own, which starts with the first program. `on_verdict` is called there with the key of a
     sample, its verdict, and the level of the sandbox.
 
-    Leaving the `with` statement waits until all programs are judged; if an exception leaves it, those that wait are not.
+    Leaving the `with` statement waits until all programs are judged. If an exception leaves it, or Ctrl-C ends the wait, it
+    waits for the next verdict only.
     Raises there what the sandbox raised.
     """
 
@@ -47,7 +48,12 @@ class Judge:
             self._is_stopped.set()
         self._programs.put(None)
         if self._has_started:
-            self._thread.join()
+            try:
+                self._thread.join()
+            except KeyboardInterrupt:
+                self._is_stopped.set()
+                self._thread.join()
+                raise
         if error is None and self._failure is not None:
             raise self._failure
 
@@ -56,6 +62,8 @@ class Judge:
             with self._sandbox() as sandbox:
                 for index, verdict in sandbox.judge(self._waiting()):
                     self._on_verdict(self._keys[index], verdict, sandbox.level)
+                    if self._is_stopped.is_set():
+                        break
         except BaseException as failure:  # raised again in the thread that generates
             self._failure = failure
 

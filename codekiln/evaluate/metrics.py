@@ -149,6 +149,8 @@ def best_pass_at_k(
         best = int(means.argmax())
         drawn = _resampled_means(columns, [groups[task_id] for task_id in shared], seed).max(0)
         interval = _interval(float(means[best]), drawn)
+        if (columns == columns[0, 0]).all():  # nothing or all passed: resampling shows no spread
+            interval = mean_interval(columns[best], [groups[task_id] for task_id in shared], seed=seed)
     result = PassAtK(
         k=k,
         interval=interval,

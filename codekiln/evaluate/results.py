@@ -118,10 +118,13 @@ def _metrics(
 def _scores(
     problems: Sequence[Problem], samples: Sequence[Sample], verdicts: Mapping[SampleKey, Verdict], settings: Settings
 ) -> JsonObject:
-    """The score of each problem by the name of the metric, at the first temperature."""
-    counts = _counts(samples, verdicts)
+    """The score of each problem by the name of the metric: pass@k at the best temperature, the others at the first one."""
+    counts, groups = _counts(samples, verdicts), {problem.task_id: problem.group for problem in problems}
     first = settings.temperatures[0]
-    scores: JsonObject = {f"pass@{k}": pass_at_k_scores(counts[first], k) for k in settings.ks if first in counts}
+    scores: JsonObject = {}
+    for k in settings.ks if counts else ():
+        best = best_pass_at_k(counts, k, groups, seed=settings.seed).temperature
+        scores[f"pass@{k}"] = pass_at_k_scores(counts[best], k)
     for task_id, found in _text_scores(problems, samples).get(first, {}).items():
         for name, values in found.items():
             scores.setdefault(name, {})[task_id] = float(np.mean(values))

@@ -13,6 +13,7 @@ RankBy = Literal["total", "mean"]
 # InCoder's metadata of a Python file, which begins every prompt (section 4.1 and the released evaluation code).
 INCODER_HINT = "<| file ext=.py |>\n"
 KS = (1, 10, 100)  # of pass@k, in both papers
+MAX_TEMPERATURE = 2  # as in OpenAI's API
 N_RERANKED = 10  # InCoder, section 4
 N_RERANKED_NAMES = 25  # InCoder, section 5.5
 
@@ -43,6 +44,11 @@ class Settings:
     def __post_init__(self) -> None:
         if 0 in self.temperatures and self.n_samples > 1:
             raise ConfigError("with temperature 0 all samples are equal: draw one, or give a higher --temperature")
+        if 0 in self.temperatures and self.method == "reranking":
+            raise ConfigError("with temperature 0 all candidates are equal: give a higher --temperature for reranking")
+        for temperature in self.temperatures:
+            if not 0 <= temperature <= MAX_TEMPERATURE:
+                raise ConfigError(f"--temperature must be between 0 and {MAX_TEMPERATURE} (got {temperature:g})")
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ConfigError("a temperature is given twice")
 

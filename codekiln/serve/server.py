@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from codekiln.errors import CodekilnError
 from codekiln.generate.complete import Completer
@@ -22,7 +23,7 @@ from codekiln.serve.loading import refusing_requests
 from codekiln.serve.openapi import describe
 from codekiln.serve.pages import add_playground
 from codekiln.serve.protocols import llama_cpp, mistral, ollama, openai, tabby
-from codekiln.serve.request_log import RequestLog, print_log
+from codekiln.serve.request_log import CLIENT_LEFT, RequestLog, print_log
 from codekiln.serve.service import CompletionService, Refusal
 
 __all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "refusing_requests", "serve"]
@@ -71,6 +72,10 @@ def make_app(
         headers = {"Retry-After": str(RETRY_SECONDS)} if refused.status == 429 else None
         body = error_body(refused.message, param=refused.param, code=refused.code)
         return JSONResponse(body, status_code=refused.status, headers=headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def leave(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_LEFT)  # nobody receives it
 
     async def complete(request: Request) -> Response:
         body = await service.parse_any(request, tabby.request_kind)

@@ -50,7 +50,7 @@ def held_out_problems(
         if runnable := [each for each in problems if isinstance(each, DoctestHoleProblem)]:
             problems = verified(runnable, sandbox())
     if not problems:
-        raise ConfigError(f"{name}: no file of {place} has such a problem: give another folder with --data")
+        raise ConfigError(f"{name}: no file of {place} has such a problem: give another folder with --code")
     manifest = place / "corpus" / MANIFEST
     where = {"corpus": sha256_of(manifest)} if manifest.is_file() else {"folder": place.name}
     return ProblemSet(name, problems, where | {"documents": len(documents)})
@@ -75,7 +75,7 @@ def with_clean_problems(sets: Sequence[ProblemSet], run: Path) -> list[ProblemSe
 def _documents(place: Path) -> Iterator[Document]:
     if (place / "corpus" / MANIFEST).is_file():
         if not read_manifest(place / "corpus")["splits"]["validation"]["documents"]:
-            raise ConfigError(f"{place} has no held-out documents: give a folder of code with --data")
+            raise ConfigError(f"{place} has no held-out documents: give a folder of code with --code")
         yield from read_documents(place / "corpus", "validation")
         return
     for file in LocalRepositories(folder=place).files():
