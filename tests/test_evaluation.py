@@ -273,7 +273,7 @@ def test_a_served_model_gives_the_answers_of_the_model_itself(small_run: Path, c
             "run",
             "--on",
             "held-out-cloze",
-            "--data",
+            "--code",
             code,
             "--endpoint",
             server.url + "/v1",
