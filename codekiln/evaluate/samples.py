@@ -142,7 +142,7 @@ def read_samples(path: Path, benchmark: str, problems: Sequence[Problem]) -> lis
     """Samples from elsewhere: a JSON object per line, with "task_id" and "completion", as the official harnesses have them.
 
     Completions are judged as they are. Problems with several turns have "completions", a list with one for each turn. Raises
-    InvalidFileError that names the line, for an unknown task, a missing field or what is no JSON.
+    InvalidFileError that names the line, for an unknown task, a missing field or a line that is not JSON.
     """
     by_id = {problem.task_id: problem for problem in problems}
     counts: Counter[str] = Counter()

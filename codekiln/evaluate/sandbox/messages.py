@@ -11,7 +11,7 @@ HEADER = struct.Struct("<I")
 
 
 class MessageError(Exception):
-    """What was received is no message, or one that is too long."""
+    """The received bytes are not a message, or one that is too long."""
 
 
 def packed(message: object) -> bytes:

@@ -22,7 +22,7 @@ class WireError(Exception):
 
 
 def encode(value: Any, other: Encode, *, strict: bool = False, depth: int = 0) -> object:
-    """A value for JSON. `other` encodes what is no data. Raises WireError.
+    """A value for JSON. `other` encodes all other values. Raises WireError.
 
     Subclasses are reduced to the value of their base type, or passed to `other` if `strict`.
     """
