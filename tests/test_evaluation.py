@@ -203,6 +203,8 @@ def test_stored_samples_are_scored_and_wrong_files_are_named(tmp_path: Path) -> 
     )  # fmt: skip
     difference = json.loads(compared.stdout)["differences"]["humaneval"]["pass@1"]
     assert difference["interval"]["value"] == -1 and difference["n_problems"] == 6
+    done = score([*right, json.dumps({"task_id": "HumanEval/100", "completion": ""})], "beyond")  # of the limit
+    assert results_of(tmp_path / "beyond")["humaneval"]["metrics"]["pass@1"]["interval"]["value"] == 1.0
     done = score(right[:4], "missing")
     assert "2 problems have no sample" in done.stdout
     assert results_of(tmp_path / "missing")["humaneval"]["metrics"]["pass@1"]["n_problems"] == 4

@@ -147,17 +147,25 @@ def evaluate(
     # Read first: this evaluation may take hours, and may write to the same folder.
     other = None if against is None else _benchmarks_of(against)
     folder = _output_folder(model, out, preset, is_local=endpoint is None)
+    choice = _Choice(preset, method, n, tuple(temperature or ()), seed)
+    for name in names:  # before a model is loaded
+        _require_benchmark(name)
+        choice.settings(name, can_infill=True)
     completer = (
         load_completer(Path(model), backend, weights, default="float32")
         if model is not None and endpoint is None
         else None
     )
     can_infill = completer.can_infill if completer is not None else True
-    choice = _Choice(preset, method, n, tuple(temperature or ()), seed)
     chosen = {name: choice.settings(name, can_infill=can_infill) for name in names}
     make_sandbox = partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names))
     sets = _problem_sets(
-        chosen, Path(model) if model is not None and endpoint is None else None, data, code, limit, make_sandbox
+        chosen,
+        Path(model) if model is not None and endpoint is None else None,
+        data,
+        code,
+        limit if samples is None else None,
+        make_sandbox,
     )
     tasks: list[Task] = []
     stored: list[Sample] = []
@@ -167,6 +175,7 @@ def evaluate(
         if samples is not None:
             stored = read_samples(samples, name, found.problems)
             settings = stored_settings(stored)
+            found = replace(found, problems=found.problems[:limit])  # noqa: PLW2901 - samples of other problems are left out
         elif completer is not None:
             source = ModelAnswers(completer, name, settings)
         elif endpoint is not None and model is not None:
@@ -230,6 +239,17 @@ def _output_folder(model: str | None, out: Path | None, preset: str, *, is_local
     raise ConfigError("name a folder for the samples and the results with --out")
 
 
+def _require_benchmark(name: str) -> None:
+    """Raises ConfigError that lists the benchmarks if there is none with this name."""
+    from codekiln.evaluate.suite import published_names
+
+    known = published_names()
+    if name not in known:
+        known += import_optional("codekiln.evaluate.held_out.load", "corpus").held_out_names()
+    if name not in known:
+        raise ConfigError(f"there is no benchmark {name!r}: choose from {', '.join(known)}")
+
+
 def _problem_sets(
     chosen: "Mapping[str, Settings]",
     model: Path | None,
@@ -249,9 +269,6 @@ def _problem_sets(
             sets.append(published_problems(name, data, settings, limit))
             continue
         held_out = import_optional("codekiln.evaluate.held_out.load", "corpus")
-        known = [*published_names(), *held_out.held_out_names()]
-        if name not in known:
-            raise ConfigError(f"there is no benchmark {name!r}: choose of {', '.join(known)}")
         place = model if has_corpus and code is None else code
         if place is None:
             raise ConfigError(

@@ -128,6 +128,11 @@ def _scores(
     for task_id, found in _text_scores(problems, samples).get(first, {}).items():
         for name, values in found.items():
             scores.setdefault(name, {})[task_id] = float(np.mean(values))
+    n_bytes = {problem.task_id: len(problem.reference.encode()) for problem in problems if problem.kind == "text"}
+    for sample in samples:
+        if sample.task_id in n_bytes and sample.logprob is not None:
+            bits = -sample.logprob * BITS_PER_NAT
+            scores.setdefault("bits_per_byte of a document", {})[sample.task_id] = bits / n_bytes[sample.task_id]
     return scores
 
 
