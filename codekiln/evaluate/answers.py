@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from codekiln.errors import ConfigError
 from codekiln.evaluate.problems.problem import (
@@ -24,6 +25,16 @@ from codekiln.generate.work import Work, run_all
 MAX_SAMPLES_PER_JOB = 50  # of a killed evaluation, those of a job that has not ended are generated again
 
 
+class Generated(Protocol):
+    """A text that a model generated, and why it ended."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finish_reason(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Question:
     """What one job of the engine answers: samples `first` to `first + n - 1` of a problem at a temperature."""
@@ -37,6 +48,18 @@ class Question:
     def keys(self) -> list[tuple[str, float, int]]:
         """The keys of its samples."""
         return [(self.problem.task_id, self.temperature, self.first + k) for k in range(self.n)]
+
+    def sample(self, benchmark: str, k: int, answers: Sequence[str], generated: Sequence[Generated]) -> Sample:
+        """Its sample `k`, with the truncated answers to each turn and what was generated for them."""
+        return Sample(
+            benchmark=benchmark,
+            task_id=self.problem.task_id,
+            temperature=self.temperature,
+            number=self.first + k,
+            answers=tuple(answers),
+            texts=tuple(each.text for each in generated),
+            finish_reasons=tuple(each.finish_reason for each in generated),
+        )
 
 
 def questions(problems: Iterable[Problem], settings: Settings, n_per_job: int) -> Iterator[Question]:
@@ -242,18 +265,10 @@ class ModelAnswers:
         completions: Sequence[Completion],
         *,
         n_cut: int = 0,
-        error: str = "",
     ) -> Sample:
-        return Sample(
-            benchmark=self._benchmark,
-            task_id=question.problem.task_id,
-            temperature=question.temperature,
-            number=question.first + k,
-            answers=tuple(answers),
-            texts=tuple(each.text for each in completions),
-            finish_reasons=tuple(each.finish_reason for each in completions),
+        return replace(
+            question.sample(self._benchmark, k, answers, completions),
             n_tokens=sum(each.completion_tokens for each in completions),
             logprob=sum(each.total_logprob for each in completions) if completions else None,
             n_cut_tokens=n_cut,
-            error=error,
         )

@@ -82,7 +82,7 @@ class EndpointAnswers:
         suffix = problem.suffix if with_suffix else None
         choices = self._complete(client, question, problem, self._settings.hint + problem.prompt, suffix)
         return [
-            self._sample(question, k, [problem.truncate(each.text, with_suffix=with_suffix)], [each])
+            question.sample(self._benchmark, k, [problem.truncate(each.text, with_suffix=with_suffix)], [each])
             for k, each in enumerate(choices)
         ]
 
@@ -93,7 +93,7 @@ class EndpointAnswers:
             text = self._settings.hint + (problem.history(answers) if turn else problem.prompt)
             found += self._complete(client, question, problem, text, None, turn)
             answers.append(problem.truncate(found[-1].text))
-        return self._sample(question, 0, answers, found)
+        return question.sample(self._benchmark, 0, answers, found)
 
     def _complete(
         self,
@@ -141,16 +141,3 @@ class EndpointAnswers:
                 "if the server does not support the parameter n, draw one sample with -n 1"
             )
         return sorted(choices, key=lambda each: each.index)
-
-    def _sample(
-        self, question: Question, k: int, answers: Sequence[str], choices: Sequence[CompletionChoice]
-    ) -> Sample:
-        return Sample(
-            benchmark=self._benchmark,
-            task_id=question.problem.task_id,
-            temperature=question.temperature,
-            number=question.first + k,
-            answers=tuple(answers),
-            texts=tuple(each.text for each in choices),
-            finish_reasons=tuple(each.finish_reason for each in choices),
-        )

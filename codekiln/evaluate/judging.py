@@ -16,8 +16,7 @@ class Judge:
     sample, its verdict, and the level of the sandbox.
 
     Leaving the `with` statement waits until all programs are judged. If an exception leaves it, or Ctrl-C ends the wait, it
-    waits for the next verdict only.
-    Raises there what the sandbox raised.
+    waits for the next verdict only. Raises there what the sandbox raised.
     """
 
     def __init__(self, sandbox: Callable[[], Sandbox], on_verdict: Callable[[SampleKey, Verdict, str], None]) -> None:
@@ -26,7 +25,6 @@ class Judge:
         self._keys: list[SampleKey] = []
         self._failure: BaseException | None = None
         self._is_stopped = threading.Event()
-        self._has_started = False
         self._thread = threading.Thread(target=self._run, name="judge")
 
     def judge(self, key: SampleKey, program: Program) -> None:
@@ -34,8 +32,7 @@ class Judge:
         if self._failure is not None:
             raise self._failure
         self._programs.put((key, program))
-        if not self._has_started:
-            self._has_started = True
+        if self._thread.ident is None:  # not yet started
             self._thread.start()
 
     def __enter__(self) -> Self:
@@ -47,7 +44,7 @@ class Judge:
         if error is not None:
             self._is_stopped.set()
         self._programs.put(None)
-        if self._has_started:
+        if self._thread.ident is not None:
             try:
                 self._thread.join()
             except KeyboardInterrupt:

@@ -42,6 +42,7 @@ def benchmark_results(
     known = {problem.task_id for problem in problems}
     found = [sample for sample in samples if sample.task_id in known]
     judged = {sample.key: verdicts[sample.key] for sample in found if sample.key in verdicts}
+    metrics = _metrics(problems, found, judged, settings)
     result: JsonObject = {
         "counts": {
             "samples": len(found),
@@ -53,8 +54,8 @@ def benchmark_results(
             # Tests that cannot be separated from the program are judged with it in one process.
             "judged_together": sum(bool(verdict.fallback) for verdict in judged.values()),
         },
-        "metrics": _metrics(problems, found, judged, settings),
-        "scores": _scores(problems, found, judged, settings),
+        "metrics": metrics,
+        "scores": _scores(problems, found, judged, settings, metrics),
         "groups": {problem.task_id: problem.group for problem in problems if problem.group != problem.task_id},
     }
     if clean is not None:
@@ -116,15 +117,18 @@ def _metrics(
 
 
 def _scores(
-    problems: Sequence[Problem], samples: Sequence[Sample], verdicts: Mapping[SampleKey, Verdict], settings: Settings
+    problems: Sequence[Problem],
+    samples: Sequence[Sample],
+    verdicts: Mapping[SampleKey, Verdict],
+    settings: Settings,
+    metrics: JsonObject,
 ) -> JsonObject:
     """The score of each problem by the name of the metric: pass@k at the best temperature, the others at the first one."""
-    counts, groups = _counts(samples, verdicts), {problem.task_id: problem.group for problem in problems}
-    first = settings.temperatures[0]
+    counts, first = _counts(samples, verdicts), settings.temperatures[0]
     scores: JsonObject = {}
     for k in settings.ks if counts else ():
-        best = best_pass_at_k(counts, k, groups, seed=settings.seed).temperature
-        scores[f"pass@{k}"] = pass_at_k_scores(counts[best], k)
+        only = next(iter(counts))  # the best temperature is given if there are several
+        scores[f"pass@{k}"] = pass_at_k_scores(counts[metrics[f"pass@{k}"].get("temperature", only)], k)
     for task_id, found in _text_scores(problems, samples).get(first, {}).items():
         for name, values in found.items():
             scores.setdefault(name, {})[task_id] = float(np.mean(values))
