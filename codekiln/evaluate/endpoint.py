@@ -28,8 +28,8 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 class EndpointAnswers:
     """Answers of a served model to one benchmark. The API key is read from OPENAI_API_KEY.
 
-    Busy servers are asked again, after the time that they say. Raises ConfigError for problems that need the probabilities of
-    given texts, which this API does not tell for all servers.
+    Requests to busy servers are repeated after the time in their answer. Raises ConfigError for problems that need the
+    probabilities of given texts, which not all servers return.
     """
 
     def __init__(self, url: str, model: str, benchmark: str, settings: Settings) -> None:

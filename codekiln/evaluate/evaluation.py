@@ -70,7 +70,7 @@ class Evaluation:
     tasks: Sequence[Task] = field(default_factory=list)
 
     def run(self, stored: Sequence[Sample] = ()) -> JsonObject:
-        """Answers what is missing, judges it, and returns the results. `stored` has samples from elsewhere.
+        """Generates the missing answers, judges them, and returns the results. `stored` has samples from elsewhere.
 
         Raises ConfigError if the folder holds an evaluation of another model or with other settings, or if another process
         uses it.
@@ -109,7 +109,7 @@ class Evaluation:
     def _results(
         self, task: Task, record: JsonObject, samples: RecordFile[Sample], verdicts: RecordFile[JudgedSample]
     ) -> JsonObject:
-        """What was measured on one benchmark, with its settings."""
+        """The results of one benchmark, with its settings."""
         name = task.benchmark.name
         scores = benchmark_results(
             task.benchmark.problems,
