@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from codekiln.corpus.scratch import Drops, Indices, Scratch, cached_by_file, load_arrays, save_arrays
+from codekiln.arrays import load_arrays, map_array, save_arrays
+from codekiln.corpus.scratch import Drops, Indices, Scratch, cached_by_file
 from codekiln.corpus.shingles import Bytes, Hashes, find_in, make_filter, text_runs
 from codekiln.corpus.split import HeldOut
 from codekiln.files import JsonObject, atomic_write, read_json, write_json
@@ -40,15 +41,14 @@ class RunIndex:
     @classmethod
     def load(cls, path: Path, n_words: int) -> "RunIndex":
         """An index that `save` wrote. It is mapped, so that all tasks of a machine share it."""
-        values, filter_bits = (np.asarray(np.load(path / name, mmap_mode="r")) for name in ("values.npy", "filter.npy"))
-        return cls(n_words, values, filter_bits)
+        return cls(n_words, map_array(path / "values.bin", np.uint64), map_array(path / "filter.bin", np.uint8))
 
     def save(self, path: Path) -> None:
         """Writes a new folder."""
         with atomic_write(path) as temp_path:
             temp_path.mkdir()
-            np.save(temp_path / "values.npy", self.values)
-            np.save(temp_path / "filter.npy", self.filter_bits)
+            self.values.tofile(temp_path / "values.bin")
+            self.filter_bits.tofile(temp_path / "filter.bin")
 
     def find(self, text: str) -> Indices:
         """The place in the index of each run of a text, or -1, in order."""
@@ -104,13 +104,13 @@ def _find_shared(scratch: Scratch, held_out: HeldOut, unit: int) -> None:
                 orders.append(order)
                 n_runs.append(len(places))
                 found.append(shared)
-    save_arrays(
-        scratch.path("overlap", unit),
-        orders=np.array(orders, np.int64),
-        n_runs=np.array(n_runs, np.int64),
-        stops=np.cumsum([len(shared) for shared in found], dtype=np.int64),
-        places=np.concatenate([np.empty(0, np.int64), *found]),
-    )
+    arrays = {
+        "orders": np.array(orders, np.int64),
+        "n_runs": np.array(n_runs, np.int64),
+        "stops": np.cumsum([len(shared) for shared in found], dtype=np.int64),
+        "places": np.concatenate([np.empty(0, np.int64), *found]),
+    }
+    save_arrays(scratch.path("overlap", unit), arrays)
 
 
 def _shared_runs(scratch: Scratch) -> Iterator[tuple[int, int, Indices]]:

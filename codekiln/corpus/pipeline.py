@@ -14,7 +14,7 @@ from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, read_manifest
 from codekiln.corpus.engine import Engine, count_interrupts
 from codekiln.corpus.overlap import drop_overlap, overlap_record
 from codekiln.corpus.reading import UnitReader
-from codekiln.corpus.scratch import Scratch
+from codekiln.corpus.scratch import SCRATCH_FORMAT, Scratch
 from codekiln.corpus.sources.files import WorkUnit
 from codekiln.corpus.split import choose_held_out
 from codekiln.corpus.steps.license_gate import REASON as LICENSE_REASON
@@ -137,7 +137,9 @@ def _list_units(config: CorpusConfig, folder: Path) -> list[WorkUnit]:
 
 def _digest(config: CorpusConfig, units: Sequence[WorkUnit], fingerprints: Sequence[JsonObject]) -> str:
     """A hash of everything that the results of tasks depend on."""
-    digest = hashlib.sha256(repr((FORMAT, to_record(config), fingerprints)).encode(errors="surrogatepass"))
+    digest = hashlib.sha256(
+        repr((FORMAT, SCRATCH_FORMAT, to_record(config), fingerprints)).encode(errors="surrogatepass")
+    )
     for unit in units:
         digest.update(repr(unit).encode(errors="surrogatepass"))
     return digest.hexdigest()

@@ -18,15 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from codekiln.arrays import Array, load_arrays, save_arrays
 from codekiln.corpus.engine import Engine
 from codekiln.files import JsonObject, atomic_write, read_json, write_json
 
+SCRATCH_FORMAT = 2  # of what tasks leave: another version begins again
 READ_BATCH_ROWS = 256
 FLUSH_BYTES, FLUSH_ROWS = 64 * 2**20, 20_000
 ORDER_BITS = 32  # of the place in a work unit
 PARTITION_FRACTION = 0.25  # of the memory of a worker: sorting a partition needs copies
 
-Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 Value = TypeVar("Value")
 
@@ -133,7 +134,7 @@ class Scratch:
     # What steps drop
 
     def drops_path(self, k: int) -> Path:
-        return self.folder / "drops" / f"{k:02}.npz"
+        return self.folder / "drops" / f"{k:02}"
 
     def after(self, step: str, find: Callable[["Scratch"], Drops | None]) -> "Scratch":
         """The scratch folder after a step, which `find` runs unless it had finished before."""
@@ -141,8 +142,8 @@ class Scratch:
         if not path.is_file():
             found = find(self) or Drops("", np.empty(0, np.int64))
             measured = np.empty(0) if found.measured is None else found.measured
-            reason = np.array(found.reason)
-            save_arrays(path, reason=reason, orders=found.orders, measured=measured)
+            reason = np.frombuffer(found.reason.encode(), np.uint8)
+            save_arrays(path, {"reason": reason, "orders": found.orders, "measured": measured})
         return dataclasses.replace(self, drops=(*self.drops, step))
 
     # Tasks
@@ -211,19 +212,7 @@ def _unit_record(path: Path) -> JsonObject:
 def _load_drops(path: Path) -> Drops:
     arrays = load_arrays(path)
     measured = arrays["measured"] if len(arrays["measured"]) else None
-    return Drops(str(arrays["reason"]), arrays["orders"], measured)
-
-
-def save_arrays(path: Path, **arrays: Array) -> None:
-    """Writes arrays to one file atomically."""
-    with atomic_write(path) as temp_path, temp_path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub has an option of another type
-
-
-def load_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of `save_arrays`."""
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    return Drops(arrays["reason"].tobytes().decode(), arrays["orders"], measured)
 
 
 def write_partitions(path: Path, hashes: npt.NDArray[np.uint64], columns: dict[str, Array], n: int) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from codekiln.arrays import Array, map_array
 from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, first_difference, read_json, sha256_of, verify_checksum
 from codekiln.index import kernels
@@ -19,7 +20,6 @@ INDEX_FOLDER = "index"  # of a run
 DEFAULT_LIMIT = 64  # tokens of a longest match
 GUESS = 4  # about the length of a longest match in code that the index does not have
 
-Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 NO_RANGE = (0, 0)
 _NONE = np.empty(0, np.int64)
@@ -59,10 +59,10 @@ class Shard:
 
     def __init__(self, folder: Path, k: int, record: JsonObject, dtype: npt.DTypeLike, vocab_size: int) -> None:
         paths = shard_paths(folder, k)
-        self.text: Array = _map(paths["text"], dtype)
-        self.suffixes: Array = _map(paths["suffixes"], np.int32)
-        self.keys: Array = _map(paths["keys"], np.int64)
-        self.documents: Array = _map(paths["documents"], np.int64)
+        self.text: Array = map_array(paths["text"], dtype)
+        self.suffixes: Array = map_array(paths["suffixes"], np.int32)
+        self.keys: Array = map_array(paths["keys"], np.int64)
+        self.documents: Array = map_array(paths["documents"], np.int64)
         self.first_document = int(record["first_document"])
         self.searched = self.text, self.suffixes, self.keys, kernels.rank_bits(vocab_size)
 
@@ -249,8 +249,3 @@ def _verify(folder: Path, manifest: JsonObject) -> None:
         files |= {path: record["files"].get(path.name) for path in shard_paths(folder, k).values()}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda item: verify_checksum(item[0], item[1], folder=folder), files.items()))
-
-
-def _map(path: Path, dtype: npt.DTypeLike) -> Array:
-    # Without the class of NumPy's memory maps, which makes calls of compiled functions slower.
-    return np.asarray(np.memmap(path, dtype, mode="r"))

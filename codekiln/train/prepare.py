@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from codekiln.arrays import map_array
 from codekiln.corpus.documents import MANIFEST, read_manifest, read_texts
 from codekiln.errors import InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, atomic_write, checksum, read_json, sha256_of, verify_checksum, write_json
@@ -142,8 +143,7 @@ def open_token_shards(folder: Path, split: str, *, rank: int = 0, world_size: in
             verify_checksum(folder / split / name, recorded, folder=folder)
         tokens = folder / split / f"tokens-{k:05}.bin"
         dtype = np.dtype(manifest["dtype"])
-        # an empty file cannot be mapped
-        ids.append(np.memmap(tokens, dtype, mode="r") if shard["tokens"] else np.empty(0, dtype))
+        ids.append(map_array(tokens, dtype))
         document_offsets.append(np.fromfile(folder / split / f"offsets-{k:05}.bin", np.int64))
     return TokenShards(tuple(ids), tuple(document_offsets))
 

@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from codekiln.corpus.scratch import Drops, Scratch, load_arrays, read_partition, save_arrays, write_partitions
+from codekiln.arrays import load_arrays, save_arrays
+from codekiln.corpus.scratch import Drops, Scratch, read_partition, write_partitions
 from codekiln.corpus.steps.step import Step
 
 CAPPED = "over its repository's cap"
@@ -50,4 +51,4 @@ def _find_capped(scratch: Scratch, max_bytes: int, partition: int) -> None:
     is_first[1:] = repository[1:] != repository[:-1]
     start = np.maximum.accumulate(np.where(is_first, before, 0))  # bytes of the repositories before
     is_over = before + size - start > max_bytes
-    save_arrays(scratch.path("cap-drops", partition), order=np.sort(rows["order"][by[is_over]]))
+    save_arrays(scratch.path("cap-drops", partition), {"order": np.sort(rows["order"][by[is_over]])})

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from codekiln.corpus.scratch import Drops, Scratch, load_arrays, read_partition, save_arrays, write_partitions
+from codekiln.arrays import load_arrays, save_arrays
+from codekiln.corpus.scratch import Drops, Scratch, read_partition, write_partitions
 from codekiln.corpus.steps.step import Draft, Drop, Step
 from codekiln.corpus.steps.survivors import COLUMNS, ranks
 
@@ -71,4 +72,4 @@ def _find_repeated(scratch: Scratch, partition: int) -> None:
     is_repeated = np.zeros(len(by), bool)
     first, second = rows["hash"][by], rows["rest"][by]
     is_repeated[1:] = (first[1:] == first[:-1]) & (second[1:] == second[:-1])
-    save_arrays(scratch.path("exact-drops", partition), order=np.sort(rows["order"][by[is_repeated]]))
+    save_arrays(scratch.path("exact-drops", partition), {"order": np.sort(rows["order"][by[is_repeated]])})

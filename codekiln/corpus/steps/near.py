@@ -20,15 +20,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from codekiln.arrays import load_arrays, map_array, save_arrays
 from codekiln.corpus.documents import document_name
 from codekiln.corpus.scratch import (
     ORDER_BITS,
     Drops,
     Indices,
     Scratch,
-    load_arrays,
     read_partition,
-    save_arrays,
     write_partitions,
 )
 from codekiln.corpus.steps.step import Draft, Drop, Step
@@ -136,7 +135,9 @@ def _find_buckets(scratch: Scratch, partition: int) -> None:
     shared_lengths = lengths[lengths > 1]
     members = orders[is_shared]
     stops = np.cumsum(shared_lengths)
-    save_arrays(scratch.path("buckets", partition), members=members, stops=stops, candidates=np.unique(members))
+    save_arrays(
+        scratch.path("buckets", partition), {"members": members, "stops": stops, "candidates": np.unique(members)}
+    )
 
 
 def _place_shingles(scratch: Scratch, n_partitions: int) -> None:
@@ -164,7 +165,7 @@ def _place_shingles(scratch: Scratch, n_partitions: int) -> None:
             end = start + int(lengths[at].sum())
     with atomic_write(_shingles_path(scratch)) as temp_path, temp_path.open("wb") as file:
         file.truncate(8 * max(1, end))
-    save_arrays(path, orders=candidates, starts=starts, end=np.array([end]))
+    save_arrays(path, {"orders": candidates, "starts": starts, "end": np.array([end])})
 
 
 def _write_shingles(scratch: Scratch, unit: int) -> None:
@@ -186,7 +187,7 @@ def _write_shingles(scratch: Scratch, unit: int) -> None:
             lengths[at - first] = len(shingles)
             os.pwrite(file.fileno(), shingles.tobytes(), 8 * int(places["starts"][at]))
         os.fsync(file.fileno())
-    save_arrays(scratch.path("shingles", unit), lengths=lengths)
+    save_arrays(scratch.path("shingles", unit), {"lengths": lengths})
 
 
 class ShingleSets:
@@ -199,7 +200,7 @@ class ShingleSets:
     def open(cls, scratch: Scratch) -> "ShingleSets":
         places = load_arrays(_places_path(scratch))
         lengths = [load_arrays(scratch.path("shingles", unit))["lengths"] for unit in range(scratch.n_units)]
-        values = np.asarray(np.memmap(_shingles_path(scratch), np.uint64, "r"))
+        values = map_array(_shingles_path(scratch), np.uint64)
         starts = places["starts"]
         return cls(places["orders"], values, np.stack((starts, starts + np.concatenate(lengths))))
 
@@ -228,7 +229,7 @@ def _verify(scratch: Scratch, threshold: float, partition: int) -> None:
     roots = find_roots(parent)[inside]
     is_linked = roots != inside
     links = np.stack((sets.orders[roots[is_linked]], sets.orders[inside[is_linked]]))
-    save_arrays(scratch.path("links", partition), links=links)
+    save_arrays(scratch.path("links", partition), {"links": links})
 
 
 def _join_links(found: list[Indices]) -> list[Indices]:

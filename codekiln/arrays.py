@@ -1,0 +1,34 @@
+"""Arrays in files: several in one, or one that is mapped into memory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from codekiln.files import atomic_write
+
+Array = npt.NDArray[Any]
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Writes arrays to one file atomically."""
+    # Not in NumPy's format, whose headers are read with `ast`: that fails in several threads at once (seen with CPython 3.11).
+    with atomic_write(path) as temp_path:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temp_path)
+
+
+def load_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of `save_arrays`."""
+    arrays: dict[str, Array] = load_file(path)
+    return arrays
+
+
+def map_array(path: Path, dtype: npt.DTypeLike) -> Array:
+    """The bytes of a file as an array that cannot be written, (n,). Several processes share its memory."""
+    if path.stat().st_size == 0:  # cannot be mapped
+        return np.empty(0, dtype)
+    # Without the class of NumPy's memory maps, which makes calls of compiled functions slower.
+    return np.asarray(np.memmap(path, dtype, mode="r"))
