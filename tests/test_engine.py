@@ -11,7 +11,6 @@ import torch
 
 from codekiln.generate.complete import Completer
 from codekiln.generate.engine import Engine, Request
-from codekiln.generate.lookup import PromptLookup
 from codekiln.generate.prefix_cache import PrefixCache, Range
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.model.configs import KilnConfig, ModelConfig, codegen, incoder
@@ -211,18 +210,6 @@ def test_rejected_drafts_leave_nothing_in_the_cache(kiln: Transformer) -> None:
     run(engine, [again])
     assert again.n_cached_tokens >= len(prompt) + 59
     assert_greedy(kiln, again.prompt, tokens_of(again)[0], tolerance=2e-3)
-
-
-def test_lookup_drafts_what_followed_the_same_tokens() -> None:
-    lookup = PromptLookup([1, 2, 3, 4, 5, 6, 7, 1, 2, 3])
-    assert lookup.draft(10) == [4, 5]  # two at first
-    lookup.report(2, 2)
-    assert lookup.draft(10) == [4, 5, 6, 7] and lookup.draft(1) == [4]
-    lookup.report(4, 0)
-    assert lookup.draft(10) == [4, 5]
-    lookup.extend([9])
-    assert lookup.draft(10) == []
-    assert PromptLookup([1, 2]).draft(5) == []
 
 
 def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest_prefix(kiln: Transformer) -> None:

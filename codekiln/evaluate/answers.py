@@ -16,9 +16,10 @@ from codekiln.evaluate.problems.problem import (
 from codekiln.evaluate.problems.text import TextProblem
 from codekiln.evaluate.samples import Sample
 from codekiln.evaluate.settings import Settings
-from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
+from codekiln.generate.complete import Completer, Completion, CompletionParams, CutPrompt, InfillRequest
 from codekiln.generate.infilling import HoledDocument, InfillSettings, infill_jobs
 from codekiln.generate.postprocess import RAW
+from codekiln.generate.recall import RequestText
 from codekiln.generate.sampling import SamplingParams
 from codekiln.generate.work import Work, run_all
 
@@ -140,7 +141,7 @@ class ModelAnswers:
             stop_when=lambda text: problem.is_ended(text, with_suffix=with_suffix),
         )
         prompt = self._completer.cut_prompt(request, params.max_new_tokens or 0)
-        job = self._completer.submit(prompt.ids, params)
+        job = self._completer.submit(prompt, params)
         yield [job]
         return [job.completions[index] for index in sorted(job.completions)], prompt.n_tokens - len(prompt.ids)
 
@@ -163,7 +164,7 @@ class ModelAnswers:
         tokenizer, limit = self._completer.tokenizer, self._completer.context_length // 2
         end = [] if suffix else [tokenizer.eos_id]
         rests = [[*tokenizer.encode(answer + suffix), *end][:limit] for answer in answers]
-        prompt = self._completer.prompt_ids(request, max(map(len, rests)))
+        prompt = self._completer.cut_prompt(request, max(map(len, rests)))
         scores: list[float] = []
         for group in filter(None, (rests[:1], rests[1:])):  # the others find the prompt of the first in the cache
             jobs = [self._completer.submit_score(prompt, rest) for rest in group]
@@ -186,7 +187,7 @@ class ModelAnswers:
             )
             text = self._settings.hint + (problem.history(answers) if turn else problem.prompt)
             prompt = self._completer.cut_prompt(InfillRequest(text), params.max_new_tokens or 0)
-            job = self._completer.submit(prompt.ids, params)
+            job = self._completer.submit(prompt, params)
             yield [job]
             found.append(job.completions[0])
             answers.append(problem.truncate(job.completions[0].text))
@@ -223,7 +224,7 @@ class ModelAnswers:
         request = InfillRequest(settings.hint + problem.prompt)
         n = settings.n_candidates if settings.method == "reranking" else 1
         prompt = self._completer.cut_prompt(request, params.max_new_tokens or 0)
-        job = self._completer.submit(prompt.ids, replace(params, n=n))
+        job = self._completer.submit(prompt, replace(params, n=n))
         yield [job]
         found = [job.completions[index] for index in sorted(job.completions)]
         names = list(dict.fromkeys(problem.truncate(each.text) for each in found))
@@ -243,7 +244,8 @@ class ModelAnswers:
             if not before:  # of a text without a token before it, the first token has no probability
                 before, rest = rest[:1], rest[1:]
             if rest:
-                jobs.append(self._completer.submit_score(before, rest))
+                prompt = CutPrompt(before, len(before), RequestText(tuple(ids[:start] or before)))
+                jobs.append(self._completer.submit_score(prompt, rest))
         yield jobs
         logprob = sum(each.logprob for job in jobs for each in job.request.prompt_logprobs)
         return [replace(self._sample(question, 0, [], []), logprob=logprob, n_tokens=len(ids))]

@@ -75,7 +75,7 @@ def middle_bits(completer: Completer, problems: Sequence[HoleProblem], *, with_s
     for problem in problems:
         reference = completer.tokenizer.encode(problem.reference)
         request = InfillRequest(problem.prompt, problem.suffix if with_suffix else None)
-        rows.append((completer.prompt_ids(request, len(reference)), reference))
+        rows.append((completer.cut_prompt(request, len(reference)), reference))
     return completer.score(rows)
 
 

@@ -14,6 +14,7 @@ from codekiln.generate.backends.backend import Backend, TokenRules, token_rules
 from codekiln.generate.context import ContextIds, RepositoryContext, context_ids
 from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
 from codekiln.generate.precision import choose_precision
+from codekiln.generate.recall import Recall, RequestText
 from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs, bits
 from codekiln.model.decoder import Precision
 from codekiln.model.huggingface import TOKENIZER, load_model, require_vocabulary, resolve_model_dir, stop_token_ids_in
@@ -42,10 +43,11 @@ class InfillRequest:
 
 @dataclass(frozen=True)
 class CutPrompt:
-    """A prompt that fits the context, and how many tokens it would have if nothing was left out."""
+    """A prompt that fits the context, how many tokens it would have if nothing was left out, and all text for recall."""
 
     ids: list[int]
     n_tokens: int
+    text: RequestText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,9 @@ class Job:
         return self.n_open == 0
 
 
+AnyRequest = InfillRequest | CutPrompt | Sequence[int]
+
+
 class Completer:
     """A model and its tokenizer. Not thread-safe. `engine` is the engine or another backend that follows the same `rules`.
 
@@ -165,6 +170,17 @@ class Completer:
         return cls(engine, tokenizer, rules, precision=precision)
 
     @property
+    def has_recall(self) -> bool:
+        """Whether recall changes the distribution of tokens."""
+        return isinstance(self.engine, Engine) and self.engine.recall.is_scoring
+
+    def use_recall(self, recall: Recall) -> None:
+        """Mixes what was written elsewhere into the distribution of tokens. Raises ConfigError for other backends."""
+        if not isinstance(self.engine, Engine):
+            raise ConfigError("recall works with the backend pytorch only")
+        self.engine.recall = recall
+
+    @property
     def can_infill(self) -> bool:
         """Whether the tokenizer has an infilling format."""
         return self.tokenizer.infill_format is not None
@@ -197,8 +213,8 @@ class Completer:
         completer.agreement = agreement
         return completer
 
-    def submit(self, request: InfillRequest | Sequence[int], params: CompletionParams) -> Job:
-        """Adds a request, as text or as token ids, to the running batch. `step` computes its tokens.
+    def submit(self, request: AnyRequest, params: CompletionParams) -> Job:
+        """Adds a request, as text, as a cut prompt or as token ids, to the running batch. `step` computes its tokens.
 
         Raises ConfigError if it cannot be completed.
         """
@@ -211,7 +227,9 @@ class Completer:
                 f"max_new_tokens must be between 1 and {limit} for this model, less than half of its context "
                 f"(got {max_new_tokens})"
             )
-        prompt = self.prompt_ids(request, max_new_tokens) if isinstance(request, InfillRequest) else list(request)
+        if isinstance(request, InfillRequest):
+            request = self.cut_prompt(request, max_new_tokens)
+        prompt, text = _with_text(request)
         self.check(prompt, params)
         added = self.engine.add(
             prompt,
@@ -220,14 +238,18 @@ class Completer:
             n=params.n,
             cache_key=params.cache_key,
             score_from=0 if params.has_prompt_logprobs else None,
+            text=None if params.has_prompt_logprobs else text,
         )
         job = Job(added, [StreamDecoder(params.stop) for _ in range(params.n)], params.stop_when)
         self._jobs[added] = job
         return job
 
-    def submit_score(self, prompt: Sequence[int], rest: Sequence[int], cache_key: str = "") -> Job:
+    def submit_score(self, prompt: CutPrompt | Sequence[int], rest: Sequence[int], cache_key: str = "") -> Job:
         """Adds ids to be read. `job.request.prompt_logprobs` of the finished job are those of `rest` after the prompt."""
-        added = self.engine.add([*prompt, *rest], GREEDY, max_new_tokens=0, cache_key=cache_key, score_from=len(prompt))
+        ids, text = _with_text(prompt)
+        added = self.engine.add(
+            [*ids, *rest], GREEDY, max_new_tokens=0, cache_key=cache_key, score_from=len(ids), text=text
+        )
         job = Job(added, [StreamDecoder(())])
         self._jobs[added] = job
         return job
@@ -308,9 +330,7 @@ class Completer:
         )
         return job.completions[index]
 
-    def stream(
-        self, requests: Sequence[InfillRequest | Sequence[int]], params: CompletionParams
-    ) -> Iterator[CompletionChunk]:
+    def stream(self, requests: Sequence[AnyRequest], params: CompletionParams) -> Iterator[CompletionChunk]:
         """Decodes all requests together. Yields one chunk per token; its text may be empty while text is held back.
 
         Sample j of request i has the index `i * n + j`. Raises ConfigError when it is called, before the first chunk is
@@ -318,7 +338,7 @@ class Completer:
         """
         return self._stream(self._submit_all(requests, params), params.n)
 
-    def _submit_all(self, requests: Sequence[InfillRequest | Sequence[int]], params: CompletionParams) -> list[Job]:
+    def _submit_all(self, requests: Sequence[AnyRequest], params: CompletionParams) -> list[Job]:
         jobs: list[Job] = []
         try:
             for request in requests:
@@ -341,7 +361,7 @@ class Completer:
                 if not job.is_finished:
                     self.cancel(job)
 
-    def complete(self, requests: Sequence[InfillRequest | Sequence[int]], params: CompletionParams) -> list[Completion]:
+    def complete(self, requests: Sequence[AnyRequest], params: CompletionParams) -> list[Completion]:
         """The completions of all requests, in order; `n` for each."""
         jobs = self._submit_all(requests, params)
         self.finish(jobs)
@@ -352,12 +372,12 @@ class Completer:
         for _ in self._stream(list(jobs), 1):
             pass
 
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    def score(self, rows: Sequence[tuple[CutPrompt | Sequence[int], Sequence[int]]]) -> list[float]:
         """Bits of each row's continuation, the second of its two lists of ids, after its prompt, the first.
 
         Rows with the same prompt read it once.
         """
-        numbers = {tuple(prompt): number for number, (prompt, _) in reversed(list(enumerate(rows)))}
+        numbers = {tuple(_with_text(prompt)[0]): number for number, (prompt, _) in reversed(list(enumerate(rows)))}
         first = sorted(numbers.values())
         others = sorted(set(range(len(rows))) - set(first))  # they find their prompts in the cache
         jobs: dict[int, Job] = {}
@@ -381,6 +401,9 @@ class Completer:
             raise ConfigError(f"{max_new_tokens} new tokens leave no room in a context of {self.context_length}")
         prefix, suffix = self.tokenizer.encode_document(request.prompt), self.tokenizer.encode(request.suffix or "")
         n_all = len(prefix) + len(suffix)
+        files = request.context.files if request.context is not None else ()
+        others = [*(self.tokenizer.encode(file.text) for file in files if self.has_recall), suffix]
+        text = RequestText(tuple(prefix), tuple(tuple(each) for each in others if each))
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]
         is_start = len(prefix) <= room - n_suffix
@@ -399,11 +422,11 @@ class Completer:
             prompt = infill_format.prompt(prefix, suffix)
         if context.before:
             ids = [*context.before, *prompt]
-            return CutPrompt(ids, len(ids) + n_cut)
+            return CutPrompt(ids, len(ids) + n_cut, text)
         # A start token belongs before every text of its family (Llama 3), also where the beginning of the prompt is cut off.
         has_bos = is_start or self.tokenizer.start_id is not None
         ids = [*self.tokenizer.bos_ids, *prompt] if has_bos else prompt
-        return CutPrompt(ids, len(ids) + n_cut)
+        return CutPrompt(ids, len(ids) + n_cut, text)
 
     def context_ids(self, context: RepositoryContext | None, max_new_tokens: int) -> ContextIds:
         """The other files of a repository as ids: at most half of what the new tokens leave of the context.
@@ -419,6 +442,10 @@ class Completer:
             if table[token].endswith(b"\n"):
                 return ids[i + 1 :]
         return ids
+
+
+def _with_text(prompt: CutPrompt | Sequence[int]) -> tuple[list[int], RequestText | None]:
+    return (prompt.ids, prompt.text) if isinstance(prompt, CutPrompt) else (list(prompt), None)
 
 
 class StreamDecoder:

@@ -2,7 +2,8 @@
 
 A step reads the next tokens of all running sequences, and the next part of the prompts that are not yet read. The samples of
 one prompt share its keys and values. A prompt that begins as an earlier one does is not read again (prefix cache). Drafts of
-several tokens are verified in one step (prompt lookup). None of this changes what is generated.
+several tokens are verified in one step. None of this changes what is generated. Recall does (see `recall`): what followed the
+same tokens elsewhere is mixed into the distribution of the next token, and gives longer drafts.
 """
 
 import itertools
@@ -11,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from codekiln.errors import ConfigError
-from codekiln.generate.lookup import PromptLookup
 from codekiln.generate.prefix_cache import PrefixCache, Range, common_length
+from codekiln.generate.recall import MAX_DRAFT, Recall, RequestText, SampleText
 from codekiln.generate.sampling import Row, SamplingParams, TokenLogprobs, sample, token_logprobs
 from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, Chunk, KVPool
 from codekiln.model.decoder import Decoder
@@ -26,6 +28,7 @@ MAX_BATCH_TOKENS = 512  # of a step; longer prompts are read in several steps, b
 MAX_ROWS = 256  # sequences that generate at the same time
 POOL_CONTEXTS = 8  # the pool holds as many tokens as this number of full contexts
 MIN_SHARED_TOKENS = 32  # for which a request waits until another one has read them
+FIRST_DRAFT = 2  # tokens; the limit follows how many are right
 MAX_DRAFTING_ROWS = 4  # with more sequences a step is limited by computation, and drafts do not pay
 
 
@@ -41,6 +44,7 @@ class Request:
     max_new_tokens: int
     cache_key: str
     score_from: int | None
+    text: RequestText
     sequences: list["Sample"] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     n_cached_tokens: int = 0
@@ -67,7 +71,8 @@ class Sample:
     finish_reason: FinishReason | None = None
     is_cancelled: bool = False
     own: Range | None = None
-    lookup: PromptLookup | None = None
+    text: SampleText | None = None
+    draft_limit: int = FIRST_DRAFT
 
     @property
     def is_finished(self) -> bool:
@@ -143,6 +148,10 @@ class Engine:
         self.context_length = decoder.config.context_length
         self._stop_token_ids, self._has_drafts = stop_token_ids, has_drafts
         self._forbidden = torch.tensor(sorted(forbidden_token_ids), dtype=torch.long, device=decoder.device)
+        self._stops = torch.tensor(sorted(stop_token_ids), dtype=torch.long, device=decoder.device)
+        self._is_text = np.ones(decoder.config.vocab_size + 1, bool)  # the last one is -1, which separates texts
+        self._is_text[[*forbidden_token_ids, *stop_token_ids, -1]] = False
+        self.recall = Recall()
         n_tokens = pool_tokens or POOL_CONTEXTS * self.context_length
         self._pool = KVPool(decoder.config, n_tokens, like=decoder.embedding)
         self._cache = PrefixCache(n_tokens)
@@ -174,16 +183,19 @@ class Engine:
         n: int = 1,
         cache_key: str = "",
         score_from: int | None = None,
+        text: RequestText | None = None,
     ) -> Request:
         """A request for `n` samples, which waits until there is room. With 0 new tokens, the prompt is only read.
 
-        `score_from` requests the log-probabilities of `prompt[score_from:]`. Raises ConfigError if the prompt is empty, or
-        does not fit the model's context together with its new tokens.
+        `score_from` requests the log-probabilities of `prompt[score_from:]`. `text` is what recall searches, the prompt by
+        default; it has what is before the tokens that are generated, or scored if none are. Raises ConfigError if the prompt
+        is empty, or does not fit the model's context together with its new tokens.
         """
         require_room(prompt, max_new_tokens, self.context_length)
         if (needed := len(prompt) + max_new_tokens) > self._cache.n_tokens:
             raise ConfigError(f"the request needs {needed} tokens of cache, and there are {self._cache.n_tokens}")
-        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from)
+        text = text or RequestText(tuple(prompt if max_new_tokens else prompt[:score_from]))
+        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from, text)
         request.sequences = [Sample(request, index) for index in range(n)]
         self._waiting.append(request)
         return request
@@ -356,9 +368,8 @@ class Engine:
             # The last token is still to be read, so one less than that can be drafted.
             most = request.max_new_tokens - len(sample.tokens) - 1
             if self._has_drafts and is_drafting and most > 0:
-                if sample.lookup is None:
-                    sample.lookup = PromptLookup([*request.prompt, *sample.tokens])
-                tokens += sample.lookup.draft(most)
+                text = self._text(sample)
+                tokens += text.draft(self.recall, sample.tokens, min(most, sample.draft_limit))
             chunk = Chunk(len(tokens), own.start, len(own.tokens))
         else:
             assert request.prefix is not None
@@ -384,6 +395,9 @@ class Engine:
         places = [each.place for each in candidates]
         chosen = logits[places] if places != list(range(len(logits))) else logits
         rows = [each.row for each in candidates]
+        if self.recall.gate is not None:
+            found = [self._text(each.sample).find(self.recall, each.row.generated) for each in candidates]
+            chosen = self.recall.mix(chosen, found, self._stops)
         tokens = sample(chosen.index_fill(1, self._forbidden, -torch.inf), rows)
         logprobs: list[TokenLogprobs] | None = None
         if any(row.sampling.logprobs is not None for row in rows):
@@ -410,18 +424,19 @@ class Engine:
     def _settle(self, draft: _Work) -> None:
         """Removes the rejected tokens of a draft from the cache."""
         each = draft.sample
-        assert each is not None and each.own is not None and each.lookup is not None
+        assert each is not None and each.own is not None
         n_before = draft.chunk.n_before + 1 - len(draft.request.prompt)  # tokens that the sample had before
         n_accepted = len(each.tokens) - n_before - 1
-        each.lookup.report(draft.n_draft, n_accepted)
+        if n_accepted == draft.n_draft:
+            each.draft_limit = min(each.draft_limit + 2, MAX_DRAFT)
+        elif n_accepted == 0:
+            each.draft_limit = max(each.draft_limit // 2, 1)
         self.stats.drafted_tokens += draft.n_draft
         self.stats.accepted_tokens += n_accepted
         del each.own.tokens[len(each.own.tokens) - (draft.n_draft - n_accepted) :]
 
     def _append(self, owner: Sample, token: int, logprobs: TokenLogprobs | None) -> NewToken:
         owner.tokens.append(token)
-        if owner.lookup is not None:
-            owner.lookup.extend([token])
         self.stats.generated_tokens += 1
         if token in self._stop_token_ids:
             owner.finish_reason = "stop"
@@ -436,8 +451,28 @@ class Engine:
         first = work.chunk.n_before + len(work.tokens) - len(logits) + 1  # the token that the first logits predict
         targets = request.prompt[first : first + len(logits)]
         if targets:
+            logits = logits[: len(targets)]
+            if self.recall.is_scoring:
+                logits = self._recall_targets(request, logits, first)
             n_top = request.sampling.logprobs or 0
-            request.prompt_logprobs += token_logprobs(logits[: len(targets)], targets, [n_top] * len(targets))
+            request.prompt_logprobs += token_logprobs(logits, targets, [n_top] * len(targets))
+
+    def _recall_targets(self, request: Request, logits: Tensor, first: int) -> Tensor:
+        """The logits of the mixture for the tokens of the prompt from `first` on, which is scored."""
+        assert request.score_from is not None
+        start, text = request.score_from, self._text(request.sequences[0])
+        if request.max_new_tokens:  # its text is for the tokens after the prompt
+            start, text = 0, SampleText(RequestText(), self._is_text)
+        places = range(first, first + len(logits))
+        found = [text.find(self.recall, request.prompt[start:place]) for place in places]
+        targets = request.prompt[first : first + len(logits)]
+        self.recall.add_rows(logits, found, targets, self._stops)
+        return self.recall.mix(logits, found, self._stops)
+
+    def _text(self, sample: Sample) -> SampleText:
+        if sample.text is None:
+            sample.text = SampleText(sample.request.text, self._is_text)
+        return sample.text
 
 
 def _positions(chunk: Chunk) -> Tensor:

@@ -31,6 +31,7 @@ from codekiln.files import (
 )
 from codekiln.index.codes import Code, count_ids, encode_ranks, keep_suffixes_of_tokens, shortest_code
 from codekiln.index.config import IndexConfig
+from codekiln.index.continuations import SortedTokens, ids_of_ranks
 from codekiln.index.kernels import join_documents, make_keys, rank_bits
 from codekiln.index.names import NAMES_FILE, write_names
 from codekiln.progress import progress_bar
@@ -142,12 +143,7 @@ def _record_path(folder: Path, k: int) -> Path:
 def _make_plan(folder: Path, tokens: IndexedTokens, config: IndexConfig, inputs: JsonObject) -> _Plan:
     """Ranks, codes and shards. They depend on the tokens and the memory, and not on the machine."""
     lengths = tokens.lengths() + 1  # with separators
-    by_id = tokens.counts()
-    order = np.argsort(-by_id, kind="stable")
-    dtype: np.dtype[np.unsignedinteger] = np.dtype(np.uint16 if tokens.vocab_size < 2**16 else np.uint32)
-    ranks: npt.NDArray[np.unsignedinteger] = np.empty(tokens.vocab_size, dtype)
-    ranks[order] = np.arange(tokens.vocab_size, dtype=dtype)
-    counts = np.append(by_id[order], len(lengths))
+    ranks, counts = _rank_ids(tokens, len(lengths))
     code = shortest_code(counts)
     bytes_per_token = ranks.itemsize + SORTING_BYTES * code.n_bytes(counts) / max(1, int(counts.sum()))
     # Rare tokens have longer codes, and a shard may have more of them than others. Buffers and names need memory too.
@@ -202,15 +198,39 @@ def _sorted_shard(plan: _Plan, k: int) -> dict[str, Array]:
         if start < stop:
             filled = join_documents(np.asarray(ids), ends, start, stop, plan.ranks, separator, text, filled)
         before += len(ends)
+    suffixes, keys = _sort(text, separator, plan.code)
+    separators = np.flatnonzero(text == separator)
+    documents = np.concatenate([[0], separators + 1]).astype(np.int64)
+    return {"text": text, "suffixes": suffixes, "keys": keys, "documents": documents}
+
+
+def _sort(text: Array, separator: int, code: Code) -> tuple[Array, Array]:
+    """The suffix array of ranks, and its keys."""
     counts, _ = count_ids(text, separator + 1)
-    codes, begins = encode_ranks(text, plan.code.n_short, plan.code.n_middle, plan.code.n_bytes(counts))
+    codes, begins = encode_ranks(text, code.n_short, code.n_middle, code.n_bytes(counts))
     suffixes = import_optional("pydivsufsort", "corpus").divsufsort(codes)
     n = keep_suffixes_of_tokens(suffixes, begins)
     assert n == len(text)
-    separators = np.flatnonzero(text == separator)
-    return {
-        "text": text,
-        "suffixes": suffixes[:n],
-        "keys": make_keys(text, suffixes[:n], rank_bits(separator)),
-        "documents": np.concatenate([[0], separators + 1]).astype(np.int64),
-    }
+    return suffixes[:n], make_keys(text, suffixes[:n], rank_bits(separator))
+
+
+def sort_documents(documents: Sequence[npt.NDArray[np.unsignedinteger]], vocab_size: int) -> SortedTokens:
+    """An index of a few documents, given as their ids, in memory. It needs up to 20 bytes per token while it is built."""
+    ids = np.concatenate([np.empty(0, np.int64), *documents])
+    ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+    tokens = IndexedTokens([ids.astype(np.uint32)], [ends], vocab_size)
+    ranks, counts = _rank_ids(tokens, len(documents))
+    text = np.empty(len(ids) + len(documents), ranks.dtype)
+    join_documents(tokens.ids[0], ends, 0, len(documents), ranks, vocab_size, text, 0)
+    suffixes, keys = _sort(text, vocab_size, shortest_code(counts))
+    return SortedTokens(text, suffixes, keys, ranks, ids_of_ranks(ranks))
+
+
+def _rank_ids(tokens: IndexedTokens, n_documents: int) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64]]:
+    """The rank of each id by frequency, and how often each rank occurs, the separator included."""
+    by_id = tokens.counts()
+    order = np.argsort(-by_id, kind="stable")
+    dtype: np.dtype[np.unsignedinteger] = np.dtype(np.uint16 if tokens.vocab_size < 2**16 else np.uint32)
+    ranks: npt.NDArray[np.unsignedinteger] = np.empty(tokens.vocab_size, dtype)
+    ranks[order] = np.arange(tokens.vocab_size, dtype=dtype)
+    return ranks, np.append(by_id[order], n_documents)

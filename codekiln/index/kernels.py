@@ -289,11 +289,11 @@ def _skip_by_keys(keys: Array, shift: int, mask: int, rank: int, low: int, high:
 
 @_compiled
 def next_ranks(
-    text: Array, suffixes: Array, keys: Array, bits: int, depth: int, low: int, high: int, n_ranks: int
+    text: Array, suffixes: Array, keys: Array, bits: int, ranks: Array, depth: int, low: int, high: int
 ) -> tuple[Array, Array]:
     """The ranks that follow the places of a range, ascending, and how often each does. `depth` is the length of the match."""
-    most = min(high - low, n_ranks)
-    ranks, counts = np.empty(most, np.int64), np.empty(most, np.int64)
+    most = min(high - low, len(ranks) + 1)
+    found, counts = np.empty(most, np.int64), np.empty(most, np.int64)
     following = np.empty(N_READ, np.int64)
     shift = bits * (KEY_BITS // bits - 1 - depth)
     n = 0
@@ -302,18 +302,18 @@ def next_ranks(
         for i in range(n_read):
             following[i] = text[np.int64(suffixes[low + i]) + depth]
         for i in range(n_read):
-            if n == 0 or ranks[n - 1] != following[i]:
-                ranks[n], counts[n] = following[i], 0
+            if n == 0 or found[n - 1] != following[i]:
+                found[n], counts[n] = following[i], 0
                 n += 1
             counts[n - 1] += 1
         low += n_read
         if shift >= 0:
-            end = _skip_by_keys(keys, shift, (np.int64(1) << bits) - 1, ranks[n - 1], low, high)
+            end = _skip_by_keys(keys, shift, (np.int64(1) << bits) - 1, found[n - 1], low, high)
         else:
-            end = _end_of(text, suffixes, depth, ranks[n - 1], low - 1, high)
+            end = _end_of(text, suffixes, depth, found[n - 1], low - 1, high)
         counts[n - 1] += end - low
         low = end
-    return ranks[:n], counts[:n]
+    return found[:n], counts[:n]
 
 
 @_compiled
@@ -350,7 +350,7 @@ def predict(
 ) -> tuple[int, int, int, Array, Array]:
     """`longest_match`, and the ids of `next_ranks` after it, which are `ids` of ranks. The separator is the last of them."""
     length, low, high = _longest(text, suffixes, keys, bits, _pattern(context, ranks, limit), guess)
-    found, counts = next_ranks(text, suffixes, keys, bits, length, low, high, len(ids))
+    found, counts = next_ranks(text, suffixes, keys, bits, ranks, length, low, high)
     n = len(found)
     if n and not with_end and found[n - 1] == len(ranks):
         n -= 1
@@ -376,3 +376,76 @@ def join_documents(
         out[filled] = separator
         filled += 1
     return filled
+
+
+@_compiled
+def continuations(
+    text: Array,
+    suffixes: Array,
+    keys: Array,
+    bits: int,
+    ranks: Array,
+    ids: Array,
+    context: Array,
+    limit: int,
+    guess: int,
+    most: int,
+) -> tuple[int, int, Array, Array, Array]:
+    """`longest_match`, its count, and the ids that follow `most` of its places at most, in equal steps through the range.
+
+    Returns length, count, ids, the number of places that each stands for (float64), and a place of each in the text. Ends of
+    documents are left out. All places of a match are read if there are few; else the counts are as exact as `most` allows,
+    because a range is sorted by what follows.
+    """
+    length, low, high = _longest(text, suffixes, keys, bits, _pattern(context, ranks, limit), guess)
+    n_read = min(high - low, most) if length else 0
+    found, weights, places = np.empty(n_read, np.int64), np.zeros(n_read, np.float64), np.empty(n_read, np.int64)
+    for i in range(n_read):
+        places[i] = np.int64(suffixes[low + (i * (high - low) + (high - low) // 2) // n_read]) + length
+    last, n = np.int64(-1), 0
+    for i in range(n_read):
+        rank = np.int64(text[places[i]])
+        if rank == len(ranks):
+            continue
+        if rank != last:
+            found[n], places[n] = ids[rank], places[i]
+            last = rank
+            n += 1
+        weights[n - 1] += (high - low) / n_read
+    return length, high - low, found[:n], weights[:n], places[:n]
+
+
+@_compiled
+def longest_in(text: Array, n: int, limit: int, most: int) -> tuple[int, int, Array, Array, Array]:
+    """`continuations` of text[:n] in itself: the longest earlier place of its end, latest places first, without an index.
+
+    Negative numbers are in no match.
+    """
+    best = count = 0
+    found, weights, places = np.empty(most, np.int64), np.zeros(most, np.float64), np.empty(most, np.int64)
+    n_found = 0
+    last = text[n - 1] if n else -1
+    for j in range(n - 1 if last >= 0 else 0, 0, -1):
+        if text[j - 1] != last:
+            continue
+        length = 1
+        while (
+            length < limit and length < j and text[j - 1 - length] == text[n - 1 - length] and text[j - 1 - length] >= 0
+        ):
+            length += 1
+        if length < best:
+            continue
+        if length > best:
+            best, count, n_found = length, 0, 0
+        count += 1
+        following = text[j]
+        if following < 0 or count > most:
+            continue
+        k = 0
+        while k < n_found and found[k] != following:
+            k += 1
+        if k == n_found:
+            found[k], weights[k], places[k] = following, 0.0, j
+            n_found += 1
+        weights[k] += 1.0
+    return best, count, found[:n_found], weights[:n_found], places[:n_found]

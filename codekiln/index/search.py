@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, first_difference, read_json, sha256_of, verify_checksum
 from codekiln.index import kernels
 from codekiln.index.build import FORMAT, MANIFEST, RANKS_FILE, shard_paths
+from codekiln.index.continuations import SortedTokens, ids_of_ranks
 from codekiln.index.names import NAMES_FILE, DocumentName, DocumentNames
 
 INDEX_FOLDER = "index"  # of a run
@@ -54,17 +56,24 @@ class Place(NamedTuple):
     offset: int
 
 
-class Shard:
-    """The arrays of a shard, mapped into memory."""
+@dataclass(frozen=True)
+class Shard(SortedTokens):
+    """A shard whose files are mapped into memory. `documents` are the places where documents begin, and the last end."""
 
-    def __init__(self, folder: Path, k: int, record: JsonObject, dtype: npt.DTypeLike, vocab_size: int) -> None:
-        paths = shard_paths(folder, k)
-        self.text: Array = map_array(paths["text"], dtype)
-        self.suffixes: Array = map_array(paths["suffixes"], np.int32)
-        self.keys: Array = map_array(paths["keys"], np.int64)
-        self.documents: Array = map_array(paths["documents"], np.int64)
-        self.first_document = int(record["first_document"])
-        self.searched = self.text, self.suffixes, self.keys, kernels.rank_bits(vocab_size)
+    documents: Array
+    first_document: int
+
+    @classmethod
+    def open(cls, folder: Path, k: int, record: JsonObject, ranks: Array, ids: Ids) -> "Shard":
+        """Shard k of an index, whose ids have these ranks."""
+        dtypes: dict[str, npt.DTypeLike] = {
+            "text": ranks.dtype,
+            "suffixes": np.int32,
+            "keys": np.int64,
+            "documents": np.int64,
+        }
+        arrays = {part: map_array(path, dtypes[part]) for part, path in shard_paths(folder, k).items()}
+        return cls(**arrays, ranks=ranks, ids=ids, first_document=int(record["first_document"]))
 
     def positions(self, low: int, high: int) -> Ids:
         """Where the suffixes of a range begin, in the order of the text."""
@@ -94,9 +103,10 @@ class Index:
         _verify(folder, self.manifest)
         dtype = np.dtype(self.manifest["dtype"])
         self._ranks = np.fromfile(folder / RANKS_FILE, dtype)
-        self._id_of_rank = np.append(np.argsort(self._ranks), self.end_id)
+        self._id_of_rank = ids_of_ranks(self._ranks)
         self.shards = tuple(
-            Shard(folder, k, record, dtype, self.vocab_size) for k, record in enumerate(self.manifest["shards"])
+            Shard.open(folder, k, record, self._ranks, self._id_of_rank)
+            for k, record in enumerate(self.manifest["shards"])
         )
 
     def require_inputs(self, inputs: JsonObject) -> None:
@@ -123,9 +133,7 @@ class Index:
         one token longer, so `limit` and `guess` of a decoder are the last length + 1.
         """
         ids = np.asarray(context[-limit:], np.int64)
-        return _joined(
-            [kernels.longest_match(*shard.searched, self._ranks, ids, limit, guess) for shard in self.shards]
-        )
+        return _joined([kernels.longest_match(*shard.searched, ids, limit, guess) for shard in self.shards])
 
     def predict(
         self, context: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT, *, guess: int = GUESS, with_end: bool = False
@@ -136,7 +144,7 @@ class Index:
             return match, self.next_tokens(match, with_end=with_end)
         ids = np.asarray(context[-limit:], np.int64)
         length, low, high, ids, counts = kernels.predict(
-            *self.shards[0].searched, self._ranks, self._id_of_rank, ids, limit, guess, with_end
+            *self.shards[0].searched, self._id_of_rank, ids, limit, guess, with_end
         )
         return Match(length, high - low, ((low, high),)), NextTokens(ids, counts)
 
@@ -145,7 +153,7 @@ class Index:
         array = np.asarray(ids, np.int64)
         lengths, counts = np.zeros(len(array), np.int64), np.zeros(len(array), np.int64)
         for shard in self.shards:
-            found, lows, highs = kernels.longest_matches(*shard.searched, self._ranks, array, limit)
+            found, lows, highs = kernels.longest_matches(*shard.searched, array, limit)
             sizes = highs - lows
             counts = np.where(found > lengths, sizes, counts + np.where(found == lengths, sizes, 0))
             lengths = np.maximum(lengths, found)
@@ -154,7 +162,7 @@ class Index:
     def find(self, ids: Sequence[int] | Ids) -> Match:
         """All places of a sequence of ids. An empty one has none."""
         array = np.asarray(ids, np.int64)
-        ranges = tuple(kernels.find_sequence(*shard.searched, self._ranks, array) for shard in self.shards)
+        ranges = tuple(kernels.find_sequence(*shard.searched, array) for shard in self.shards)
         return Match(len(array), sum(high - low for low, high in ranges), ranges)
 
     def count(self, ids: Sequence[int] | Ids) -> int:
@@ -164,7 +172,7 @@ class Index:
     def next_tokens(self, match: Match, *, with_end: bool = False) -> NextTokens:
         """The ids that follow a match. `with_end` counts ends of documents too, as `end_id`."""
         rows = [
-            kernels.next_ranks(*shard.searched, match.length, low, high, self.vocab_size + 1)
+            kernels.next_ranks(*shard.searched, match.length, low, high)
             for shard, (low, high) in zip(self.shards, match.ranges, strict=True)
             if low < high
         ]

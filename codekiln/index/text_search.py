@@ -118,7 +118,7 @@ class TextSearch:
     def _continuations(self, shard: Shard, rest: bytes, depth: int, low: int, high: int) -> Iterator[int]:
         """The tokens that begin `rest` or are begun by it. In a small range, only those that follow."""
         if high - low <= kernels.N_READ:
-            ranks, _ = kernels.next_ranks(*shard.searched, depth, low, high, len(self._bytes) + 1)
+            ranks, _ = kernels.next_ranks(*shard.searched, depth, low, high)
             for token in self._index.ids_of(ranks):
                 data = self._bytes[token] if token < len(self._bytes) else b""
                 if data and (rest.startswith(data) or data.startswith(rest)):

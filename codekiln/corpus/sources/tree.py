@@ -61,12 +61,12 @@ class LocalRepositories:
                 is_license_given=self.license is not None,
             )
 
-    def _list(self) -> Iterator[tuple["_Entry", str, str]]:
+    def _list(self) -> Iterator[tuple["Entry", str, str]]:
         """Entry, repository and path in the repository of each file, without reading licenses."""
         if not self.folder.is_dir():
             raise MissingFileError(f"{self.folder} is not a folder: name a folder with source code")
         n_files = 0
-        for entry in _walk(self.folder):
+        for entry in walk_files(self.folder):
             path = entry.location.relative_to(self.folder)
             if entry.problem is None and not may_be(path.name, self.languages):
                 continue
@@ -97,12 +97,12 @@ class LocalRepositories:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     location: Path
     problem: str | None = None
 
 
-def _walk(folder: Path) -> Iterator[_Entry]:
+def walk_files(folder: Path) -> Iterator[Entry]:
     """Files in the order of their paths, and folders that are not read with the reason. Works for folders of any depth."""
     ignored: list[tuple[PurePath, Any]] = []  # the .gitignore files that apply, with their folders
     stack = [_list(folder, ignored)]
@@ -112,23 +112,23 @@ def _walk(folder: Path) -> Iterator[_Entry]:
         if entry is None:
             stack.pop()
             del ignored[n_ignored:]
-        elif isinstance(entry, _Entry):
+        elif isinstance(entry, Entry):
             yield entry
         else:
             stack.append(_list(entry, ignored))
 
 
-def _list(folder: Path, ignored: list[tuple[PurePath, Any]]) -> tuple[Iterator[_Entry | Path], int]:
+def _list(folder: Path, ignored: list[tuple[PurePath, Any]]) -> tuple[Iterator[Entry | Path], int]:
     """The entries of one folder: files, folders to descend into as paths, and how many .gitignore files applied before."""
     n_ignored = len(ignored)
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError:
-        return iter([_Entry(folder, UNREADABLE_FOLDER)]), n_ignored
+        return iter([Entry(folder, UNREADABLE_FOLDER)]), n_ignored
     if spec := _read_gitignore(folder / ".gitignore"):
         ignored.append((folder, spec))
-    found: list[_Entry | Path] = []
+    found: list[Entry | Path] = []
     for entry in entries:
         if is_hidden(entry.name) or entry.is_symlink():
             continue
@@ -136,9 +136,9 @@ def _list(folder: Path, ignored: list[tuple[PurePath, Any]]) -> tuple[Iterator[_
         if is_ignored(path, is_folder, ignored):
             continue
         if is_folder:
-            found.append(_Entry(path, VENDORED_REASON) if is_vendored(entry.name) else path)
+            found.append(Entry(path, VENDORED_REASON) if is_vendored(entry.name) else path)
         elif entry.is_file(follow_symlinks=False):
-            found.append(_Entry(path))
+            found.append(Entry(path))
     return iter(found), n_ignored
 
 

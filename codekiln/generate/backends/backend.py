@@ -6,6 +6,7 @@ from typing import Protocol
 
 from codekiln.errors import ConfigError
 from codekiln.generate.engine import EngineStats, NewToken, Request, Sample
+from codekiln.generate.recall import RequestText
 from codekiln.generate.sampling import SamplingParams
 from codekiln.tokenizer.bpe import Tokenizer
 
@@ -29,6 +30,7 @@ class Backend(Protocol):
         n: int = 1,
         cache_key: str = "",
         score_from: int | None = None,
+        text: RequestText | None = None,
     ) -> Request:
         """A request for `n` samples. Raises ConfigError that names a field which the backend cannot honor."""
 

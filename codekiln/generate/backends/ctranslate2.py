@@ -18,6 +18,7 @@ import torch
 from codekiln.generate.backends.backend import TokenRules, refuse_fields
 from codekiln.generate.backends.ctranslate2_model import ComputeType, converted_model
 from codekiln.generate.engine import EngineStats, NewToken, Request, Sample, require_room
+from codekiln.generate.recall import RequestText
 from codekiln.generate.sampling import SamplingParams, TokenLogprobs
 from codekiln.model.huggingface import read_config
 from codekiln.tokenizer.bpe import Tokenizer
@@ -70,6 +71,7 @@ class CTranslate2Backend:
         n: int = 1,
         cache_key: str = "",
         score_from: int | None = None,
+        text: RequestText | None = None,
     ) -> Request:
         """A request for `n` samples, which are computed as soon as those before them have ended.
 
@@ -87,7 +89,7 @@ class CTranslate2Backend:
             "seed": bool(sampling.seed) and not sampling.is_greedy,
         }
         refuse_fields("CTranslate2", fields)
-        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from)
+        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from, text or RequestText())
         request.sequences = [Sample(request, index) for index in range(n)]
         self.stats.prompt_tokens += len(prompt)
         if not max_new_tokens:

@@ -22,6 +22,7 @@ from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
 from codekiln.generate.backends.backend import TokenRules, refuse_fields
 from codekiln.generate.engine import EngineStats, NewToken, Request, Sample, require_room
+from codekiln.generate.recall import RequestText
 from codekiln.generate.sampling import SamplingParams, TokenLogprobs
 from codekiln.tokenizer.bpe import Tokenizer
 
@@ -71,6 +72,7 @@ class LlamaCppBackend:
         n: int = 1,
         cache_key: str = "",
         score_from: int | None = None,
+        text: RequestText | None = None,
     ) -> Request:
         """A request for `n` samples, each of which waits for a slot.
 
@@ -84,7 +86,7 @@ class LlamaCppBackend:
             "prompt_logprobs": score_from is not None,
         }
         refuse_fields("llama.cpp", fields)
-        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from)
+        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from, text or RequestText())
         request.sequences = [Sample(request, index) for index in range(n)]
         self.stats.prompt_tokens += len(prompt)
         for each in request.sequences:

@@ -1,0 +1,239 @@
+"""Recall: what followed the same tokens elsewhere is mixed into the distribution of the next token.
+
+Three kinds of text are searched for the longest end of what was written so far: an index of the training corpus, an index of a
+workspace, and the text of the request itself (what is before and after the cursor, and files that the editor sends). Each match
+predicts the tokens that followed it. A gate, a network with one hidden layer, weighs these predictions and the model's own by
+the lengths of the matches, their counts, and how sure each is:
+
+    p(v) = w_0 p_model(v) + (1 - p_model(stop)) * sum_k w_k q_k(v)        for tokens v that do not end the text
+
+Tokens that end a text keep the model's probability. Related: kNN-LM (Khandelwal et al. 2020), infini-gram (Liu et al. 2024),
+and the mixing of contexts in PAQ (Mahoney 2005). B rows, V vocabulary, K predictions, F gate inputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from codekiln.arrays import load_arrays, save_arrays
+from codekiln.errors import InvalidFileError, MissingFileError
+from codekiln.generate.recall_kernels import N_INPUTS, N_PREDICTIONS, gate_inputs, mix_row
+from codekiln.index.continuations import (
+    MAX_LENGTH,
+    NONE,
+    Continuations,
+    SortedTokens,
+    find_continuations,
+    find_in_text,
+)
+
+SHORT_LENGTH = 4  # of the second match in an index, which has more places than the longest one
+MIN_LENGTH = 2  # shorter matches in an index say less than the model
+MIN_DRAFT_LENGTH = 3  # of a match that is worth a draft
+MAX_DRAFT = 16  # tokens
+MAX_OTHER_TOKENS = 32_768  # of a request's other texts; the first ones are left out
+N_HIDDEN = 32
+GATE_FILE = "gate.safetensors"
+DEFAULT_GATE = Path(__file__).parent / GATE_FILE  # fitted on the model of the demo
+
+Array = npt.NDArray[Any]
+_View = tuple[Array, Array, Array, Array, Array, Array, Array]
+Evidence = tuple[Continuations, ...]  # (K,): corpus longest and short, workspace longest and short, request
+
+
+class Searched(Protocol):
+    """An index, whose shards may change between steps."""
+
+    @property
+    def shards(self) -> Sequence[SortedTokens]:
+        """The shards, which are searched as one."""
+
+
+@dataclass(frozen=True)
+class RequestText:
+    """All text of a request as ids: `before` the new tokens, also what the context has no room for, and other texts."""
+
+    before: tuple[int, ...] = ()
+    others: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The network that weighs predictions: inputs are scaled, one hidden layer with SiLU, K + 1 logits."""
+
+    mean: Array  # (F,) float32
+    scale: Array  # (F,)
+    hidden_weight: Array  # (F, N_HIDDEN)
+    hidden_bias: Array  # (N_HIDDEN,)
+    output_weight: Array  # (N_HIDDEN, K + 1)
+    output_bias: Array  # (K + 1,)
+
+    @classmethod
+    def load(cls, path: Path = DEFAULT_GATE) -> "Gate":
+        """Reads a gate. Raises MissingFileError or InvalidFileError that names the file."""
+        if not path.is_file():
+            raise MissingFileError(f"{path} is missing: no gate was fitted for this model")
+        shapes = {
+            "mean": (N_INPUTS,),
+            "scale": (N_INPUTS,),
+            "hidden_weight": (N_INPUTS, N_HIDDEN),
+            "hidden_bias": (N_HIDDEN,),
+            "output_weight": (N_HIDDEN, N_PREDICTIONS + 1),
+            "output_bias": (N_PREDICTIONS + 1,),
+        }
+        try:
+            arrays = load_arrays(path)
+        except Exception as error:  # safetensors has an exception of its own
+            raise InvalidFileError(f"{path} is damaged: {error}") from error
+        is_whole = {name: array.shape for name, array in arrays.items()} == shapes
+        if not is_whole or any(a.dtype != np.float32 or not np.isfinite(a).all() for a in arrays.values()):
+            raise InvalidFileError(f"{path} is damaged or of another version of Codekiln: fit the gate again")
+        return cls(**arrays)
+
+    def save(self, path: Path) -> None:
+        """Writes a file for `load`."""
+        save_arrays(path, vars(self))
+
+    @property
+    def arrays(self) -> tuple[Array, Array, Array, Array, Array, Array]:
+        """The last arguments of `mix_row`."""
+        return self.mean, self.scale, self.hidden_weight, self.hidden_bias, self.output_weight, self.output_bias
+
+
+class SampleText:
+    """The tokens of a request, and those of one of its samples, in which matches are searched and which they end.
+
+    `is_text` says of each id whether it is text, (V,): others are in no match.
+    """
+
+    def __init__(self, text: RequestText, is_text: Array) -> None:
+        self._is_text = is_text
+        n_others = 0
+        others: list[int] = []
+        for other in reversed(text.others):
+            if n_others + len(other) > MAX_OTHER_TOKENS:
+                break
+            others = [*other, -1, *others]
+            n_others += len(other)
+        self._n_others = len(others)
+        self._buffer = np.empty(len(others) + len(text.before) + 64, np.int64)
+        self._n_start = len(others) + len(text.before)
+        self._set(0, [*others, *text.before])
+        self._n_written = 0
+        self._guess = 4
+
+    def _write(self, generated: Sequence[int]) -> int:
+        """Sets the new tokens. Returns the number of all tokens."""
+        n = self._n_start + len(generated)
+        if n > len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.empty(n, np.int64)])
+        first = max(0, min(self._n_written, len(generated)) - MAX_DRAFT)  # tokens of a draft may have been others
+        self._set(self._n_start + first, generated[first:])
+        self._n_written = len(generated)
+        return n
+
+    def _set(self, start: int, ids: Sequence[int]) -> None:
+        array = np.array(ids, np.int64)
+        self._buffer[start : start + len(array)] = np.where(self._is_text[array], array, -1)
+
+    def draft(self, recall: "Recall", generated: Sequence[int], n: int) -> list[int]:
+        """Up to `n` tokens that followed the longest match; the request's own text comes first, then the workspace."""
+        corpus, _, workspace, _, own = self.find(recall, generated)
+        best = max(own, workspace, corpus, key=lambda each: each.length)
+        return best.draft(n) if best.length >= MIN_DRAFT_LENGTH else []
+
+    def find(self, recall: "Recall", generated: Sequence[int]) -> Evidence:
+        """All predictions of the next token."""
+        n = self._write(generated)
+        context = self._buffer[max(self._n_others, n - MAX_LENGTH) : n]
+        found = [each for source in (recall.corpus, recall.workspace) for each in self._search(source, context)]
+        return (*found, find_in_text(self._buffer, n))
+
+    def _search(self, source: Searched | None, context: Array) -> tuple[Continuations, Continuations]:
+        shards = source.shards if source is not None else ()
+        if not shards:
+            return NONE, NONE
+        longest = find_continuations(shards, context, guess=self._guess)
+        self._guess = min(longest.length + 1, MAX_LENGTH)
+        if longest.length < MIN_LENGTH:
+            return NONE, NONE
+        if longest.length <= SHORT_LENGTH:
+            return longest, NONE
+        return longest, find_continuations(shards, context, SHORT_LENGTH, guess=SHORT_LENGTH)
+
+
+class Recall:
+    """The sources that an engine searches, and the gate. Without a gate nothing is mixed, and only drafts use the sources."""
+
+    def __init__(
+        self, gate: Gate | None = None, *, corpus: Searched | None = None, workspace: Searched | None = None
+    ) -> None:
+        self.gate, self.corpus, self.workspace = gate, corpus, workspace
+        self.record: list[GateRow] | None = None  # of scored tokens, to fit a gate
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether scored tokens are mixed or recorded."""
+        return self.gate is not None or self.record is not None
+
+    def mix(self, logits: Tensor, found: Sequence[Evidence], stop_ids: Tensor) -> Tensor:
+        """The logits of the mixture from those of the model (B, V), in float32. Rows without evidence stay as they are."""
+        rows = [number for number, each in enumerate(found) if any(len(c.ids) for c in each)]
+        if self.gate is None or not rows:
+            return logits
+        views = _views(logits, found, stop_ids, rows)
+        array = logits.cpu().numpy().copy()
+        stops = stop_ids.cpu().numpy()
+        for row, view in zip(rows, views, strict=True):
+            ids, values, stop = mix_row(*view, *self.gate.arrays)
+            array[row, ids] += values
+            array[row, stops] += stop
+        return torch.from_numpy(array).to(logits.device)
+
+    def add_rows(self, logits: Tensor, found: Sequence[Evidence], targets: Sequence[int], stop_ids: Tensor) -> None:
+        """Records what a gate is fitted to, if that is wanted, for one target per row of logits (B, V)."""
+        if self.record is None:
+            return
+        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(targets, device=logits.device)[:, None])
+        views = _views(logits, found, stop_ids, range(len(found)))
+        for view, evidence, target, logprob in zip(views, found, targets, logprobs.flatten().tolist(), strict=True):
+            predicted = [float(each.fractions[each.ids == target].sum()) for each in evidence]
+            self.record.append(GateRow(gate_inputs(*view), np.array(predicted), logprob))
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """A scored token: gate inputs (F,), the probability that each prediction gave it (K,), and the model's log-probability."""
+
+    inputs: Array
+    predicted: Array
+    logprob: float
+
+
+def _views(logits: Tensor, found: Sequence[Evidence], stop_ids: Tensor, rows: Sequence[int]) -> Iterator[_View]:
+    """What the gate sees of some rows of logits and their evidence: the arguments of `mix_row` before its weights."""
+    logprobs = logits.log_softmax(-1)
+    probabilities = logprobs.exp()
+    top, top_ids = logprobs.max(-1)
+    entropies = torch.special.entr(probabilities).sum(-1)
+    stops = probabilities[:, stop_ids].sum(-1)
+    numbers = torch.stack([entropies, top, top_ids.to(top.dtype), stops], 1).double().cpu().numpy()
+    array = logprobs.cpu().numpy()
+    for row in rows:
+        evidence = found[row]
+        ids = np.concatenate([each.ids for each in evidence])
+        yield (
+            np.array([each.length for each in evidence], np.float64),
+            np.array([each.count for each in evidence], np.float64),
+            np.cumsum([0, *(len(each.ids) for each in evidence)]),
+            ids,
+            np.concatenate([each.fractions for each in evidence]),
+            array[row, ids].astype(np.float64),
+            numbers[row],
+        )
