@@ -23,10 +23,11 @@ from codekiln.serve.loading import refusing_requests
 from codekiln.serve.openapi import describe
 from codekiln.serve.pages import add_playground
 from codekiln.serve.protocols import llama_cpp, mistral, ollama, openai, tabby
+from codekiln.serve.provenance import Training
 from codekiln.serve.request_log import CLIENT_LEFT, RequestLog, print_log
 from codekiln.serve.service import CompletionService, Refusal
 
-__all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "refusing_requests", "serve"]
+__all__ = ["LOOPBACK", "Training", "listen", "make_app", "read_keys", "refusing_requests", "serve"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -39,13 +40,14 @@ def make_app(
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     api_keys: Sequence[str] = (),
     recognize_fim: bool = False,
+    training: Training | None = None,
 ) -> FastAPI:
     """The application for one model, to listen on `host`.
 
     On loopback addresses it answers to their names and to `allowed_hosts`; elsewhere to `allowed_hosts`, or to any name.
-    `recognize_fim` is explained at `CompletionService`.
+    `recognize_fim` and `training` are explained at `CompletionService`.
     """
-    service = CompletionService(completer, model_name, recognize_fim=recognize_fim)
+    service = CompletionService(completer, model_name, recognize_fim=recognize_fim, training=training)
 
     @asynccontextmanager
     async def run_engine(_: FastAPI) -> AsyncGenerator[None, None]:

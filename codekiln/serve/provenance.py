@@ -1,0 +1,70 @@
+"""Where the completions of an answer come from, for clients: a header, and a field that a request asks for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from codekiln.files import JsonObject
+from codekiln.generate.complete import Completion
+from codekiln.generate.provenance import Stretch, Tracer, header_value
+
+NO_INDEX = "this server has no index of the training documents"
+ProvenanceField = Annotated[
+    bool,
+    Field(
+        description="Report which parts of a completion are verbatim in the training documents. Only Codekiln has it."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a server knows of the training documents. `note` is why it has no `tracer`.
+
+    `withheld` is why completions end early, if copying is limited.
+    """
+
+    tracer: Tracer | None = None
+    note: str = NO_INDEX
+    withheld: str = ""
+
+
+@dataclass(eq=False)
+class Traces:
+    """The stretches of the completions of an answer. `contexts` has the ids before those of each prompt."""
+
+    training: Training
+    contexts: Sequence[Sequence[int]]
+    n_per_prompt: int
+    _texts: dict[int, str] = field(default_factory=dict)
+    _stretches: dict[int, list[Stretch]] = field(default_factory=dict)
+
+    def find(self, texts: Mapping[int, str], completions: Mapping[int, Completion]) -> None:
+        """Finds the stretches of some texts, by their numbers. Takes about a millisecond per text, so it needs a thread."""
+        tracer = self.training.tracer
+        if tracer is None:
+            return
+        for number, text in texts.items():
+            tokens = completions[number].tokens if number in completions else ()
+            self._texts[number] = text
+            self._stretches[number] = tracer.find(text, tokens, self.contexts[number // self.n_per_prompt])
+
+    def header(self) -> str | None:
+        """The value of the header `Codekiln-Provenance`; None if nothing was searched."""
+        if not self._stretches:
+            return None
+        return header_value([each for found in self._stretches.values() for each in found])
+
+    def fields(self, number: int, completion: Completion | None, *, is_wanted: bool, first: int = 0) -> JsonObject:
+        """The fields that a completion adds to its record. `first` is where it begins in the text of the record."""
+        fields: JsonObject = {}
+        if completion is not None and completion.is_withheld:
+            fields["withheld"] = self.training.withheld
+        if not is_wanted:
+            return fields
+        if self.training.tracer is None:
+            return fields | {"provenance": None, "provenance_note": self.training.note}
+        found = [each.to_record(self._texts[number], first) for each in self._stretches[number]]
+        return fields | {"provenance": found}
