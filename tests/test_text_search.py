@@ -116,11 +116,13 @@ def test_memorized_tokens_are_counted_once(tmp_path: Path) -> None:
     assert count_memorized(index, list(range(60))) == count_memorized(index, []) == 0
 
 
-def plain_verbatim(rows: list[list[int]], ids: list[int], n_context: int, min_tokens: int) -> list[tuple[int, int, int]]:
+def plain_verbatim(
+    rows: list[list[int]], ids: list[int], n_context: int, min_tokens: int
+) -> list[tuple[int, int, int]]:
     """Start, stop and tokens before, by trying every range: the most tokens of the text first, then the first range."""
     held = {tuple(row[i:j]) for row in rows for i in range(len(row)) for j in range(i + 1, len(row) + 1)}
     free = [False] * n_context + [True] * (len(ids) - n_context)
-    found = []
+    found: list[tuple[int, int, int]] = []
     while True:
         best = (0, 0, 0, 0)
         for start in range(n_context, len(ids)):
