@@ -255,34 +255,34 @@ def serve(
             "give --api-key-file, set CODEKILN_API_KEY, or allow it with --open"
         )
     limits = _copy_limits(max_copied)
-    listening = server.listen(host, port)
     name = model.resolve().name
-    with server.refusing_requests(listening):
-        tracer = _open_served_index(model) if has_index else None
-        if limits is not None and tracer is None:
-            raise ConfigError(
-                f"--max-copied-tokens needs the index of the training documents, and {model} has none: "
-                "serve a run whose recipe has an index, without --no-index"
-            )
-        completer = load_completer(model, backend, weights, default="auto")
-        _limit_copies(completer, tracer, limits)
-        completer.warm_up()
-    application = server.make_app(
-        completer,
-        name,
-        host,
-        allowed_hosts=allowed_hosts or (),
-        max_body_bytes=max_body_bytes,
-        api_keys=api_keys,
-        recognize_fim=recognize_fim,
-        training=server.Training(tracer=tracer, withheld="" if limits is None else limits.reason),
-    )
-    shown = f"[{host}]" if ":" in host else host
-    agreement = "" if completer.agreement is None else f", {completer.agreement:.1%} of tokens as in float32"
-    typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
-    typer.echo(f"Weights: {completer.precision}{agreement}", err=True)
-    sys.stdout.flush()
-    server.serve(application, listening)
+    with server.listen(host, port) as listening:
+        with server.refusing_requests(listening):
+            tracer = _open_served_index(model) if has_index else None
+            if limits is not None and tracer is None:
+                raise ConfigError(
+                    f"--max-copied-tokens needs the index of the training documents, and {model} has none: "
+                    "serve a run whose recipe has an index, without --no-index"
+                )
+            completer = load_completer(model, backend, weights, default="auto")
+            _limit_copies(completer, tracer, limits)
+            completer.warm_up()
+        application = server.make_app(
+            completer,
+            name,
+            host,
+            allowed_hosts=allowed_hosts or (),
+            max_body_bytes=max_body_bytes,
+            api_keys=api_keys,
+            recognize_fim=recognize_fim,
+            training=server.Training(tracer=tracer, withheld="" if limits is None else limits.reason),
+        )
+        shown = f"[{host}]" if ":" in host else host
+        agreement = "" if completer.agreement is None else f", {completer.agreement:.1%} of tokens as in float32"
+        typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+        typer.echo(f"Weights: {completer.precision}{agreement}", err=True)
+        sys.stdout.flush()
+        server.serve(application, listening)
 
 
 def _open_served_index(run: Path) -> "Tracer | None":
