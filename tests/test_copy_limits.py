@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from codekiln.corpus.licenses import is_permissive
 from codekiln.errors import ConfigError
 from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
 from codekiln.generate.copying import CopyLimiter, CopyLimits
@@ -54,7 +55,7 @@ def test_a_guard_ends_where_a_plain_search_does(
         File("s.py", "unknown", shared[2][5:]),
     ]
     index_files(run, files)
-    limiter = CopyLimiter(Index(run / "index"), limits)
+    limiter = CopyLimiter(Index(run / "index"), limits, is_permissive)
     lengths = set()
     for _ in range(25):
         ids: list[int] = []
@@ -70,7 +71,7 @@ def test_a_guard_ends_where_a_plain_search_does(
 
 def limited(small_run: Path, run: Path, limits: CopyLimits) -> Completer:
     completer = Completer.load(small_run)
-    completer.copy_limiter = CopyLimiter(Index(run / "index"), limits)
+    completer.copy_limiter = CopyLimiter(Index(run / "index"), limits, is_permissive)
     return completer
 
 

@@ -19,11 +19,12 @@ import pytest
 
 from codekiln.files import read_json
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
-from codekiln.generate.provenance import Tracer, header_value, open_tracer
+from codekiln.generate.provenance import Tracer, open_tracer
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.index.build import build_index
 from codekiln.index.config import IndexConfig
 from codekiln.index.names import SCHEMA
+from codekiln.serve.provenance import header_value
 from codekiln.tokenizer.bpe import Tokenizer
 from tests.small import running_server
 from tests.test_index import tokens_of

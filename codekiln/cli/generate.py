@@ -450,7 +450,8 @@ def _limit_copies(completer: "Completer", tracer: "Tracer | None", limits: "Copy
     if tracer is not None and limits is not None:
         from codekiln.generate.copying import CopyLimiter
 
-        completer.copy_limiter = CopyLimiter(tracer.index, limits)
+        is_permissive = import_optional("codekiln.corpus.licenses", "corpus").is_permissive
+        completer.copy_limiter = CopyLimiter(tracer.index, limits, is_permissive)
 
 
 def _find(tracer: "Tracer | None", completion: "Completion", text: str, prompt: str) -> "_Trace | None":

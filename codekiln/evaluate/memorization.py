@@ -25,13 +25,15 @@ def evaluate_memorization(
 ) -> JsonObject:
     """The fraction of greedily written tokens in matches of at least `MEMORIZED_TOKENS` tokens, after held-out prompts.
 
-    The prompts are those of the infilling problems of single lines. The 95% interval resamples documents. Without prompts, or
-    for a model whose context is too short for a match, the record is `{"prompts": 0}`.
+    The prompts are those of the infilling problems of single lines. The 95% interval resamples documents. Without prompts, and
+    for a model whose context is too short for a match, the record has `"prompts": 0` and the reason.
     """
     max_new_tokens = completer.limit_new_tokens(MAX_NEW_TOKENS)
     problems = [each for each in sample_problems(documents, config)[SINGLE_LINE] if each.prompt][:N_PROMPTS]
-    if not problems or max_new_tokens < MEMORIZED_TOKENS:
-        return {"prompts": 0}
+    if max_new_tokens < MEMORIZED_TOKENS:
+        return {"prompts": 0, "reason": "the context is too short"}
+    if not problems:
+        return {"prompts": 0, "reason": "no held-out data"}
     params = CompletionParams(sampling=GREEDY, max_new_tokens=max_new_tokens)
 
     def write(prompt: str) -> Work[tuple[int, ...]]:

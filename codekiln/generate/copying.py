@@ -3,11 +3,10 @@
 The limit is checked for each token before its text is given to anybody, so a stream never has to take text back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from codekiln.corpus.licenses import is_permissive
 from codekiln.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,11 +48,11 @@ class CopyLimits:
 
 
 class CopyLimiter:
-    """Limits for the documents of an index. Not thread-safe. Raises MissingPackageError if licenses cannot be parsed."""
+    """Limits for the documents of an index. `is_permissive` decides the class of a license. Not thread-safe."""
 
-    def __init__(self, index: "Index", limits: CopyLimits) -> None:
+    def __init__(self, index: "Index", limits: CopyLimits, is_permissive: Callable[[str], bool]) -> None:
         is_permissive("MIT")  # loads its package now, and not with the first long stretch
-        self.index, self.limits = index, limits
+        self.index, self.limits, self._allows_license = index, limits, is_permissive
         self._is_permissive: dict[int, bool] = {}  # by the number of the document
 
     def guard(self) -> "CopyGuard":
@@ -79,7 +78,7 @@ class CopyLimiter:
     def _allows(self, document: int) -> bool:
         found = self._is_permissive.get(document)
         if found is None:
-            found = self._is_permissive[document] = is_permissive(self.index.name(document).license)
+            found = self._is_permissive[document] = self._allows_license(self.index.name(document).license)
         return found
 
 

@@ -12,7 +12,6 @@ from codekiln.tokenizer.bpe import Tokenizer
 
 CONTEXT_TOKENS = 128  # before a completion, in which a stretch may begin
 CONTEXT_CHARACTERS = 8 * CONTEXT_TOKENS  # enough for so many tokens of nearly all code
-MAX_HEADER_LICENSE = 100  # characters
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,10 @@ class Tracer:
     def __init__(self, index: Index, tokenizer: Tokenizer) -> None:
         self.index, self._tokenizer = index, tokenizer
 
-    def context_ids(self, text: str) -> list[int]:
-        """The last ids of the text that a completion continues."""
-        return self._tokenizer.encode(text[-CONTEXT_CHARACTERS:])[-CONTEXT_TOKENS:]
+    def context_ids(self, before: str | Sequence[int]) -> list[int]:
+        """The last ids of the text, or of the ids, that a completion continues."""
+        ids = self._tokenizer.encode(before[-CONTEXT_CHARACTERS:]) if isinstance(before, str) else before
+        return list(ids[-CONTEXT_TOKENS:])
 
     def find(self, text: str, tokens: Sequence[int] = (), context: Sequence[int] = ()) -> list[Stretch]:
         """The stretches of a completion, in order. `context` are the ids before it.
@@ -84,16 +84,3 @@ def open_tracer(run: Path, tokenizer_path: Path) -> Tracer:
     Raises CodekilnError if the index is missing, damaged or of another run.
     """
     return Tracer(open_run_index(run, tokenizer_path), Tokenizer.load(tokenizer_path))
-
-
-def header_value(stretches: Sequence[Stretch]) -> str:
-    """The longest of some stretches as a structured field (RFC 9651): its tokens, its places, and its most frequent license.
-
-    The value is ASCII and has at most 200 characters.
-    """
-    longest = max(stretches, key=lambda each: each.n_tokens, default=None)
-    if longest is None:
-        return "tokens=0"
-    name = next(iter(longest.verbatim.licenses))
-    quoted = "".join(each if " " <= each <= "~" and each not in '"\\' else "?" for each in name[:MAX_HEADER_LICENSE])
-    return f'tokens={longest.n_tokens}, count={longest.verbatim.count}, license="{quoted}"'

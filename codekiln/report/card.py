@@ -246,7 +246,7 @@ def _drop_funnel(manifest: JsonObject) -> list[JsonObject]:
 
 def _format_memorization(entry: JsonObject) -> str:
     if not entry["prompts"]:
-        return "not measured (no held-out data, or a context that is too short)"
+        return f"not measured ({entry['reason']})"
     return (
         f"{_format_percent(entry['memorized'])} of {entry['tokens']:,} written tokens are in verbatim matches of at least "
         f"{entry['min_match_tokens']} tokens of the training documents ({entry['prompts']} held-out prompts, temperature "

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completion
-from codekiln.generate.provenance import Stretch, Tracer, header_value
 
+if TYPE_CHECKING:  # it needs pyarrow and numba
+    from codekiln.generate.provenance import Stretch, Tracer
+
+MAX_HEADER_LICENSE = 100  # characters
 NO_INDEX = "this server has no index of the training documents"
 ProvenanceField = Annotated[
     bool,
@@ -26,7 +29,7 @@ class Training:
     `withheld` is why completions end early, if copying is limited.
     """
 
-    tracer: Tracer | None = None
+    tracer: "Tracer | None" = None
     note: str = NO_INDEX
     withheld: str = ""
 
@@ -39,7 +42,7 @@ class Traces:
     contexts: Sequence[Sequence[int]]
     n_per_prompt: int
     _texts: dict[int, str] = field(default_factory=dict)
-    _stretches: dict[int, list[Stretch]] = field(default_factory=dict)
+    _stretches: dict[int, "list[Stretch]"] = field(default_factory=dict)
 
     def find(self, texts: Mapping[int, str], completions: Mapping[int, Completion]) -> None:
         """Finds the stretches of some texts, by their numbers. Takes about a millisecond per text, so it needs a thread."""
@@ -68,3 +71,16 @@ class Traces:
             return fields | {"provenance": None, "provenance_note": self.training.note}
         found = [each.to_record(self._texts[number], first) for each in self._stretches[number]]
         return fields | {"provenance": found}
+
+
+def header_value(stretches: "Sequence[Stretch]") -> str:
+    """The longest of some stretches as a structured field (RFC 9651): its tokens, its places, and its most frequent license.
+
+    The value is ASCII and has at most 200 characters.
+    """
+    longest = max(stretches, key=lambda each: each.n_tokens, default=None)
+    if longest is None:
+        return "tokens=0"
+    name = next(iter(longest.verbatim.licenses))
+    quoted = "".join(each if " " <= each <= "~" and each not in '"\\' else "?" for each in name[:MAX_HEADER_LICENSE])
+    return f'tokens={longest.n_tokens}, count={longest.verbatim.count}, license="{quoted}"'

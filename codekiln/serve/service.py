@@ -31,7 +31,6 @@ from codekiln.generate.context import RepositoryContext
 from codekiln.generate.copying import N_REDRAWS
 from codekiln.generate.engine import Request as EngineRequest
 from codekiln.generate.infilling import LEFT_TO_RIGHT_NOTE
-from codekiln.generate.provenance import CONTEXT_TOKENS
 from codekiln.serve.fim_templates import find_hole
 from codekiln.serve.metrics import ServerMetrics
 from codekiln.serve.provenance import Traces, Training
@@ -277,7 +276,7 @@ class CompletionService:
         tracer = self._training.tracer
         if tracer is None:
             return []
-        return tracer.context_ids(prompt.prompt) if isinstance(prompt, InfillRequest) else prompt[-CONTEXT_TOKENS:]
+        return tracer.context_ids(prompt.prompt if isinstance(prompt, InfillRequest) else prompt)
 
     def _recognize(self, prompt: Prompt) -> Prompt:
         """A prompt, or the text around the hole if it is in the template of another model and that is recognized."""
