@@ -128,7 +128,7 @@ def test_memorized_tokens_of_a_run_are_those_of_a_plain_search(small_run: Path) 
     )
     documents = list(read_documents(small_run / "corpus", "validation"))
     prompts = [each.prompt for each in sample_problems(documents, config)[SINGLE_LINE]]
-    params = CompletionParams(sampling=GREEDY, max_new_tokens=127)
+    params = CompletionParams(sampling=GREEDY, max_new_tokens=100)
     texts = [each.tokens for each in completer.complete([InfillRequest(prompt) for prompt in prompts], params)]
     rows = [*split_ids(small_run, "train"), texts[0][5:90]]
     for rows_of_index in (split_ids(small_run, "train"), rows):
@@ -150,7 +150,7 @@ def test_memorized_tokens_of_a_run_are_those_of_a_plain_search(small_run: Path) 
 
 def test_card_and_report_show_the_recorded_memorization(small_run: Path) -> None:
     record = read_stage_record(small_run, "evaluation")["result"]["memorization"]
-    assert (record["temperature"], record["min_match_tokens"], record["max_new_tokens"]) == (0, 50, 127)
+    assert (record["temperature"], record["min_match_tokens"], record["max_new_tokens"]) == (0, 50, 100)
     shown = f"{record['memorized']['value']:.1%} ["
     line = next(line for line in (small_run / "CARD.md").read_text().splitlines() if "| Memorization |" in line)
     assert shown in line

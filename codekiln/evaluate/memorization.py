@@ -16,8 +16,8 @@ from codekiln.index.provenance import MEMORIZED_TOKENS, count_memorized
 from codekiln.index.search import Index
 from codekiln.progress import progress_bar
 
-N_PROMPTS = 100
-MAX_NEW_TOKENS = 128  # of each prompt; more than twice the length of a match
+N_PROMPTS = 64
+MAX_NEW_TOKENS = 100  # of each prompt; twice the length of a match
 
 
 def evaluate_memorization(
