@@ -115,7 +115,8 @@ def leaks(
 
     index = index_search.open_run_index(run, run / TOKENIZER_FILE)
     split = report.find_split_leaks(index, run)
-    texts = report.find_benchmark_leaks(index, Tokenizer.load(run / TOKENIZER_FILE), benchmarks or ())
+    tokenizer = Tokenizer.load(run / TOKENIZER_FILE)
+    texts = report.find_benchmark_leaks(index, tokenizer, benchmarks) if benchmarks else []
     leaked = [text for text in texts if text.is_leaked]
     if as_json:
         record = {"held_out": [asdict(each) for each in split], "benchmarks": [asdict(each) for each in texts]}

@@ -14,6 +14,7 @@ from codekiln.index.names import DocumentName
 from codekiln.index.provenance import count_memorized
 from codekiln.index.search import Index
 from codekiln.index.text_search import TextSearch
+from codekiln.progress import progress_bar
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.prepare import open_token_shards
 
@@ -78,11 +79,14 @@ def find_split_leaks(index: Index, run: Path) -> list[RepositoryLeak]:
 def find_benchmark_leaks(index: Index, tokenizer: Tokenizer, paths: Iterable[Path]) -> list[TextLeak]:
     """All texts of benchmark files, in order. Raises CodekilnError that names a file that cannot be read."""
     search = TextSearch(index, tokenizer.token_bytes, tokenizer.document_start)
-    return [
-        TextLeak(path.name, name, search.find(text, 0).count, _shared(index, tokenizer.encode(text)))
-        for path in paths
-        for name, text in read_benchmark_texts(path)
-    ]
+    texts = [(path.name, *named) for path in paths for named in read_benchmark_texts(path)]
+    found: dict[str, tuple[int, Shared]] = {}  # many problems share a text
+    with progress_bar("Benchmarks", len(texts)) as progress:
+        for _, _, text in texts:
+            if text not in found:
+                found[text] = search.find(text, 0).count, _shared(index, tokenizer.encode(text))
+            progress.advance()
+    return [TextLeak(benchmark, name, *found[text]) for benchmark, name, text in texts]
 
 
 def _held_out_documents(run: Path) -> Iterator[tuple[str, str, Sequence[int]]]:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from codekiln.index.names import DocumentName
 from codekiln.index.search import Index, Match
 
@@ -53,20 +55,21 @@ def find_verbatim(
     its tokens depend on what is not given, up to a few tokens are not found.
     """
     found: list[Verbatim] = []
-    lengths = index.longest_matches(ids, len(ids)).lengths.tolist()
+    lengths = index.longest_matches(ids, len(ids)).lengths
     gaps = [(n_context, len(ids))]
     while gaps:
         first, last = gaps.pop()
-        length, stop = 0, first
-        for end in range(first + 1, last + 1):
-            n_matched = lengths[end - 1]
-            n_inside = min(n_matched, end - first)
-            if n_inside > length and (n_matched if first == n_context else n_inside) >= min_tokens:
-                length, stop = n_inside, end
+        if first == last:
+            continue
+        matched = lengths[first:last]
+        inside = np.minimum(matched, np.arange(1, last - first + 1))
+        inside = np.where((matched if first == n_context else inside) >= min_tokens, inside, 0)
+        at = int(inside.argmax())
+        length, stop = int(inside[at]), first + at + 1
         if length == 0:
             continue
         start = stop - length
-        n_before = lengths[stop - 1] - length if start == n_context else 0
+        n_before = int(matched[at]) - length if start == n_context else 0
         places = index.find(ids[start - n_before : stop])
         found.append(_verbatim(index, places, start - n_context, stop - n_context, n_before, n_sources))
         gaps += [(first, start), (stop, last)]

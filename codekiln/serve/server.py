@@ -20,7 +20,7 @@ from codekiln.serve.access import KeyCheck, read_keys
 from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
 from codekiln.serve.loading import refusing_requests
-from codekiln.serve.openapi import describe
+from codekiln.serve.openapi import describe_completion
 from codekiln.serve.pages import add_playground
 from codekiln.serve.protocols import llama_cpp, mistral, ollama, openai, tabby
 from codekiln.serve.provenance import Training
@@ -89,7 +89,7 @@ def make_app(
         text = service.metrics.page(completer.engine.stats)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    description = describe(openai.CompletionRequest, tabby.TabbyRequest)
+    description = describe_completion(openai.CompletionRequest, tabby.TabbyRequest)
     app.add_api_route("/v1/completions", complete, methods=["POST"], response_model=None, openapi_extra=description)
     for path in ("/health", "/ready"):  # while the model is loaded, both are answered with 503
         app.add_api_route(path, lambda: JSONResponse({"status": "ok"}), methods=["GET", "HEAD"], response_model=None)

@@ -24,7 +24,7 @@ from codekiln.generate.context import ContextFile, RepositoryContext
 from codekiln.generate.copying import WITHHELD
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.errors import error_body
-from codekiln.serve.openapi import describe
+from codekiln.serve.openapi import describe, describe_completion
 from codekiln.serve.protocols.openai import MAX_SAMPLES, Name, StopStrings, WireModel
 from codekiln.serve.provenance import ProvenanceField
 from codekiln.serve.service import Answer, CompletionService, Prompt, Query, Refusal
@@ -188,9 +188,13 @@ def add_llama_cpp(app: FastAPI, service: CompletionService) -> None:
             raise Refusal(400, f"tokens: {wrong[0]} is not in the vocabulary: ids are 0 to {n - 1}", param="tokens")
         return JSONResponse({"content": await run_in_threadpool(completer.tokenizer.decode, body.tokens)})
 
-    app.add_api_route("/infill", infill, methods=["POST"], response_model=None, openapi_extra=describe(InfillBody))
+    app.add_api_route(
+        "/infill", infill, methods=["POST"], response_model=None, openapi_extra=describe_completion(InfillBody)
+    )
     for path in ("/completion", "/completions"):
-        app.add_api_route(path, complete, methods=["POST"], response_model=None, openapi_extra=describe(CompletionBody))
+        app.add_api_route(
+            path, complete, methods=["POST"], response_model=None, openapi_extra=describe_completion(CompletionBody)
+        )
     app.add_api_route("/props", show_properties, methods=["GET", "HEAD"], response_model=None)
     app.add_api_route(
         "/tokenize", tokenize, methods=["POST"], response_model=None, openapi_extra=describe(TokenizeBody)

@@ -18,7 +18,7 @@ from pydantic import Field
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completion, CompletionParams
 from codekiln.generate.sampling import SamplingParams
-from codekiln.serve.openapi import describe
+from codekiln.serve.openapi import describe_completion
 from codekiln.serve.protocols import openai
 from codekiln.serve.protocols.openai import Name, Seed, StopStrings, WireModel
 from codekiln.serve.provenance import ProvenanceField
@@ -78,14 +78,18 @@ def add_mistral(app: FastAPI, service: CompletionService) -> None:
         return await openai.complete(request, await service.parse(request, openai.CompletionRequest), service)
 
     app.add_api_route(
-        "/v1/fim/completions", infill, methods=["POST"], response_model=None, openapi_extra=describe(FimRequest)
+        "/v1/fim/completions",
+        infill,
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=describe_completion(FimRequest),
     )
     app.add_api_route(
         "/beta/completions",
         complete,
         methods=["POST"],
         response_model=None,
-        openapi_extra=describe(openai.CompletionRequest),
+        openapi_extra=describe_completion(openai.CompletionRequest),
     )
 
 

@@ -21,7 +21,7 @@ from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, CompletionParams
 from codekiln.generate.sampling import SamplingParams
-from codekiln.serve.openapi import describe
+from codekiln.serve.openapi import describe, describe_completion
 from codekiln.serve.protocols.openai import Name, Seed, StopStrings, WireModel
 from codekiln.serve.provenance import ProvenanceField
 from codekiln.serve.service import Answer, CompletionService, Query, Refusal
@@ -170,7 +170,7 @@ def add_ollama(app: FastAPI, service: CompletionService) -> None:
         _with_errors(generate),
         methods=["POST"],
         response_model=None,
-        openapi_extra=describe(GenerateRequest),
+        openapi_extra=describe_completion(GenerateRequest),
     )
     app.add_api_route(
         "/api/show",
