@@ -219,6 +219,19 @@ def test_several_samples_have_their_own_stretches(url: str, completer: Completer
         assert choice["provenance"] == [each.to_record(sample.text) for each in found]
 
 
+def test_header_is_about_the_returned_samples_only(run: Path, url: str, tracer: Tracer, completer: Completer) -> None:
+    """The best of several samples has no stretch, and another one has."""
+    sampling = SamplingParams(temperature=1.0, top_p=0.95, seed=3, logprobs=0)
+    params = CompletionParams(max_new_tokens=N_TOKENS, sampling=sampling, n=6)
+    drawn = completer.complete([InfillRequest(PROMPT)], params)
+    best = max(drawn, key=lambda each: each.mean_logprob)
+    found = [tracer.find(each.text, each.tokens, tracer.context_ids(PROMPT)) for each in drawn]
+    assert header_value([each for stretches in found for each in stretches]) != header_value(found[drawn.index(best)])
+    answer = post(url, "/v1/completions", **OPENAI, best_of=6)
+    assert answer.json()["choices"][0]["text"] == best.text
+    assert answer.headers["codekiln-provenance"] == header_value(found[drawn.index(best)])
+
+
 def test_real_clients_read_answers_with_the_field(url: str) -> None:
     with openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as client:
         answer = client.completions.create(

@@ -90,7 +90,7 @@ class CopyGuard:
         self._ids: list[int] = []  # of the match
 
     def allows(self, token: int) -> bool:
-        """Whether a completion may go on with a token. It is added to the match if so."""
+        """Whether a completion may continue with a token. It is added to the match if so."""
         ids = [*self._ids, token]
         match = self._limiter.index.longest_match(ids, len(ids), guess=len(ids))
         ids = ids[len(ids) - match.length :]

@@ -1,6 +1,6 @@
 """Where the completions of an answer come from, for clients: a header, and a field that a request asks for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,13 +24,12 @@ ProvenanceField = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a server knows of the training documents. `note` is why it has no `tracer`.
+    """What a server knows of the training documents: a tracer if it has their index.
 
     `withheld` is why completions end early, if copying is limited.
     """
 
     tracer: "Tracer | None" = None
-    note: str = NO_INDEX
     withheld: str = ""
 
 
@@ -54,11 +53,9 @@ class Traces:
             self._texts[number] = text
             self._stretches[number] = tracer.find(text, tokens, self.contexts[number // self.n_per_prompt])
 
-    def header(self) -> str | None:
-        """The value of the header `Codekiln-Provenance`; None if nothing was searched."""
-        if not self._stretches:
-            return None
-        return header_value([each for found in self._stretches.values() for each in found])
+    def header(self, numbers: Iterable[int]) -> str:
+        """The value of the header `Codekiln-Provenance` for some completions that were searched."""
+        return header_value([each for number in numbers for each in self._stretches[number]])
 
     def fields(self, number: int, completion: Completion | None, *, is_wanted: bool, first: int = 0) -> JsonObject:
         """The fields that a completion adds to its record. `first` is where it begins in the text of the record."""
@@ -68,7 +65,7 @@ class Traces:
         if not is_wanted:
             return fields
         if self.training.tracer is None:
-            return fields | {"provenance": None, "provenance_note": self.training.note}
+            return fields | {"provenance": None, "provenance_note": NO_INDEX}
         found = [each.to_record(self._texts[number], first) for each in self._stretches[number]]
         return fields | {"provenance": found}
 

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,10 +120,14 @@ class Answer:
 
     async def trace(self, texts: Mapping[int, str]) -> None:
         """Finds where texts of samples come from. A response that begins later has the longest stretch in its header."""
-        if self.traces.training.tracer is None:
-            return
-        await run_in_threadpool(self.traces.find, texts, self.completions)
-        self.state["provenance"] = self.traces.header()
+        if self.traces.training.tracer is not None:
+            await run_in_threadpool(self.traces.find, texts, self.completions)
+            self.set_header(texts)
+
+    def set_header(self, numbers: Iterable[int]) -> None:
+        """The header is about these samples only."""
+        if self.traces.training.tracer is not None:
+            self.state["provenance"] = self.traces.header(numbers)
 
 
 @dataclass(frozen=True)

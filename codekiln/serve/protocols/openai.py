@@ -242,13 +242,15 @@ class CompletionResponse:
 
     def whole(self, completions: Sequence[Completion]) -> JsonObject:
         """The whole response, with token counts."""
-        body, choices = self._body, list[JsonObject]()
+        body, choices, shown = self._body, list[JsonObject](), list[int]()
         for prompt_number in range(len(body.prompt)):
             first = prompt_number * body.n_drawn
             drawn = list(range(first, first + body.n_drawn))
             if body.n_drawn > body.n:
                 drawn.sort(key=lambda i: (completions[i].is_withheld, -completions[i].mean_logprob))
             choices += [self._whole_choice(len(choices) + k, i, completions[i]) for k, i in enumerate(drawn[: body.n])]
+            shown += drawn[: body.n]
+        self._answer.set_header(shown)
         return self._shared | {"choices": choices, "usage": self._usage(completions)}
 
     def usage_chunk(self, completions: Sequence[Completion]) -> JsonObject:
