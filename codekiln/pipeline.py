@@ -17,13 +17,15 @@ from codekiln.corpus.pipeline import build_corpus, read_fingerprints
 from codekiln.corpus.sample import balanced_sample
 from codekiln.corpus.writing import DROPPED
 from codekiln.errors import ConfigError
+from codekiln.evaluate.config import MEMORIZATION
+from codekiln.evaluate.memorization import evaluate_memorization
 from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
 from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of, to_record
 from codekiln.folders import claim_folder, folder_lock, refuse_links, require_separate
 from codekiln.generate.complete import Completer
 from codekiln.index.build import MANIFEST as INDEX_MANIFEST
 from codekiln.index.build import IndexedTokens, build_index
-from codekiln.index.search import INDEX_FOLDER
+from codekiln.index.search import INDEX_FOLDER, open_run_index
 from codekiln.metrics_log import METRICS_FILE, MetricSink, read_metrics, summarize
 from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, require_vocabulary, save_model, stop_token_ids_in
 from codekiln.model.tensors import named_weights
@@ -336,13 +338,24 @@ def _token_ids(recipe: Recipe, tokenizer: Tokenizer) -> JsonObject:
 
 
 def _evaluation_inputs(job: Job) -> JsonObject:
-    return _model_inputs(job) | {"config": job.record["infilling"]}
+    inputs = _model_inputs(job) | {"config": job.record["infilling"]}
+    return inputs if job.recipe.index is None else inputs | {"index": sha256_of(_index_manifest(job))}
 
 
 def _evaluate(job: Job, inputs: JsonObject) -> JsonObject:
-    if job.recipe.infilling is None:
+    config = job.recipe.infilling
+    if config is None:
         return {}
-    return evaluate_infilling(Completer.load(job.run), _validation_documents(job.run), job.recipe.infilling)
+    completer = Completer.load(job.run)
+    result = evaluate_infilling(completer, _validation_documents(job.run), config)
+    if job.recipe.index is not None:
+        index = open_run_index(job.run, job.run / TOKENIZER)
+        result[MEMORIZATION] = evaluate_memorization(completer, index, _validation_documents(job.run), config)
+    return result
+
+
+def _index_manifest(job: Job) -> Path:
+    return job.run / INDEX_FOLDER / INDEX_MANIFEST
 
 
 def _functions_inputs(job: Job) -> JsonObject:

@@ -51,3 +51,17 @@ def test_description_names_every_route(url: str) -> None:
     with contextlib.suppress(KeyError):
         properties = properties["anyOf"][0]
     assert {"prompt", "suffix", "n", "logprobs", "stream"} <= set(properties["properties"])
+
+
+def test_description_has_the_field_and_the_header_of_provenance(url: str) -> None:
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    routes = ("/v1/completions", "/beta/completions", "/v1/fim/completions", "/infill", "/completion", "/api/generate")
+    for route in routes:
+        described = paths[route]["post"]
+        schema = described["requestBody"]["content"]["application/json"]["schema"]
+        for form in schema.get("anyOf", [schema]):
+            assert form["properties"]["provenance"]["type"] == "boolean", route
+            assert form["properties"]["provenance"]["default"] is False
+            assert "provenance" not in form.get("required", [])
+        assert "Codekiln-Provenance" in described["responses"]["200"]["headers"]
+    assert "headers" not in paths["/tokenize"]["post"]["responses"].get("200", {})

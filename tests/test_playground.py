@@ -22,13 +22,17 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
+from codekiln.generate.sampling import GREEDY as GREEDY_SAMPLING
 from codekiln.tokenizer.bpe import Tokenizer
 from tests.small import ROOT, save_random_model
+from tests.test_provenance import File, index_files
 
 pytestmark = pytest.mark.process
 
 PLAYGROUND = ROOT / "codekiln" / "serve" / "playground"
 README_RUN = "CODEKILN_README_RUN"  # a run whose model writes the text in the README's pictures
+SOURCES_PICTURES = "CODEKILN_SOURCES_PICTURES"  # a folder for pictures of the sources
 HOLE = "▢"  # a hole in the texts of these tests
 TIMEOUT_MS = 15_000  # other work may slow this machine down
 GREEDY = {"temperature": "0", "max_tokens": "12"}
@@ -444,6 +448,85 @@ def answer_with_candidates(route: Route) -> None:
         choice(1, {"<b>0</b>": fifth}, {}, "length"),
         choice(0, {"(x)": 0.0}, {}, "stop"),
     )
+
+
+@pytest.fixture(scope="module")
+def run_server(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of a run whose index has what its model writes after `x = ` and after `def value_of(`."""
+    run = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("sources") / "run"))
+    completer = Completer.load(run)
+    params = CompletionParams(max_new_tokens=40, sampling=GREEDY_SAMPLING)
+    written = completer.complete([InfillRequest("def value_of("), InfillRequest("x = ")], params)
+    licenses = ("MIT", "GPL-3.0-only")
+    index_files(run, [File(f"{k}.py", licenses[k], [5, 6, *each.tokens[:30], 7]) for k, each in enumerate(written)])
+    started = Server(run)
+    yield started
+    started.stop()
+
+
+def test_sources_of_a_completion_are_shown_under_the_editor(browser: Browser, run_server: Server) -> None:
+    with opened_page(browser, run_server.url) as page:
+        configure(page, temperature="0", max_tokens="40", n="2", while_typing=False)
+        sources = page.locator("#sources")
+        expect(sources).to_be_hidden()
+        body = {"prompt": "def value_of(", "max_tokens": 40, "temperature": 0, "provenance": True}
+        choice = httpx.post(run_server.url + "/v1/completions", json=body, timeout=60).json()["choices"][0]
+        parts = choice["provenance"]
+        assert parts
+        write(page, "def value_of(")
+        page.keyboard.press("Control+Space")
+        expect(sources).to_be_visible()
+        assert page.locator("#sources > code").evaluate("element => element.textContent") == choice["text"]
+        marked = page.locator("#sources mark").evaluate_all("all => all.map(mark => mark.textContent)")
+        assert marked == [part["text"] for part in parts]
+        noun = "part of this text is" if len(parts) == 1 else "parts of this text are"
+        expect(sources.locator(".summary")).to_have_text(f"{len(parts)} {noun} verbatim in the training documents:")
+        first = sources.locator("ol > li").first
+        expect(first).to_contain_text(f"{parts[0]['n_tokens']} tokens")
+        expect(first.locator("li").first).to_have_text("origin/0.py · MIT")
+        page.keyboard.press("Tab")
+        expect_document(page, "def value_of(" + choice["text"])
+        expect(sources).to_be_visible()
+
+        write(page, "x = ")
+        page.keyboard.press("Control+Shift+Enter")
+        expect(sources.locator("ol ul li").first).to_have_text("origin/1.py · GPL-3.0-only")
+        page.keyboard.press("Escape")
+        expect(sources).to_be_hidden()
+        write(page, "def value_of(")
+        page.keyboard.press("Control+Shift+h")
+        page.keyboard.press("Control+Enter")
+        expect(sources.locator("ol ul li").first).to_have_text("origin/0.py · MIT")
+        if folder := os.environ.get(SOURCES_PICTURES):
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                page.screenshot(path=Path(folder) / f"sources-{scheme}.png")
+
+
+def test_sources_count_characters_as_the_server_does(page: Page) -> None:
+    """The event is written by hand: a character outside of the basic plane, markup, two places, and a limit for copies."""
+    source = {"repository": "<b>owner</b>/name", "revision": "", "path": "a.py", "license": "MIT"}
+    part = {"start": 3, "stop": 9, "text": "", "n_tokens": 17, "n_prompt_tokens": 4, "count": 1200}
+    part |= {"licenses": {"MIT": 2, "unknown": 1}, "sources": [source]}
+    choice = {"index": 0, "text": "😀é_verbatim", "finish_reason": "content_filter", "provenance": [part]}
+    choice |= {"withheld": "it copied more than 17 tokens of training documents"}
+    page.route("**/v1/completions", lambda route: answer_with(route, choice))
+    write(page, "x =")
+    sources = page.locator("#sources")
+    assert page.locator("#sources mark").evaluate_all("all => all.map(mark => mark.textContent)") == []
+    expect(sources.locator("mark")).to_have_text("verbat")
+    expect(sources.locator("ol > li")).to_contain_text(
+        "17 tokens, after 4 of the prompt in 1,200 places (MIT: 2, unknown: 1)"
+    )
+    expect(sources.locator("ol ul li")).to_have_text("<b>owner</b>/name/a.py · MIT")
+    expect(sources.locator(".summary")).to_have_text(
+        "The text ended early: it copied more than 17 tokens of training documents. "
+        "1 part of this text is verbatim in the training documents:"
+    )
+    page.route("**/v1/completions", lambda route: answer_with(route, {"index": 0, "text": "y", "provenance": []}))
+    page.keyboard.press("Control+Space")
+    expect(sources.locator(".summary")).to_contain_text("No part of this text")
+    expect(sources.locator("code")).to_be_hidden()
 
 
 def test_generated_markup_is_shown_as_text(browser: Browser, server: Server) -> None:

@@ -10,7 +10,7 @@ from codekiln.corpus.documents import Document, read_documents
 from codekiln.errors import ConfigError
 from codekiln.index.build import IndexedTokens, build_index
 from codekiln.index.config import IndexConfig
-from codekiln.index.provenance import find_verbatim, memorized_fraction
+from codekiln.index.provenance import count_memorized, find_verbatim
 from codekiln.index.search import Index, open_run_index
 from codekiln.index.text_search import TextSearch
 from codekiln.tokenizer.bpe import Tokenizer
@@ -107,10 +107,55 @@ def test_parts_of_overlapping_stretches_are_reported(tmp_path: Path) -> None:
     assert [(each.start, each.stop) for each in found] == [(0, 20), (20, 60)]
 
 
-def test_memorized_fraction_counts_each_token_once(tmp_path: Path) -> None:
+def test_memorized_tokens_are_counted_once(tmp_path: Path) -> None:
     rows = [list(range(0, 30)), list(range(20, 60))]
     build_index(tmp_path, tokens_of(rows, 100), names_of(rows), IndexConfig(memory_bytes=16_000_000), INPUTS)
     index = Index(tmp_path)
-    assert memorized_fraction(index, [list(range(60)), [90] * 20], min_tokens=30) == 60 / 80
-    assert memorized_fraction(index, [list(range(60))], min_tokens=31) == 40 / 60
-    assert memorized_fraction(index, [list(range(60))]) == memorized_fraction(index, []) == 0
+    assert count_memorized(index, [*range(60), *[90] * 20], min_tokens=30) == 60
+    assert count_memorized(index, list(range(60)), min_tokens=31) == 40
+    assert count_memorized(index, list(range(60))) == count_memorized(index, []) == 0
+
+
+def plain_verbatim(
+    rows: list[list[int]], ids: list[int], n_context: int, min_tokens: int
+) -> list[tuple[int, int, int]]:
+    """Start, stop and tokens before, by trying every range: the most tokens of the text first, then the first range."""
+    held = {tuple(row[i:j]) for row in rows for i in range(len(row)) for j in range(i + 1, len(row) + 1)}
+    free = [False] * n_context + [True] * (len(ids) - n_context)
+    found: list[tuple[int, int, int]] = []
+    while True:
+        best = (0, 0, 0, 0)
+        for start in range(n_context, len(ids)):
+            for stop in range(start + 1, len(ids) + 1):
+                if not all(free[start:stop]) or tuple(ids[start:stop]) not in held:
+                    continue
+                n_before = 0
+                while start == n_context and n_before < n_context and tuple(ids[start - n_before - 1 : stop]) in held:
+                    n_before += 1
+                if stop - start + n_before >= min_tokens and stop - start > best[0]:
+                    best = (stop - start, start, stop, n_before)
+        if best[0] == 0:
+            return sorted(found)
+        found.append((best[1] - n_context, best[2] - n_context, best[3]))
+        free[best[1] : best[2]] = [False] * best[0]
+
+
+def test_stretches_with_a_context_are_those_of_a_plain_search(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    rows = [rng.choices(range(4), k=rng.randrange(3, 25)) for _ in range(12)]
+    build_index(tmp_path, tokens_of(rows, 5), names_of(rows), IndexConfig(memory_bytes=16_000_000), INPUTS)
+    index = Index(tmp_path)
+    n_with_context = 0
+    for _ in range(150):
+        row = rng.choice(rows)
+        ids = [*rng.choices(range(5), k=rng.randrange(6)), *row[: rng.randrange(len(row))], *rng.choices(range(4), k=8)]
+        n_context, min_tokens = rng.randrange(len(ids)), rng.randrange(3, 8)
+        found = find_verbatim(index, ids, n_context=n_context, min_tokens=min_tokens)
+        expected = plain_verbatim(rows, ids, n_context, min_tokens)
+        assert [(each.start, each.stop, each.n_before) for each in found] == expected
+        for each in found:
+            part = ids[n_context + each.start - each.n_before : n_context + each.stop]
+            n = len(part)
+            assert each.count == sum(row[i : i + n] == part for row in rows for i in range(len(row)))
+            n_with_context += each.n_before > 0
+    assert n_with_context > 20, "the texts of this test do not continue their contexts"

@@ -1,14 +1,18 @@
-"""Commands for the corpus: explain, search, show."""
+"""Commands for the corpus: explain, leaks, search, show."""
 # ruff: noqa: PLC0415
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from codekiln.cli.options import Json, RunArgument, parse_path, print_table, read_inputs
 from codekiln.extras import import_optional
+
+if TYPE_CHECKING:
+    from codekiln.evaluate.leaks import Shared
 
 app = typer.Typer(help="Explain what a corpus keeps and drops, and search it.", no_args_is_help=True)
 
@@ -84,6 +88,66 @@ def search(
         print_table([["repository", "path:line", "license", "text"], *rows], max_width=None)
     shown = f", {len(found.places):,} shown" if len(found.places) < found.count else ""
     typer.echo(f"{found.count:,} {'place' if found.count == 1 else 'places'} in {index.n_documents:,} documents{shown}")
+
+
+@app.command()
+def leaks(
+    run: RunArgument,
+    benchmarks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--benchmark",
+            help="JSONL file of a benchmark, whose texts are searched too (repeatable).",
+            show_default=False,
+            parser=parse_path,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what held-out documents, and the texts of benchmarks, share with the training documents of a run.
+
+    Tokens are shared if they are in a match of at least 50 tokens. Texts of benchmarks have at least 20 words.
+    """
+    from codekiln.tokenizer.bpe import TOKENIZER_FILE, Tokenizer
+
+    report = import_optional("codekiln.evaluate.leaks", "corpus")
+    index_search = import_optional("codekiln.index.search", "corpus")
+
+    index = index_search.open_run_index(run, run / TOKENIZER_FILE)
+    split = report.find_split_leaks(index, run)
+    tokenizer = Tokenizer.load(run / TOKENIZER_FILE)
+    texts = report.find_benchmark_leaks(index, tokenizer, benchmarks) if benchmarks else []
+    leaked = [text for text in texts if text.is_leaked]
+    if as_json:
+        record = {"held_out": [asdict(each) for each in split], "benchmarks": [asdict(each) for each in texts]}
+        typer.echo(json.dumps(record, indent=1))
+        return
+    heading = ["repository", "tokens", "shared", "longest", "longest match"]
+    rows = [[e.repository, *_shared_cells(e.shared), f"{e.document} = {_source(e.shared)}"] for e in split]
+    print_table([heading, *rows], max_width=None)
+    n_tokens, n_shared = (sum(getattr(each.shared, name) for each in split) for name in ("n_tokens", "n_shared"))
+    typer.echo(
+        f"{n_shared:,} of {n_tokens:,} held-out tokens are in matches of at least 50 tokens of the training split"
+    )
+    if texts:
+        heading = ["benchmark", "text", "whole", "tokens", "shared", "longest", "longest match"]
+        rows = [[e.benchmark, e.name, f"{e.n_whole:,}", *_shared_cells(e.shared), _source(e.shared)] for e in leaked]
+        print_table([heading, *rows], max_width=None)
+        n_whole = sum(text.n_whole > 0 for text in texts)
+        typer.echo(
+            f"{len(leaked):,} of {len(texts):,} texts share at least 50 tokens with the training documents, or are whole in "
+            f"them ({n_whole:,})"
+        )
+
+
+def _shared_cells(shared: "Shared") -> list[str]:
+    fraction = shared.n_shared / max(1, shared.n_tokens)
+    return [f"{shared.n_tokens:,}", f"{shared.n_shared:,} ({fraction:.1%})", f"{shared.longest:,}"]
+
+
+def _source(shared: "Shared") -> str:
+    source = shared.source
+    return "" if source is None else f"{source.repository}/{source.path} ({source.license})"
 
 
 @app.command()

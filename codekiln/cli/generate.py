@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
@@ -30,7 +31,7 @@ from codekiln.cli.options import (
     read_input,
     read_inputs,
 )
-from codekiln.errors import ConfigError
+from codekiln.errors import CodekilnError, ConfigError
 from codekiln.extras import import_optional
 from codekiln.files import JsonObject, shorten
 from codekiln.progress import ProgressTask, progress_bar
@@ -38,7 +39,9 @@ from codekiln.progress import ProgressTask, progress_bar
 if TYPE_CHECKING:
     from codekiln.generate.complete import Completer, Completion
     from codekiln.generate.context import RepositoryContext
+    from codekiln.generate.copying import CopyLimits
     from codekiln.generate.infilling import FilledDocument
+    from codekiln.generate.provenance import Stretch, Tracer
     from codekiln.generate.sampling import SamplingParams
 
 HOLE = "<HOLE>"
@@ -52,6 +55,16 @@ Provenance = Annotated[
     typer.Option(
         "--provenance",
         help="Also report which parts of the new text are in the training documents, with path and license.",
+    ),
+]
+MaxCopied = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max-copied-tokens",
+        help="End a completion before more tokens in a row are a copy of training documents. permissive=N and other=N are for "
+        "documents of one class of licenses (repeatable).",
+        show_default=False,
+        metavar="N",
     ),
 ]
 Count = Annotated[int, typer.Option("-n", help="Number of candidates to draw.", min=1)]
@@ -72,25 +85,31 @@ def complete(
     weights: Weights = "float32",
     backend: BackendOption = "pytorch",
     has_provenance: Provenance = False,
+    max_copied: MaxCopied = None,
     as_json: Json = False,
 ) -> None:
-    """Complete a prompt, or several files. With --json, prints one line for each input."""
+    """Complete a prompt, or several files. With --json, prints one line for each input.
+
+    Of several candidates, those that --max-copied-tokens ended are left out, unless all are.
+    """
     from codekiln.generate.complete import CompletionParams, InfillRequest
 
     inputs = read_inputs(prompt, files or ())
     sampling = _sampling(temperature, top_p, top_k, min_p, seed)
     params = CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), n=n)
-    tracer = _Tracer(model) if has_provenance else None
+    limits = _copy_limits(max_copied)
+    tracer = _open_tracer(model) if has_provenance or limits is not None else None
     completer = load_completer(model, backend, weights, default="float32")
+    _limit_copies(completer, tracer, limits)
+    shown = tracer if has_provenance else None
     if len(inputs) == n == 1 and not as_json:
-        written = ""
         for chunk in completer.stream([InfillRequest(inputs[0].text)], params):
             typer.echo(chunk.text, nl=False)
-            written += chunk.text
+            if chunk.completion is not None:
+                completion = chunk.completion
         typer.echo("")
-        if tracer is not None:
-            for note in tracer.notes(written):
-                print_note(note)
+        for note in _notes(completion, limits, _find(shown, completion, completion.text, inputs[0].text)):
+            print_note(note)
         return
     jobs = [completer.submit(InfillRequest(each.text), params) for each in inputs]
     with _printer("Complete", inputs, as_json=as_json) as printer:
@@ -99,8 +118,10 @@ def complete(
             for number, job in enumerate(jobs):
                 if job.is_finished and not printer.has(number):
                     found = sorted(job.completions.values(), key=lambda each: each.mean_logprob, reverse=True)
-                    records = [_record(each) | _provenance(tracer, each.text) for each in found]
-                    notes = [note for each in found for note in tracer.notes(each.text)] if tracer is not None else ()
+                    found = [each for each in found if not each.is_withheld] or found
+                    traces = [_find(shown, each, each.text, inputs[number].text) for each in found]
+                    records = [_record(each) | _provenance(trace) for each, trace in zip(found, traces, strict=True)]
+                    notes = [n for each, trace in zip(found, traces, strict=True) for n in _notes(each, limits, trace)]
                     printer.add(number, _texts(found), {"completions": records}, notes)
 
 
@@ -140,6 +161,7 @@ def infill(
     weights: Weights = "float32",
     backend: BackendOption = "pytorch",
     has_provenance: Provenance = False,
+    max_copied: MaxCopied = None,
     as_json: Json = False,
 ) -> None:
     """Fill in the middle: give prefix and suffix, or files with <HOLE> markers. Prints the whole text.
@@ -171,15 +193,17 @@ def infill(
         rank_by=rank,
         n_retries=retries,
     )
-    tracer = _Tracer(model) if has_provenance else None
+    limits = _copy_limits(max_copied)
+    tracer = _open_tracer(model) if has_provenance or limits is not None else None
     completer = load_completer(model, backend, weights, default="float32")
+    _limit_copies(completer, tracer, limits)
+    shown = tracer if has_provenance else None
     with _printer("Infill", inputs, as_json=as_json) as printer:
 
         def report(number: int, filled: "FilledDocument") -> None:
-            notes = list(filled.notes)
-            if tracer is not None:
-                notes += [note for hole in filled.holes for note in tracer.notes(hole.candidates[0].text)]
-            printer.add(number, filled.text, _filled_record(filled, tracer), notes)
+            traces = _trace_holes(shown, filled)
+            notes = [*filled.notes, *(note for found in traces for note in _provenance_notes(found[:1]))]
+            printer.add(number, filled.text, _filled_record(filled, traces), notes)
 
         infill_documents(completer, documents, settings, report)
 
@@ -214,6 +238,11 @@ def serve(
     is_open: Annotated[
         bool, typer.Option("--open", help="Answer other machines without API keys (anybody can use the model).")
     ] = False,
+    has_index: Annotated[
+        bool,
+        typer.Option("--index/--no-index", help="Report where completions come from, if the run has an index."),
+    ] = True,
+    max_copied: MaxCopied = None,
     weights: Weights = "auto",
     backend: BackendOption = "pytorch",
 ) -> None:
@@ -225,26 +254,49 @@ def serve(
             f"other machines could use the model on {host} without an API key: "
             "give --api-key-file, set CODEKILN_API_KEY, or allow it with --open"
         )
-    listening = server.listen(host, port)
+    limits = _copy_limits(max_copied)
     name = model.resolve().name
-    with server.refusing_requests(listening):
-        completer = load_completer(model, backend, weights, default="auto")
-        completer.warm_up()
-    application = server.make_app(
-        completer,
-        name,
-        host,
-        allowed_hosts=allowed_hosts or (),
-        max_body_bytes=max_body_bytes,
-        api_keys=api_keys,
-        recognize_fim=recognize_fim,
-    )
-    shown = f"[{host}]" if ":" in host else host
-    agreement = "" if completer.agreement is None else f", {completer.agreement:.1%} of tokens as in float32"
-    typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
-    typer.echo(f"Weights: {completer.precision}{agreement}", err=True)
-    sys.stdout.flush()
-    server.serve(application, listening)
+    with server.listen(host, port) as listening:
+        with server.refusing_requests(listening):
+            tracer = _open_served_index(model) if has_index else None
+            if limits is not None and tracer is None:
+                raise ConfigError(
+                    f"--max-copied-tokens needs the index of the training documents, and {model} has none: "
+                    "serve a run whose recipe has an index, without --no-index"
+                )
+            completer = load_completer(model, backend, weights, default="auto")
+            _limit_copies(completer, tracer, limits)
+            completer.warm_up()
+        application = server.make_app(
+            completer,
+            name,
+            host,
+            allowed_hosts=allowed_hosts or (),
+            max_body_bytes=max_body_bytes,
+            api_keys=api_keys,
+            recognize_fim=recognize_fim,
+            training=server.Training(tracer=tracer, withheld="" if limits is None else limits.reason),
+        )
+        shown = f"[{host}]" if ":" in host else host
+        agreement = "" if completer.agreement is None else f", {completer.agreement:.1%} of tokens as in float32"
+        typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
+        typer.echo(f"Weights: {completer.precision}{agreement}", err=True)
+        sys.stdout.flush()
+        server.serve(application, listening)
+
+
+def _open_served_index(run: Path) -> "Tracer | None":
+    """The index of a run for its server; None if it has none. Raises CodekilnError for one that cannot be used."""
+    from codekiln.index.search import INDEX_FOLDER
+
+    if not (run / INDEX_FOLDER).is_dir():
+        return None
+    try:
+        tracer = _open_tracer(run)
+    except CodekilnError as failure:
+        raise type(failure)(f"{failure}; or serve without it: --no-index") from None
+    tracer.find("x = 1\n" * 20)  # compiles the searches, which the first request would wait for
+    return tracer
 
 
 COMMANDS = (complete, infill, serve)
@@ -372,62 +424,95 @@ def _record(completion: "Completion") -> JsonObject:
     }
 
 
-class _Tracer:
-    """Finds the parts of a written text that are in the training documents of the run that the model is of.
+def _open_tracer(run: Path) -> "Tracer":
+    """Raises CodekilnError if the run has no index, or one of another tokenizer."""
+    from codekiln.model.huggingface import TOKENIZER, resolve_model_dir
 
-    Raises CodekilnError if the run has no index, or one of another tokenizer.
-    """
-
-    def __init__(self, run: Path) -> None:
-        from codekiln.model.huggingface import TOKENIZER, resolve_model_dir
-        from codekiln.tokenizer.bpe import Tokenizer
-
-        path = resolve_model_dir(run) / TOKENIZER
-        self._tokenizer = Tokenizer.load(path)
-        self._index = import_optional("codekiln.index.search", "corpus").open_run_index(run, path)
-
-    def find(self, text: str) -> list[JsonObject]:
-        """The verbatim parts of a text, in order."""
-        from codekiln.index.provenance import find_verbatim
-
-        ids = self._tokenizer.encode(text)
-        return [
-            {
-                "text": self._tokenizer.decode(ids[each.start : each.stop]),
-                "n_tokens": each.stop - each.start,
-                "count": each.count,
-                "licenses": each.licenses,
-                "sources": [vars(source.name) for source in each.sources],
-            }
-            for each in find_verbatim(self._index, ids)
-        ]
-
-    def notes(self, text: str) -> list[str]:
-        """The same for a person, a line for each part."""
-        return [
-            f"{each['n_tokens']} tokens are verbatim in {each['count']:,} {'place' if each['count'] == 1 else 'places'} "
-            f"of the training documents, for example "
-            + ", ".join(f"{source['repository']}/{source['path']} ({source['license']})" for source in each["sources"])
-            + f": {shorten(each['text'])}"
-            for each in self.find(text)
-        ]
+    provenance = import_optional("codekiln.generate.provenance", "corpus")
+    tracer: Tracer = provenance.open_tracer(run, resolve_model_dir(run) / TOKENIZER)
+    return tracer
 
 
-def _provenance(tracer: _Tracer | None, text: str) -> JsonObject:
-    return {} if tracer is None else {"provenance": tracer.find(text)}
+def _copy_limits(values: Sequence[str] | None) -> "CopyLimits | None":
+    """The limits of --max-copied-tokens: N for all licenses, or CLASS=N."""
+    from codekiln.generate.copying import CopyLimits
+
+    limits: dict[str, int] = {}
+    for value in values or ():
+        name, _, number = value.rpartition("=")
+        if name not in ("", "permissive", "other") or not number.isascii() or not number.isdigit():
+            raise typer.BadParameter(f"--max-copied-tokens is {value!r}: give N, permissive=N or other=N")
+        limits |= dict.fromkeys([name] if name else ["permissive", "other"], int(number[:9]))
+    return CopyLimits(permissive=limits.get("permissive"), other=limits.get("other")) if limits else None
 
 
-def _filled_record(filled: "FilledDocument", tracer: _Tracer | None) -> JsonObject:
+def _limit_copies(completer: "Completer", tracer: "Tracer | None", limits: "CopyLimits | None") -> None:
+    if tracer is not None and limits is not None:
+        from codekiln.generate.copying import CopyLimiter
+
+        is_permissive = import_optional("codekiln.corpus.licenses", "corpus").is_permissive
+        completer.copy_limiter = CopyLimiter(tracer.index, limits, is_permissive)
+
+
+def _find(tracer: "Tracer | None", completion: "Completion", text: str, prompt: str) -> "_Trace | None":
+    """Where a text comes from, which a completion was before post-processing."""
+    if tracer is None:
+        return None
+    return _Trace(text, tracer.find(text, completion.tokens, tracer.context_ids(prompt)))
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A text, and its parts that are in the training documents."""
+
+    text: str
+    stretches: "Sequence[Stretch]"
+
+
+def _trace_holes(tracer: "Tracer | None", filled: "FilledDocument") -> list[list[_Trace | None]]:
+    """Where each candidate for each hole comes from."""
+    prompt, traces = "", list[list[_Trace | None]]()
+    for part, hole in zip(filled.parts, filled.holes, strict=False):
+        prompt += part
+        traces.append([_find(tracer, each.completion, each.text, prompt) for each in hole.candidates])
+        prompt += hole.text
+    return traces
+
+
+def _notes(completion: "Completion", limits: "CopyLimits | None", trace: _Trace | None) -> list[str]:
+    """What a person should know about a completion."""
+    ended = [f"the completion ended early, because {limits.reason}"] if limits and completion.is_withheld else []
+    return ended + _provenance_notes([trace])
+
+
+def _provenance_notes(traces: Sequence[_Trace | None]) -> list[str]:
+    """A line for each part of a text that is in the training documents."""
+    return [
+        f"{record['n_tokens']} tokens are verbatim in {record['count']:,} "
+        f"{'place' if record['count'] == 1 else 'places'} of the training documents, for example "
+        + ", ".join(f"{source['repository']}/{source['path']} ({source['license']})" for source in record["sources"])
+        + f": {shorten(record['text'])}"
+        for trace in traces
+        if trace is not None
+        for record in (each.to_record(trace.text) for each in trace.stretches)
+    ]
+
+
+def _provenance(trace: _Trace | None) -> JsonObject:
+    return {} if trace is None else {"provenance": [each.to_record(trace.text) for each in trace.stretches]}
+
+
+def _filled_record(filled: "FilledDocument", traces: Sequence[Sequence[_Trace | None]]) -> JsonObject:
     holes = [
         {
             "candidates": [
                 _record(each.completion)
                 | {"text": each.text, "raw_text": each.completion.text}
                 | ({} if each.suffix_logprob is None else {"suffix_logprob": each.suffix_logprob})
-                | _provenance(tracer, each.text)
-                for each in hole.candidates
+                | _provenance(trace)
+                for each, trace in zip(hole.candidates, found, strict=True)
             ]
         }
-        for hole in filled.holes
+        for hole, found in zip(filled.holes, traces, strict=True)
     ]
     return {"text": filled.text, "holes": holes, "notes": list(filled.notes)}

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+MEMORIZATION = (
+    "memorization"  # its name among the results of the stage "evaluation", which are kinds of holes otherwise
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfillingConfig:

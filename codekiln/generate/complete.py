@@ -12,6 +12,7 @@ import torch
 from codekiln.errors import ConfigError
 from codekiln.generate.backends.backend import Backend, TokenRules, token_rules
 from codekiln.generate.context import ContextIds, RepositoryContext, context_ids
+from codekiln.generate.copying import WITHHELD, CopyGuard, CopyLimiter
 from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
 from codekiln.generate.precision import choose_precision
 from codekiln.generate.recall import Recall, RequestText
@@ -27,6 +28,7 @@ DEFAULT_MAX_NEW_TOKENS = 64
 # The suffix gets at least this fraction of the context if it is long enough: the prefix says more about a hole.
 SUFFIX_FRACTION = 0.25
 CUTS = 8  # a prefix that is too long loses a multiple of this fraction of the room
+EndReason = FinishReason | Literal["content_filter"]
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,24 @@ class CompletionParams:
 
 @dataclass(frozen=True)
 class Completion:
-    """`finish_reason` is "length" if the token limit ended the text, and "stop" if anything else did.
+    """`finish_reason` is "length" if the token limit ended the text, "content_filter" if it would have copied too much of the
+    training documents, and "stop" if anything else ended it.
 
     `tokens` are the ids that were generated, with the stop token, and `logprobs` theirs if they were requested.
     """
 
     text: str
-    finish_reason: FinishReason
+    finish_reason: EndReason
     prompt_tokens: int
     completion_tokens: int
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = field(default=0, compare=False)
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether it ended because the next token would have copied too much."""
+        return self.finish_reason == WITHHELD
 
     @property
     def total_logprob(self) -> float:
@@ -111,6 +119,7 @@ class Job:
     request: Request
     texts: list["StreamDecoder"]
     stop_when: Callable[[str], bool] | None = None
+    guards: list[CopyGuard] = field(default_factory=list)  # of each sample, if copying is limited
     tokens: list[list[int]] = field(default_factory=list)
     logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
     completions: dict[int, Completion] = field(default_factory=dict)
@@ -139,6 +148,7 @@ class Completer:
     def __init__(self, engine: Backend, tokenizer: Tokenizer, rules: TokenRules, *, precision: str) -> None:
         self.engine, self.tokenizer, self.precision = engine, tokenizer, precision
         self.agreement: float | None = None  # with float32, if it was measured
+        self.copy_limiter: CopyLimiter | None = None  # for all jobs that are submitted later
         self.context_length = engine.context_length
         self._stop_token_ids = rules.stop
         self._jobs: dict[Request, Job] = {}
@@ -241,6 +251,8 @@ class Completer:
             text=None if params.has_prompt_logprobs else text,
         )
         job = Job(added, [StreamDecoder(params.stop) for _ in range(params.n)], params.stop_when)
+        if self.copy_limiter is not None:
+            job.guards = [self.copy_limiter.guard() for _ in range(params.n)]
         self._jobs[added] = job
         return job
 
@@ -291,10 +303,17 @@ class Completer:
 
     def _chunks(self, job: Job, new: NewToken) -> Iterator[CompletionChunk]:
         index, text = new.sample.index, job.texts[new.sample.index]
+        is_end = new.token in self._stop_token_ids
+        if job.guards and not is_end and not job.guards[index].allows(new.token):
+            self.engine.cancel(new.sample)
+            yield CompletionChunk(index, text.rest())
+            text.is_stopped = True
+            yield self._finish(job, index, WITHHELD)
+            return
         job.tokens[index].append(new.token)
         if new.logprobs is not None:
             job.logprobs[index].append(new.logprobs)
-        if new.token in self._stop_token_ids:
+        if is_end:
             yield self._finish(job, index, "stop", new.logprobs)
             return
         piece = text.add(self.tokenizer.token_bytes[new.token])
@@ -311,13 +330,13 @@ class Completer:
             yield CompletionChunk(index, piece, None, new.logprobs)
 
     def _finish(
-        self, job: Job, index: int, reason: FinishReason, logprobs: TokenLogprobs | None = None
+        self, job: Job, index: int, reason: EndReason, logprobs: TokenLogprobs | None = None
     ) -> CompletionChunk:
         job.n_open -= 1
         rest = job.texts[index].rest()
         return CompletionChunk(index, rest, self._completion(job, index, reason), logprobs)
 
-    def _completion(self, job: Job, index: int, reason: FinishReason) -> Completion:
+    def _completion(self, job: Job, index: int, reason: EndReason) -> Completion:
         tokens = tuple(job.tokens[index])
         job.completions[index] = Completion(
             text=job.texts[index].sent,

@@ -17,6 +17,7 @@ from codekiln.generate.complete import (
     InfillRequest,
 )
 from codekiln.generate.context import RepositoryContext
+from codekiln.generate.copying import N_REDRAWS
 from codekiln.generate.postprocess import PostProcessing, is_finished, postprocess
 from codekiln.generate.work import Work, run_all
 from codekiln.tokenizer.infill import N_SENTINELS_PER_SPAN, CausalMask
@@ -40,7 +41,7 @@ class InfillSettings:
     """How holes are filled. `params.n` is the number of candidates for each hole; `params.stop_when` is not used.
 
     Candidates that the token limit cut off are drawn again, up to `n_retries` times, with other seeds. Greedy ones are not:
-    they would be the same.
+    they would be the same. Candidates that copied too much of the training documents are drawn again too, and then dropped.
     """
 
     params: CompletionParams
@@ -68,9 +69,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FilledHole:
-    """The candidates, the best first, without duplicates. There is none if post-processing dropped them all."""
+    """The candidates, the best first, without duplicates. There is none if all were dropped, `n_withheld` of them because
+    they copied too much of the training documents."""
 
     candidates: tuple[Candidate, ...]
+    n_withheld: int = 0
 
     @property
     def text(self) -> str:
@@ -125,7 +128,13 @@ def infill_jobs(completer: Completer, document: HoledDocument, settings: InfillS
         prompt = _prompt_of_many_holes(completer, document, holes, settings.params)
         holes.append((yield from _fill_hole(completer, request, prompt or request, suffix, settings)))
     is_blind = not completer.can_infill and any(part.strip() for part in parts[1:])
-    return FilledDocument(parts, tuple(holes), (LEFT_TO_RIGHT_NOTE,) if is_blind else ())
+    notes = [LEFT_TO_RIGHT_NOTE] if is_blind else []
+    notes += (
+        f"hole {k} is left empty, because what the model wrote was too long a copy of training documents"
+        for k, hole in enumerate(holes, start=1)
+        if hole.n_withheld and not hole.candidates
+    )
+    return FilledDocument(parts, tuple(holes), tuple(notes))
 
 
 def _fill_hole(
@@ -145,22 +154,24 @@ def _fill_hole(
         stop_when=lambda text: is_finished(request.prompt, text, suffix, steps),
     )
     found: list[Completion] = []
-    for attempt in range(1 if sampling.is_greedy else 1 + settings.n_retries):
-        ended = [each for each in found if each.finish_reason == "stop"]
+    for attempt in range(1 if sampling.is_greedy else 1 + max(settings.n_retries, N_REDRAWS)):
+        reasons = ("stop",) if attempt <= settings.n_retries else ("stop", "length")
+        ended = [each for each in found if each.finish_reason in reasons]
         if attempt and len(ended) == len(found):
             break
         again = replace(params.sampling, seed=sampling.seed + attempt)
         job = completer.submit(prompt, replace(params, sampling=again, n=params.n - len(ended)))
         yield [job]
         found = ended + [job.completions[index] for index in sorted(job.completions)]
-    candidates = [Candidate(postprocess(request.prompt, each.text, suffix, steps), each) for each in found]
+    written = [each for each in found if not each.is_withheld]
+    candidates = [Candidate(postprocess(request.prompt, each.text, suffix, steps), each) for each in written]
     candidates = [each for each in candidates if each.text or not each.completion.text]
     if settings.rank_by == "suffix" and candidates:
         candidates = yield from _with_suffix_logprobs(completer, request, suffix, candidates, params.cache_key)
     distinct: dict[str, Candidate] = {}
     for each in sorted(candidates, key=partial(_rank, settings.rank_by), reverse=True):
         distinct.setdefault(each.text, each)
-    return FilledHole(tuple(distinct.values()))
+    return FilledHole(tuple(distinct.values()), len(found) - len(written))
 
 
 def _rank(rank_by: RankBy, candidate: Candidate) -> tuple[bool, float]:

@@ -7,6 +7,7 @@ from typing import Any
 from codekiln.corpus.documents import MANIFEST, read_manifest
 from codekiln.corpus.steps.exact import DUPLICATE
 from codekiln.corpus.steps.near import NEAR_DUPLICATE
+from codekiln.evaluate.config import MEMORIZATION
 from codekiln.files import JsonObject, atomic_write
 from codekiln.folders import require_made
 from codekiln.metrics_log import METRICS_FILE, read_metrics
@@ -39,6 +40,7 @@ def write_report(run: Path) -> Path:
     name, manifest = read_recipe(run)["name"], _read_manifest(run)
     lengths = read_stage_record(run, "tokens")["result"]["token_lengths"]
     charts = training_charts({name: read_metrics(run / METRICS_FILE)})
+    evaluation = read_stage_record(run, "evaluation")["result"]
     charts["Token lengths"] = bar_chart(lengths[1:], x_title="bytes", y_title="tokens of the vocabulary")
     write_page(
         run / REPORT,
@@ -48,7 +50,8 @@ def write_report(run: Path) -> Path:
         trained=read_stage_record(run, "train")["result"],
         manifest=manifest,
         funnel=_drop_funnel(manifest),
-        evaluation=read_stage_record(run, "evaluation")["result"],
+        evaluation={kind: entry for kind, entry in evaluation.items() if kind != MEMORIZATION},
+        memorization=evaluation.get(MEMORIZATION),
         functions=read_stage_record(run, "functions")["result"]["functions"],
         seconds={name: read_stage_record(run, name)["seconds"] for name in STAGE_NAMES},
     )
@@ -139,6 +142,9 @@ def _hyper_parameters(train: JsonObject, model: JsonObject, trained: JsonObject)
 def _result_lines(trained: JsonObject, evaluation: JsonObject) -> dict[str, str]:
     results = {"Validation, left to right": _format_bpb(trained["validation_bits_per_byte"])}
     for kind, entry in evaluation.items():
+        if kind == MEMORIZATION:
+            results["Memorization"] = _format_memorization(entry)
+            continue
         if not entry["problems"]:
             results[f"Infilling, {kind}"] = "not measured (no held-out data)"
             continue
@@ -236,6 +242,16 @@ def _drop_funnel(manifest: JsonObject) -> list[JsonObject]:
                 left -= entry["documents"]
                 rows.append(entry | {"reason": reason, "left": left})
     return rows
+
+
+def _format_memorization(entry: JsonObject) -> str:
+    if not entry["prompts"]:
+        return f"not measured ({entry['reason']})"
+    return (
+        f"{_format_percent(entry['memorized'])} of {entry['tokens']:,} written tokens are in verbatim matches of at least "
+        f"{entry['min_match_tokens']} tokens of the training documents ({entry['prompts']} held-out prompts, temperature "
+        f"{entry['temperature']:g}, up to {entry['max_new_tokens']} new tokens each)"
+    )
 
 
 def _format_percent(entry: JsonObject) -> str:

@@ -22,6 +22,9 @@ class ServerMetrics:
         self.shared = Counter(
             "codekiln_shared_requests", "Requests answered by another one that was the same", registry=self._registry
         )
+        self.withheld = Counter(
+            "codekiln_withheld_completions", "Completions that copied too much", registry=self._registry
+        )
         self.open = Gauge("codekiln_open_requests", "Requests that wait or are being answered", registry=self._registry)
         self.first_token = Histogram(
             "codekiln_time_to_first_token_seconds", "From the end of the body to the first token",

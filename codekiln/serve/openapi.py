@@ -18,6 +18,21 @@ _ERRORS = {
 }
 
 
+_HEADERS = {
+    "Codekiln-Note": "What the person who reads the completion should know",
+    "Codekiln-Provenance": "The longest stretch that is verbatim in the training documents, if the server has their index and "
+    'the answer is not streamed: tokens=42, count=3, license="MIT"',
+}
+
+
+def describe_completion(*bodies: type[BaseModel]) -> JsonObject:
+    """The same as `describe`, for a route that answers with completions."""
+    described = describe(*bodies)
+    headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()}
+    described["responses"] |= {"200": {"description": "Completions", "headers": headers}}
+    return described
+
+
 def describe(*bodies: type[BaseModel]) -> JsonObject:
     """What a route that reads its body itself adds to its description: the fields of one or several forms of the body."""
     schemas = [_inline(body.model_json_schema()) for body in bodies]

@@ -12,11 +12,14 @@ CLIENT_LEFT = 499  # nginx's status for a client that left before the answer beg
 # Asked every few seconds by monitors: their lines are of level DEBUG.
 QUIET_ROUTES = ("/health", "/v1/health", "/ready", "/metrics")
 
+HEADERS = ("note", "provenance")
+
 
 class RequestLog:
-    """Counts and logs requests, and adds the note of an answer as the header `Codekiln-Note`.
+    """Counts and logs requests, and adds what an answer stored in `scope["state"]` as headers.
 
-    `scope["state"]` may have "summary", what an answer adds to the line, and "note".
+    It may have "summary", what an answer adds to the line, "note" for the header `Codekiln-Note`, and "provenance" for the
+    header `Codekiln-Provenance`.
     """
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
@@ -34,8 +37,8 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if "note" in state:
-                    message = {**message, "headers": [*message["headers"], (b"codekiln-note", state["note"].encode())]}
+                added = [(f"codekiln-{name}".encode(), state[name].encode()) for name in HEADERS if state.get(name)]
+                message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
         try:

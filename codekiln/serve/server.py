@@ -20,13 +20,14 @@ from codekiln.serve.access import KeyCheck, read_keys
 from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
 from codekiln.serve.loading import refusing_requests
-from codekiln.serve.openapi import describe
+from codekiln.serve.openapi import describe_completion
 from codekiln.serve.pages import add_playground
 from codekiln.serve.protocols import llama_cpp, mistral, ollama, openai, tabby
+from codekiln.serve.provenance import Training
 from codekiln.serve.request_log import CLIENT_LEFT, RequestLog, print_log
 from codekiln.serve.service import CompletionService, Refusal
 
-__all__ = ["LOOPBACK", "listen", "make_app", "read_keys", "refusing_requests", "serve"]
+__all__ = ["LOOPBACK", "Training", "listen", "make_app", "read_keys", "refusing_requests", "serve"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -39,13 +40,14 @@ def make_app(
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     api_keys: Sequence[str] = (),
     recognize_fim: bool = False,
+    training: Training | None = None,
 ) -> FastAPI:
     """The application for one model, to listen on `host`.
 
     On loopback addresses it answers to their names and to `allowed_hosts`; elsewhere to `allowed_hosts`, or to any name.
-    `recognize_fim` is explained at `CompletionService`.
+    `recognize_fim` and `training` are explained at `CompletionService`.
     """
-    service = CompletionService(completer, model_name, recognize_fim=recognize_fim)
+    service = CompletionService(completer, model_name, recognize_fim=recognize_fim, training=training)
 
     @asynccontextmanager
     async def run_engine(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -87,7 +89,7 @@ def make_app(
         text = service.metrics.page(completer.engine.stats)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    description = describe(openai.CompletionRequest, tabby.TabbyRequest)
+    description = describe_completion(openai.CompletionRequest, tabby.TabbyRequest)
     app.add_api_route("/v1/completions", complete, methods=["POST"], response_model=None, openapi_extra=description)
     for path in ("/health", "/ready"):  # while the model is loaded, both are answered with 503
         app.add_api_route(path, lambda: JSONResponse({"status": "ok"}), methods=["GET", "HEAD"], response_model=None)

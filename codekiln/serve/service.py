@@ -5,11 +5,13 @@ A protocol parses a body into `Query`, calls `CompletionService.answer`, and wri
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -26,10 +28,12 @@ from codekiln.generate.complete import (
     InfillRequest,
 )
 from codekiln.generate.context import RepositoryContext
+from codekiln.generate.copying import N_REDRAWS
 from codekiln.generate.engine import Request as EngineRequest
 from codekiln.generate.infilling import LEFT_TO_RIGHT_NOTE
 from codekiln.serve.fim_templates import find_hole
 from codekiln.serve.metrics import ServerMetrics
+from codekiln.serve.provenance import Traces, Training
 from codekiln.serve.worker import EngineWorker, Generation
 
 MAX_OPEN = 64  # completion requests that wait or are being answered
@@ -68,6 +72,8 @@ class Answer:
     prompt_tokens: list[int]  # of each prompt
     is_truncated: bool
     params: CompletionParams
+    traces: Traces
+    state: dict[str, Any]  # of the request: what its middleware reads
     started: float = field(default_factory=time.monotonic)
     first_token_seconds: float | None = None
     completions: dict[int, Completion] = field(default_factory=dict)
@@ -76,6 +82,7 @@ class Answer:
     queue: asyncio.Queue[CompletionChunk | Exception | None] = field(default_factory=asyncio.Queue)
     chunks: AsyncGenerator[CompletionChunk, None] = field(init=False)
     generations: list[Generation] = field(default_factory=list)
+    draw_again: Callable[[], Awaitable[None]] = field(init=False)
 
     @property
     def n_samples(self) -> int:
@@ -94,24 +101,60 @@ class Answer:
         return job.request
 
     async def whole(self) -> list[Completion]:
-        """All completions, in order. Raises Refusal if the client has left or sent a newer request in the same slot."""
+        """All completions, in order, traced. Those that copied too much are drawn again.
+
+        Raises Refusal if the client has left or sent a newer request in the same slot.
+        """
+        await self.finish()
+        await self.draw_again()
+        await self.trace({number: each.text for number, each in self.completions.items()})
+        return [self.completions[i] for i in range(self.n_samples)]
+
+    async def finish(self) -> None:
+        """Waits for all completions. Raises Refusal if the client has left or sent a newer request in the same slot."""
         async with aclosing(self.chunks) as chunks:
             async for _ in chunks:
                 pass
         if not self.is_complete:
             raise Refusal(409, "a newer request of this client took the place of this one", code="superseded")
-        return [self.completions[i] for i in range(self.n_samples)]
+
+    async def trace(self, texts: Mapping[int, str]) -> None:
+        """Finds where texts of samples come from. A response that begins later has the longest stretch in its header."""
+        if self.traces.training.tracer is not None:
+            await run_in_threadpool(self.traces.find, texts, self.completions)
+            self.set_header(texts)
+
+    def set_header(self, numbers: Iterable[int]) -> None:
+        """The header is about these samples only."""
+        if self.traces.training.tracer is not None:
+            self.state["provenance"] = self.traces.header(numbers)
+
+
+@dataclass(frozen=True)
+class _Tokenized:
+    """The ids of each prompt, whether one was cut, and the ids that a completion of each continues, if it is traced."""
+
+    prompts: list[list[int]]
+    is_truncated: bool
+    contexts: list[list[int]]
 
 
 class CompletionService:
-    """Answers queries about one model.
+    """Answers queries about one model. `training` traces its completions.
 
     With `recognize_fim`, prompts without a suffix that are in the infilling template of another model are rendered in the
     format of this one.
     """
 
-    def __init__(self, completer: Completer, model_name: str, *, recognize_fim: bool = False) -> None:
-        self.completer, self.model_name = completer, model_name
+    def __init__(
+        self,
+        completer: Completer,
+        model_name: str,
+        *,
+        recognize_fim: bool = False,
+        training: Training | None = None,
+    ) -> None:
+        self.completer, self.model_name, self._training = completer, model_name, training or Training()
         self._recognize_fim = recognize_fim
         self.metrics = ServerMetrics()
         self._worker = EngineWorker(completer)
@@ -164,18 +207,41 @@ class CompletionService:
         self._n_tokenizing += 1
         try:
             async with self._parse_slots:
-                prompts, is_truncated = await run_in_threadpool(self._tokenize, query)
+                tokenized = await run_in_threadpool(self._tokenize, query)
         finally:
             self._n_tokenizing -= 1
         cache_key = user if query.has_cache else f"{user} {time.monotonic_ns()}"
         params = dataclasses.replace(query.params, cache_key=cache_key)
-        answer = Answer([len(ids) for ids in prompts], is_truncated, params)
+        answer = self._make_answer(request, tokenized, params)
         slot = None if query.slot is None else f"{user} {query.slot}"
-        answer.chunks = self._run(request, answer, prompts, slot)
+        answer.chunks = self._run(request, answer, tokenized.prompts, slot)
+        answer.draw_again = partial(self._draw_again, request, answer, tokenized)
         return answer
 
-    def _tokenize(self, query: Query) -> tuple[list[list[int]], bool]:
-        """The ids of each prompt, and whether one was cut."""
+    def _make_answer(self, request: Request, tokenized: _Tokenized, params: CompletionParams) -> Answer:
+        lengths = [len(ids) for ids in tokenized.prompts]
+        traces = Traces(self._training, tokenized.contexts, params.n)
+        return Answer(lengths, tokenized.is_truncated, params, traces, request.scope["state"])
+
+    async def _draw_again(self, request: Request, answer: Answer, tokenized: _Tokenized) -> None:
+        """Draws completions that copied too much again, with other seeds. Greedy ones would be the same."""
+        n, sampling = answer.params.n, answer.params.sampling
+        if sampling.is_greedy:
+            return
+        for attempt in range(1, 1 + N_REDRAWS):
+            withheld = [number for number in range(answer.n_samples) if answer.completions[number].is_withheld]
+            for k, group in itertools.groupby(withheld, key=lambda number: number // n):
+                numbers = list(group)
+                other = dataclasses.replace(sampling, seed=(sampling.seed + attempt) % 2**63)
+                params = dataclasses.replace(answer.params, sampling=other, n=len(numbers), has_prompt_logprobs=False)
+                prompts = [tokenized.prompts[k]]
+                again = self._make_answer(request, dataclasses.replace(tokenized, prompts=prompts), params)
+                again.chunks = self._run(request, again, prompts, None)
+                await again.finish()
+                answer.completions |= {number: again.completions[i] for i, number in enumerate(numbers)}
+
+    def _tokenize(self, query: Query) -> _Tokenized:
+        """The prompts as ids. Raises Refusal for one that is too long."""
         completer = self.completer
         limit = completer.max_new_tokens_limit
         max_new_tokens = query.params.max_new_tokens
@@ -185,6 +251,7 @@ class CompletionService:
             raise Refusal(400, f"max_tokens must be at most {limit} for this model", param="max_tokens")
         room = completer.context_length - max_new_tokens
         prompts: list[list[int]] = []
+        contexts: list[list[int]] = []
         is_truncated = False
         for given in query.prompts:
             prompt = self._recognize(given)
@@ -205,7 +272,15 @@ class CompletionService:
             completer.check(ids, query.params)
             is_truncated |= is_cut
             prompts.append(ids)
-        return prompts, is_truncated
+            contexts.append(self._context(prompt))
+        return _Tokenized(prompts, is_truncated, contexts)
+
+    def _context(self, prompt: Prompt) -> list[int]:
+        """The ids of the text that a completion continues, the last ones."""
+        tracer = self._training.tracer
+        if tracer is None:
+            return []
+        return tracer.context_ids(prompt.prompt if isinstance(prompt, InfillRequest) else prompt)
 
     def _recognize(self, prompt: Prompt) -> Prompt:
         """A prompt, or the text around the hole if it is in the template of another model and that is recognized."""
@@ -235,6 +310,7 @@ class CompletionService:
                     self.metrics.first_token.observe(answer.first_token_seconds)
                 if item.completion is not None:
                     answer.completions[item.index] = item.completion
+                    self.metrics.withheld.inc(item.completion.is_withheld)
                 yield item
         finally:
             for task in tasks:

@@ -91,14 +91,22 @@ def contaminated_by(file: str) -> str:
 def decontaminate(paths: list[Path]) -> Decontaminate:
     """The step for some files. Raises CodekilnError that names a file that is missing or not readable."""
     for path in paths:
-        if not path.is_file():
-            raise MissingFileError(f"{path} is not a file: name a JSONL file of a benchmark")
-        if not any(True for _ in _read_texts(path)):
-            raise InvalidFileError(
-                f"{path} has no text of at least {MIN_WORDS} words: name a JSONL file of a benchmark"
-            )
+        read_benchmark_texts(path)
     files = tuple(BenchmarkFile(path=path.absolute(), sha256=sha256_of(path)) for path in paths)
     return Decontaminate(benchmarks=files)
+
+
+def read_benchmark_texts(path: Path) -> list[tuple[str, str]]:
+    """Name and content of each text of a benchmark with at least `MIN_WORDS` words.
+
+    A name is the number of the problem and the path of the field. Raises CodekilnError for a file without such a text.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not a file: name a JSONL file of a benchmark")
+    texts = list(_read_texts(path))
+    if not texts:
+        raise InvalidFileError(f"{path} has no text of at least {MIN_WORDS} words: name a JSONL file of a benchmark")
+    return texts
 
 
 class _BenchmarkTexts:

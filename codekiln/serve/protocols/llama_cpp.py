@@ -21,10 +21,12 @@ from codekiln import __version__
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, CompletionChunk, CompletionParams, InfillRequest
 from codekiln.generate.context import ContextFile, RepositoryContext
+from codekiln.generate.copying import WITHHELD
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.errors import error_body
-from codekiln.serve.openapi import describe
+from codekiln.serve.openapi import describe, describe_completion
 from codekiln.serve.protocols.openai import MAX_SAMPLES, Name, StopStrings, WireModel
+from codekiln.serve.provenance import ProvenanceField
 from codekiln.serve.service import Answer, CompletionService, Prompt, Query, Refusal
 from codekiln.serve.streaming import EVENT_STREAM, StreamedResponse
 
@@ -94,6 +96,7 @@ class GenerationRequest(WireModel):
     t_max_predict_ms: Milliseconds = 0
     response_fields: Annotated[list[Name], Field(max_length=MAX_RESPONSE_FIELDS)] | None = None
     n_cmpl: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
+    provenance: ProvenanceField = False
 
     def params(self, completer: Completer) -> CompletionParams:
         """How the prompt is completed. More new tokens than the model allows are as many as it allows."""
@@ -185,9 +188,13 @@ def add_llama_cpp(app: FastAPI, service: CompletionService) -> None:
             raise Refusal(400, f"tokens: {wrong[0]} is not in the vocabulary: ids are 0 to {n - 1}", param="tokens")
         return JSONResponse({"content": await run_in_threadpool(completer.tokenizer.decode, body.tokens)})
 
-    app.add_api_route("/infill", infill, methods=["POST"], response_model=None, openapi_extra=describe(InfillBody))
+    app.add_api_route(
+        "/infill", infill, methods=["POST"], response_model=None, openapi_extra=describe_completion(InfillBody)
+    )
     for path in ("/completion", "/completions"):
-        app.add_api_route(path, complete, methods=["POST"], response_model=None, openapi_extra=describe(CompletionBody))
+        app.add_api_route(
+            path, complete, methods=["POST"], response_model=None, openapi_extra=describe_completion(CompletionBody)
+        )
     app.add_api_route("/props", show_properties, methods=["GET", "HEAD"], response_model=None)
     app.add_api_route(
         "/tokenize", tokenize, methods=["POST"], response_model=None, openapi_extra=describe(TokenizeBody)
@@ -291,6 +298,7 @@ class _LlamaResponse:
             async for _ in pieces:
                 pass
         self._require_end()
+        await self._answer.trace({sample.index: sample.text for sample in self._samples})
         return [self._final(sample, sample.text) for sample in self._samples]
 
     async def events(self) -> AsyncIterator[str]:
@@ -300,6 +308,8 @@ class _LlamaResponse:
                 if text:
                     yield _event(self._partial(sample, text))
                 if sample.stop_type != "none":
+                    if self._body.provenance:
+                        await self._answer.trace({sample.index: sample.text})
                     yield _event(self._final(sample, ""))
         try:
             self._require_end()
@@ -348,7 +358,7 @@ class _LlamaResponse:
 
     def _stop_type(self, completion: Completion) -> tuple[str, str]:
         """Why a completion has ended, and the stop string if it was one."""
-        if completion.finish_reason == "length":
+        if completion.finish_reason in ("length", WITHHELD):
             return "limit", ""
         rest = self._completer.tokenizer.decode(list(completion.tokens))[len(completion.text) :]
         word = next((word for word in self._body.stop if rest.startswith(word)), "")
@@ -395,9 +405,10 @@ class _LlamaResponse:
                 **_rates("predicted", sample.n_tokens, predict_ms),
             },
         }
-        if self._body.response_fields is None:
-            return record
-        return {name: value for name in self._body.response_fields if (value := _lookup(record, name)) is not None}
+        if (names := self._body.response_fields) is not None:
+            record = {name: value for name in names if (value := _lookup(record, name)) is not None}
+        completion = self._answer.completions.get(sample.index)
+        return record | self._answer.traces.fields(sample.index, completion, is_wanted=self._body.provenance)
 
 
 def _rates(name: str, n_tokens: int, milliseconds: float) -> JsonObject:

@@ -18,9 +18,10 @@ from pydantic import Field
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completion, CompletionParams
 from codekiln.generate.sampling import SamplingParams
-from codekiln.serve.openapi import describe
+from codekiln.serve.openapi import describe_completion
 from codekiln.serve.protocols import openai
 from codekiln.serve.protocols.openai import Name, Seed, StopStrings, WireModel
+from codekiln.serve.provenance import ProvenanceField
 from codekiln.serve.service import Answer, CompletionService, Query
 from codekiln.serve.streaming import EVENT_STREAM, StreamedResponse
 
@@ -45,6 +46,7 @@ class FimRequest(WireModel):
     stream: bool = False
     metadata: dict[str, Any] | None = None
     prompt_cache_key: Name | None = None
+    provenance: ProvenanceField = False
 
     def params(self) -> CompletionParams:
         """How the prompt is completed."""
@@ -68,38 +70,43 @@ def add_mistral(app: FastAPI, service: CompletionService) -> None:
         answer = await service.answer(request, Query(prompts=[prompt], params=body.params()))
         shared = {"id": f"fim-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.model_name}
         if body.stream:
-            return StreamedResponse(_events(answer, shared), EVENT_STREAM)
-        return JSONResponse(_whole(shared, (await answer.whole())[0]))
+            return StreamedResponse(_events(answer, shared, body), EVENT_STREAM)
+        completion = (await answer.whole())[0]
+        return JSONResponse(_whole(shared, completion, answer.traces.fields(0, completion, is_wanted=body.provenance)))
 
     async def complete(request: Request) -> Response:
         return await openai.complete(request, await service.parse(request, openai.CompletionRequest), service)
 
     app.add_api_route(
-        "/v1/fim/completions", infill, methods=["POST"], response_model=None, openapi_extra=describe(FimRequest)
+        "/v1/fim/completions",
+        infill,
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=describe_completion(FimRequest),
     )
     app.add_api_route(
         "/beta/completions",
         complete,
         methods=["POST"],
         response_model=None,
-        openapi_extra=describe(openai.CompletionRequest),
+        openapi_extra=describe_completion(openai.CompletionRequest),
     )
 
 
-def _whole(shared: JsonObject, completion: Completion) -> JsonObject:
+def _whole(shared: JsonObject, completion: Completion, fields: JsonObject) -> JsonObject:
     message = {"role": "assistant", "content": completion.text, "tool_calls": None}
-    choice = {"index": 0, "message": message, "finish_reason": completion.finish_reason}
+    choice = {"index": 0, "message": message, "finish_reason": completion.finish_reason} | fields
     return shared | {"object": "chat.completion", "choices": [choice], "usage": _usage(completion)}
 
 
-async def _events(answer: Answer, shared: JsonObject) -> AsyncIterator[str]:
+async def _events(answer: Answer, shared: JsonObject, body: FimRequest) -> AsyncIterator[str]:
     """Server-sent events: one per chunk that has text, the last one with the token counts, and the end mark."""
     async with aclosing(answer.chunks) as chunks:
         async for chunk in chunks:
             if not chunk.text and chunk.completion is None:
                 continue
             completion = chunk.completion
-            choice = {
+            choice: JsonObject = {
                 "index": 0,
                 "delta": {"role": "assistant", "content": chunk.text},
                 "text": chunk.text,
@@ -107,6 +114,9 @@ async def _events(answer: Answer, shared: JsonObject) -> AsyncIterator[str]:
             }
             record = shared | {"object": "chat.completion.chunk", "choices": [choice]}
             if completion is not None:
+                if body.provenance:
+                    await answer.trace({0: completion.text})
+                choice |= answer.traces.fields(0, completion, is_wanted=body.provenance)
                 record["usage"] = _usage(completion)
             yield f"data: {json.dumps(record)}\n\n"
     yield "data: [DONE]\n\n"

@@ -21,8 +21,9 @@ from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, CompletionParams
 from codekiln.generate.sampling import SamplingParams
-from codekiln.serve.openapi import describe
+from codekiln.serve.openapi import describe, describe_completion
 from codekiln.serve.protocols.openai import Name, Seed, StopStrings, WireModel
+from codekiln.serve.provenance import ProvenanceField
 from codekiln.serve.service import Answer, CompletionService, Query, Refusal
 from codekiln.serve.streaming import StreamedResponse
 
@@ -97,6 +98,7 @@ class GenerateRequest(WireModel):
     suffix: str | None = None
     raw: bool = False
     stream: bool = True
+    provenance: ProvenanceField = False
     options: Options = Options()
     keep_alive: float | Name | None = None
     format: Literal[""] = ""
@@ -134,9 +136,9 @@ def add_ollama(app: FastAPI, service: CompletionService) -> None:
         query = Query(prompts=[prompt], params=body.options.params(completer))
         answer = await service.answer(request, query)
         if body.stream:
-            return StreamedResponse(_lines(answer, body.model), NDJSON)
+            return StreamedResponse(_lines(answer, body), NDJSON)
         completion = (await answer.whole())[0]
-        return JSONResponse(_last_record(answer, completion, body.model, completion.text))
+        return JSONResponse(_last_record(answer, completion, body, completion.text))
 
     async def show_model(request: Request) -> Response:
         body = await service.parse(request, ShowRequest)
@@ -168,7 +170,7 @@ def add_ollama(app: FastAPI, service: CompletionService) -> None:
         _with_errors(generate),
         methods=["POST"],
         response_model=None,
-        openapi_extra=describe(GenerateRequest),
+        openapi_extra=describe_completion(GenerateRequest),
     )
     app.add_api_route(
         "/api/show",
@@ -204,22 +206,24 @@ def _with_errors(handler: Handler) -> Handler:
     return handle
 
 
-async def _lines(answer: Answer, model: str) -> AsyncIterator[str]:
+async def _lines(answer: Answer, body: GenerateRequest) -> AsyncIterator[str]:
     """One line per chunk that has text, and a last one with the counts."""
     async with aclosing(answer.chunks) as chunks:
         async for chunk in chunks:
             if chunk.completion is not None:
-                yield json.dumps(_last_record(answer, chunk.completion, model, chunk.text)) + "\n"
+                if body.provenance:
+                    await answer.trace({0: chunk.completion.text})
+                yield json.dumps(_last_record(answer, chunk.completion, body, chunk.text)) + "\n"
             elif chunk.text:
-                record = {"model": model, "created_at": _now(), "response": chunk.text, "done": False}
+                record = {"model": body.model, "created_at": _now(), "response": chunk.text, "done": False}
                 yield json.dumps(record) + "\n"
 
 
-def _last_record(answer: Answer, completion: Completion, model: str, text: str) -> JsonObject:
+def _last_record(answer: Answer, completion: Completion, body: GenerateRequest, text: str) -> JsonObject:
     total = time.monotonic() - answer.started
     prompt = min(total, answer.first_token_seconds or total)
     return {
-        "model": model,
+        "model": body.model,
         "created_at": _now(),
         "response": text,
         "done": True,
@@ -230,7 +234,7 @@ def _last_record(answer: Answer, completion: Completion, model: str, text: str) 
         "prompt_eval_duration": _nanoseconds(prompt),
         "eval_count": completion.completion_tokens,
         "eval_duration": _nanoseconds(total - prompt),
-    }
+    } | answer.traces.fields(0, completion, is_wanted=body.provenance)
 
 
 def _nanoseconds(seconds: float) -> int:

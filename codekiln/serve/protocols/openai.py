@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, CompletionChunk, CompletionParams, InfillRequest
 from codekiln.generate.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, SamplingParams, TokenLogprobs
+from codekiln.serve.provenance import ProvenanceField
 from codekiln.serve.service import Answer, CompletionService, Prompt, Query, Refusal
 from codekiln.serve.streaming import EVENT_STREAM, StreamedResponse
 
@@ -115,6 +116,7 @@ class CompletionRequest(WireModel):
     best_of: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    provenance: ProvenanceField = False
     user: Name | None = None
 
     @property
@@ -197,6 +199,8 @@ async def _events(answer: Answer, response: "CompletionResponse", body: Completi
     """Server-sent events: one per chunk that has text or ends a completion, and the end mark."""
     async with aclosing(answer.chunks) as chunks:
         async for chunk in chunks:
+            if chunk.completion is not None and body.provenance:
+                await answer.trace({chunk.index: chunk.completion.text})
             if (record := response.chunk(chunk)) is not None:
                 yield _event(record)
     if body.stream_options is not None and body.stream_options.include_usage:
@@ -227,20 +231,26 @@ class CompletionResponse:
             stream.add(chunk.logprobs)
         if not chunk.text and chunk.completion is None and not (is_first and self._body.echo):
             return None
-        text = (self._prompt_text(chunk.index) if is_first and self._body.echo else "") + chunk.text
+        prompt = self._prompt_text(chunk.index) if self._body.echo else ""
+        text = (prompt if is_first else "") + chunk.text
         record = stream.take(len(text)) if self._body.logprobs is not None else None
         reason = None if chunk.completion is None else chunk.completion.finish_reason
-        return self._shared | {"choices": [_choice(chunk.index, text, record, reason)]}
+        choice = _choice(chunk.index, text, record, reason)
+        if chunk.completion is not None:
+            choice |= self._provenance(chunk.index, chunk.completion, prompt)
+        return self._shared | {"choices": [choice]}
 
     def whole(self, completions: Sequence[Completion]) -> JsonObject:
         """The whole response, with token counts."""
-        body, choices = self._body, list[JsonObject]()
+        body, choices, shown = self._body, list[JsonObject](), list[int]()
         for prompt_number in range(len(body.prompt)):
             first = prompt_number * body.n_drawn
             drawn = list(range(first, first + body.n_drawn))
             if body.n_drawn > body.n:
-                drawn.sort(key=lambda i: -completions[i].mean_logprob)
+                drawn.sort(key=lambda i: (completions[i].is_withheld, -completions[i].mean_logprob))
             choices += [self._whole_choice(len(choices) + k, i, completions[i]) for k, i in enumerate(drawn[: body.n])]
+            shown += drawn[: body.n]
+        self._answer.set_header(shown)
         return self._shared | {"choices": choices, "usage": self._usage(completions)}
 
     def usage_chunk(self, completions: Sequence[Completion]) -> JsonObject:
@@ -248,14 +258,20 @@ class CompletionResponse:
         return self._shared | {"choices": [], "usage": self._usage(completions)}
 
     def _whole_choice(self, index: int, number: int, completion: Completion) -> JsonObject:
-        text = (self._prompt_text(number) if self._body.echo else "") + completion.text
+        prompt = self._prompt_text(number) if self._body.echo else ""
+        text = prompt + completion.text
         record = None
         if self._body.logprobs is not None:
             sample = self._begin(number)
             for logprobs in completion.logprobs:
                 sample.add(logprobs)
             record = sample.take(len(text))
-        return _choice(index, text, record, completion.finish_reason)
+        choice = _choice(index, text, record, completion.finish_reason)
+        return choice | self._provenance(number, completion, prompt)
+
+    def _provenance(self, number: int, completion: Completion, prompt: str) -> JsonObject:
+        """Codekiln's own fields. Places are those in the text with the prompt, if it is echoed."""
+        return self._answer.traces.fields(number, completion, is_wanted=self._body.provenance, first=len(prompt))
 
     def _begin(self, number: int) -> "_SampleText":
         """The text of a sample before its first new token: the prompt, if it is echoed."""

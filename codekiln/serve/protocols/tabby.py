@@ -15,6 +15,7 @@ from codekiln.generate.complete import CompletionParams
 from codekiln.generate.context import ContextFile, RepositoryContext
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.protocols.openai import CompletionRequest, Name, Seed, WireModel
+from codekiln.serve.provenance import ProvenanceField
 from codekiln.serve.service import CompletionService, Query
 
 MAX_SNIPPETS = 256
@@ -73,6 +74,7 @@ class TabbyRequest(WireModel):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.2
     seed: Seed = 0
     mode: Literal["standard"] = "standard"
+    provenance: ProvenanceField = False
 
 
 def request_kind(fields: Any) -> type[CompletionRequest] | type[TabbyRequest]:
@@ -86,8 +88,9 @@ async def complete(request: Request, body: TabbyRequest, service: CompletionServ
     prompt = service.hole(request, segments.prefix, segments.suffix, segments.context())
     params = CompletionParams(sampling=SamplingParams(temperature=body.temperature, seed=body.seed))
     answer = await service.answer(request, Query(prompts=[prompt], params=params))
-    text = (await answer.whole())[0].text
-    choices = [{"index": 0, "text": text}]
+    completion = (await answer.whole())[0]
+    fields = answer.traces.fields(0, completion, is_wanted=body.provenance)
+    choices = [{"index": 0, "text": completion.text} | fields]
     return JSONResponse({"id": f"cmpl-{uuid.uuid4()}", "choices": choices, "mode": body.mode})
 
 

@@ -43,6 +43,7 @@ export async function isHealthy() {
 
 /**
  * Streams the completions of a request and calls `onChoice` with each piece: {index, text, logprobs, finish_reason}.
+ * The last piece of a completion also has its provenance.
  *
  * Returns {firstMs, totalMs, tokens}: milliseconds to the first text and to the end, and the number of tokens. Throws
  * RequestError, or AbortError if `signal` was aborted.
@@ -55,7 +56,7 @@ export async function streamCompletions(body, { apiKey, signal, onChoice }) {
     signal,
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({ ...body, provenance: true, stream: true, stream_options: { include_usage: true } }),
   });
   for await (const event of serverSentEvents(response)) {
     if (event.error) throw new RequestError(500, event.error.message ?? "the server failed");

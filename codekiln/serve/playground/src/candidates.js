@@ -15,9 +15,9 @@ export class CandidateList {
   #token = -1; // the selected token of the selected candidate
   #running = null;
 
-  /** `panel` is the section of the page. `settings`, `status` and `stream` are those of the other parts of the page. */
-  constructor(panel, { settings, status, stream }) {
-    Object.assign(this, { panel, settings, status, stream });
+  /** `panel` is the section of the page. The rest are those of the other parts of the page. */
+  constructor(panel, { settings, status, sources, stream }) {
+    Object.assign(this, { panel, settings, status, sources, stream });
     this.list = panel.querySelector("[role=listbox]");
     this.details = panel.querySelector(".token-details");
     this.list.addEventListener("keydown", (event) => this.#onKey(event));
@@ -72,6 +72,7 @@ export class CandidateList {
     this.#running = null;
     if (!this.isOpen) return false;
     this.panel.hidden = true;
+    this.sources.hide();
     this.#view.dispatch({ effects: setGhost.of(null) });
     this.#view.focus();
     return true;
@@ -106,7 +107,7 @@ export class CandidateList {
     this.#showFacts(index);
   }
 
-  #receive({ index, text, logprobs, finish_reason: finish }, ms) {
+  #receive({ index, text, logprobs, finish_reason: finish, provenance, withheld }, ms) {
     const candidate = this.#candidates[index];
     candidate.text += text;
     logprobs?.tokens.forEach((token, i) => {
@@ -114,7 +115,7 @@ export class CandidateList {
       candidate.tokens.push({ text: token, logprob: logprobs.token_logprobs[i], alternatives });
       candidate.code.append(heat(token, logprobs.token_logprobs[i]));
     });
-    if (finish) Object.assign(candidate, { ms, finish });
+    if (finish) Object.assign(candidate, { ms, finish, provenance, withheld });
     this.#showFacts(index);
     if (index === this.#selected) this.#preview();
   }
@@ -143,13 +144,16 @@ export class CandidateList {
   #preview() {
     const { text } = this.#candidates[this.#selected];
     this.#view.dispatch({ effects: setGhost.of({ at: this.#at, text }) });
+    this.sources.show([this.#candidates[this.#selected]]);
   }
 
   #accept() {
-    const { text } = this.#candidates[this.#selected];
+    const accepted = this.#candidates[this.#selected];
+    const { text } = accepted;
     const at = this.#at;
     const view = this.#view;
     this.close();
+    this.sources.show([accepted]);
     view.dispatch({
       changes: { from: at, insert: text },
       selection: { anchor: at + text.length },

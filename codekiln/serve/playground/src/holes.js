@@ -59,8 +59,8 @@ export function clearFilled(view) {
 export class HoleFiller {
   #running = null;
 
-  constructor({ settings, status, stream }) {
-    Object.assign(this, { settings, status, stream });
+  constructor({ settings, status, sources, stream }) {
+    Object.assign(this, { settings, status, sources, stream });
   }
 
   get extension() {
@@ -93,12 +93,14 @@ export class HoleFiller {
     const mine = (this.#running = new AbortController());
     const job = this.status.start("");
     const fills = [];
+    const written = [];
+    this.sources.hide();
     const sum = { firstMs: null, totalMs: 0, tokens: 0 };
     try {
       for (let k = 0; k < parts.length - 1; k++) {
         job.progress(`Filling hole ${k + 1} of ${parts.length - 1}…`);
         const prompt = parts.slice(0, k + 1).reduce((text, part, i) => text + fills[i - 1] + part);
-        const measured = await this.#fillOne(view, mine, fills, prompt, parts.slice(k + 1).join(""));
+        const measured = await this.#fillOne(view, mine, fills, written, prompt, parts.slice(k + 1).join(""));
         sum.firstMs ??= measured.firstMs;
         sum.totalMs += measured.totalMs;
         sum.tokens += measured.tokens;
@@ -107,6 +109,7 @@ export class HoleFiller {
       this.#running = null; // the change below must not stop it
       view.dispatch(replaceHoles(parts, fills));
       job.done(sum);
+      this.sources.show(written);
     } catch (error) {
       if (this.#running === mine) {
         this.#running = null;
@@ -116,18 +119,21 @@ export class HoleFiller {
     }
   }
 
-  async #fillOne(view, controller, fills, prompt, suffix) {
+  async #fillOne(view, controller, fills, written, prompt, suffix) {
     const settings = this.settings();
     let text = "";
+    let last = {};
     const measured = await this.stream(requestBody(settings, prompt, suffix), {
       apiKey: settings.apiKey,
       signal: controller.signal,
       onChoice: (choice) => {
         text += choice.text;
+        last = choice;
         if (this.#running === controller) view.dispatch({ effects: setFills.of([...fills, text]) });
       },
     });
     fills.push(text);
+    written.push({ text, provenance: last.provenance, withheld: last.withheld });
     return measured;
   }
 }

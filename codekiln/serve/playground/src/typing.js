@@ -7,9 +7,9 @@ import { requestBody } from "./settings.js";
 
 /**
  * The plugin. `settings` returns the current settings, `isReady` whether requests can be sent; `status` is the
- * status line, and `stream` is `streamCompletions`.
+ * status line, `sources` shows where a text comes from, and `stream` is `streamCompletions`.
  */
-export function completeWhileTyping({ settings, isReady, status, stream }) {
+export function completeWhileTyping({ settings, isReady, status, sources, stream }) {
   return ViewPlugin.define((view) => {
     let timer = null;
     let running = null; // the AbortController of the request in progress
@@ -38,16 +38,20 @@ export function completeWhileTyping({ settings, isReady, status, stream }) {
       const mine = (running = new AbortController());
       view.dispatch({ effects: setGhost.of({ at, text: "" }) });
       const job = status.start("Completing…");
+      const written = { text: "" };
+      sources.hide();
       try {
         const measured = await stream(requestBody(current, prompt, suffix), {
           apiKey: current.apiKey,
           signal: mine.signal,
-          onChoice: ({ text }) => {
+          onChoice: ({ text, provenance, withheld }) => {
+            Object.assign(written, { text: written.text + text, provenance, withheld });
             const ghost = view.state.field(ghostField);
             if (text && running === mine) view.dispatch({ effects: setGhost.of({ ...ghost, text: ghost.text + text }) });
           },
         });
         job.done(measured);
+        if (running === mine) sources.show([written]);
       } catch (error) {
         if (running === mine) view.dispatch({ effects: setGhost.of(null) });
         job.fail(error);
