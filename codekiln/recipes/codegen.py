@@ -146,7 +146,11 @@ def _stage(name: str, size: str, source: Source, *, n_steps: int, lr: float, sch
             total_tokens=n_steps * batch_size * CONTEXT,
             global_batch_size=batch_size,
             initialization="jaxformer",
-            optimizer=AdamWConfig(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=schedule),
+            dropout=0.0,
+            attention_dropout=0.0,
+            optimizer=AdamWConfig(
+                lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, max_grad_norm=1.0, schedule=schedule
+            ),
             z_loss=1e-4,
             eval_every=1000,
             save_every=1000,

@@ -112,13 +112,15 @@ def incoder(size: str, code: Path | None = None, license: str | None = None, dat
             objective=CausalMasking(sampling="released"),
             total_tokens=52_000_000_000,
             global_batch_size=8 * 248,
+            initialization="codekiln",  # ours
             dropout=_SIZES[size].dropout,
             attention_dropout=0.1,
             optimizer=AdamWConfig(
                 lr=_SIZES[size].lr,
                 betas=(0.9, 0.98),
                 eps=1e-8,
-                weight_decay=0.01,
+                weight_decay=0.01,  # ours
+                max_grad_norm=1.0,
                 schedule=WarmupPolynomial(warmup_steps=1500),
             ),
             eval_every=500,
