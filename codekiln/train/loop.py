@@ -279,7 +279,7 @@ def _prepare(
         n_steps = math.ceil(config.epochs * loader.sequences_per_epoch / config.global_batch_size)
     else:
         n_steps = max(1, round(config.total_tokens / batch_tokens))
-    micro_batch_size = max(1, min(sequences_per_rank, runtime.micro_batch_tokens // context))
+    micro_batch_size = micro_batch_sequences(sequences_per_rank, context, runtime)
     return _Setup(
         config=config,
         model=model,
@@ -296,6 +296,11 @@ def _prepare(
         norm_history=deque(training_state.get("norm_history", []), NORM_HISTORY),
         n_skipped_in_a_row=training_state.get("n_skipped_in_a_row", 0),
     )
+
+
+def micro_batch_sequences(sequences_per_rank: int, context: int, runtime: RuntimeConfig) -> int:
+    """Sequences that a rank processes at once."""
+    return max(1, min(sequences_per_rank, runtime.micro_batch_tokens // context))
 
 
 def _build_loader(config: TrainConfig, context: int, shards: TokenShards, tokenizer: Tokenizer) -> BatchLoader:
