@@ -118,4 +118,4 @@ def test_validation_drops_nothing(small_run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["dropout", "attention_dropout"])
 def test_impossible_probabilities_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"train\.{name} is 1"):
-        TrainConfig(objective=NextToken(), total_tokens=1, **{name: 1.0})
+        TrainConfig(objective=NextToken(), total_tokens=1, **{name: 1.0})  # type: ignore[arg-type]

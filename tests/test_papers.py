@@ -111,7 +111,7 @@ def test_sizes_that_differ_are_all_listed() -> None:
 
 
 def test_page_is_that_of_the_data() -> None:
-    assert papers.render_page() == PAGE, "write it again: python docs/write_papers.py"
+    assert papers.render_page() == PAGE, "write it again: python docs/write_pages.py"
 
 
 def test_card_prints_the_lines_of_one_size() -> None:

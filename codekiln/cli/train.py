@@ -202,7 +202,8 @@ def list_recipes(context: typer.Context) -> None:
 def show_recipe(
     name: RecipeArgument,
     card: Annotated[
-        bool, typer.Option("--card", help="Print what the paper states next to what the recipe sets, with the differences.")
+        bool,
+        typer.Option("--card", help="Print what the paper states next to what the recipe sets, with the differences."),
     ] = False,
     as_json: Json = False,
 ) -> None:

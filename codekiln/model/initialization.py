@@ -38,19 +38,16 @@ def init_weights(
             elif name.endswith(".bias"):
                 weight.zero_()
             else:
+                drawn = torch.empty(weight.shape, device=generator.device)
                 match initialization:
                     case "codekiln":
                         std = _codekiln_std(name, model.config)
-                        draw = nn.init.normal_
+                        nn.init.normal_(drawn, 0.0, std, generator) if std else drawn.zero_()
                     case "jaxformer":
-                        std = _jaxformer_std(name, weight.shape[1], model.config)
-                        draw = _truncated_normal
+                        _truncated_normal_(drawn, _jaxformer_std(name, weight.shape[1], model.config), generator)
                     case _:
                         assert_never(initialization)
-                if std == 0:
-                    weight.zero_()
-                else:
-                    copy(weight, draw(torch.empty(weight.shape, device=generator.device), 0.0, std, generator))
+                copy(weight, drawn)
 
 
 def _codekiln_std(name: str, config: ModelConfig) -> float:
@@ -67,6 +64,6 @@ def _jaxformer_std(name: str, n_inputs: int, config: ModelConfig) -> float:
     return 1 / math.sqrt(n_inputs)
 
 
-def _truncated_normal(tensor: Tensor, mean: float, std: float, generator: torch.Generator) -> Tensor:
-    """As haiku truncates: the std is that before, and the std of the result is 0.88 times as large."""
-    return nn.init.trunc_normal_(tensor, mean, std, mean - 2 * std, mean + 2 * std, generator)
+def _truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
+    """As haiku truncates: `std` is that before, and the std of the result is 0.88 times as large."""
+    nn.init.trunc_normal_(tensor, 0.0, std, -2 * std, 2 * std, generator)

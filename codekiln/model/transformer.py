@@ -188,8 +188,11 @@ class Transformer(nn.Module):
         """Probabilities in training: of the embedding and of what layers add to the residual stream, where fairseq and XGLM
         have them, and of the weights of attention."""
         self.dropout, self.attention_dropout = dropout, attention_dropout
-        for block in self.blocks:
-            block.dropout, block.attention.dropout = dropout, attention_dropout
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.dropout = dropout
+            elif isinstance(module, Attention):
+                module.dropout = attention_dropout
 
     def forward(
         self,

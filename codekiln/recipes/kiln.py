@@ -1,12 +1,14 @@
-"""Models of the modern family, from a laptop to 7B parameters, which complete and infill. `SOURCES` names the rules they follow.
+"""Models of the modern family, from a laptop to 7B parameters, which complete and infill.
+
+They follow published rules, which `SOURCES` names. All other numbers are Codekiln's.
 
 N is the number of parameters without embeddings, and D that of tokens.
 
 - D = 100 N. For natural language, 20 tokens per parameter make the best use of compute (Chinchilla, arXiv 2203.15556). Code
   needs substantially more (arXiv 2510.08702), and a model that is served often should be smaller and trained for longer.
 - The learning rate is 1.79 N^-0.713 D^0.307 and the batch has 0.58 D^0.571 tokens (Step Law, arXiv 2503.04715: 3,700 models of
-  up to 1B parameters, with AdamW and a fixed last learning rate of 1e-5, also on code). N and D of 25M are below, and those of 3B
-  and 7B above the models of the law. The batch is rounded to a power of two sequences, so that ranks divide it.
+  up to 1B parameters, with AdamW and a fixed last learning rate of 1e-5, also on code). The size 25M is below the models of the
+  law, and 3B and 7B are above. The batch is rounded to a power of two sequences, so that ranks divide it.
 - The parameters of the vocabulary grow as N^0.83 (arXiv 2407.13623), from 32,768 ids for 1B, rounded to a power of two.
 
 Muon trains the demo faster than AdamW, but no published law gives its learning rates for a size and a number of tokens.

@@ -352,7 +352,7 @@ CODEGEN = System(
             name="Precision",
             stated="not in the paper; bfloat16 with float32 weights and optimizer state, bfloat16 gradient sums in jaxformer",
             source="jaxformer model.py",
-            difference="Not part of a recipe: bfloat16 products with float32 weights and gradient sums on CUDA, float32 on CPUs.",
+            difference="Not part of a recipe: on CUDA bfloat16 products with float32 weights and gradient sums, on CPUs float32.",
             test="test_planning.py::test_codegen_16b_layers_on_512_ranks",
         ),
         Line(
@@ -362,8 +362,8 @@ CODEGEN = System(
             source="section 2.3; jaxformer modules.py",
             fields=("nl: train.initialization",),
             code='initialization="jaxformer"',
-            difference="jaxformer's embedding is a linear layer with a bias, which its converter adds to the embedding. Codekiln "
-            "trains the embedding without one.",
+            difference="jaxformer's embedding is a linear layer with a bias, which its converter adds to the embedding. "
+            "Codekiln trains the embedding without one.",
             test="test_initialization.py::test_weights_of_codegen_are_drawn_as_jaxformer_draws_them",
         ),
         Line(
@@ -547,7 +547,8 @@ INCODER = System(
         ),
         Line(
             name="Metadata",
-            stated="file tags with extension, source, name and stars; each attribute before or after the file with equal chance",
+            stated="file tags with extension, source, name and stars; each attribute before or after the file, with equal "
+            "probability",
             source="section 3.1, appendix A.2",
             fields=("corpus.steps[4].kind", "corpus.notebooks"),
             code="FileTags(),",
@@ -557,8 +558,8 @@ INCODER = System(
             name="Decontamination",
             stated="repositories of CodeSearchNet's and JuICe's evaluation sets are dropped",
             source="section 3.1",
-            difference="Not part of the recipe: `--exclude FILE` drops the repositories in a list, `--decontaminate FILE` files "
-            "with problems of a benchmark.",
+            difference="Not part of the recipe: `--exclude FILE` drops the repositories in a list, and `--decontaminate FILE` "
+            "files with problems of a benchmark.",
             test="test_decontaminate.py::test_files_with_a_problem_are_dropped_and_listed",
         ),
         Line(
@@ -567,8 +568,8 @@ INCODER = System(
             source="section 3.1; the released vocabulary",
             fields=("tokenizer.vocab_size", "tokenizer.pattern"),
             code="tokenizer=replace(INCODER_TOKENIZER, vocab_size=50_516)",
-            difference="Trained on the corpus of the run, so merges differ. Two ids of fairseq without use are left out. Tokens "
-            "have at most 32 bytes.",
+            difference="Trained on the corpus of the run, so merges differ. Two ids of fairseq without use are left out. "
+            "Tokens have at most 32 bytes.",
             test="test_tokenizer.py::test_incoders_tokens_cross_spaces_and_never_a_newline",
         ),
         Line(
@@ -684,8 +685,8 @@ INCODER = System(
             source="section 2.1; the code that the authors name",
             fields=("train.objective.kind", "train.objective.sampling"),
             code='CausalMasking(sampling="released")',
-            difference="The released code samples spans otherwise than the text says; it is followed, but spans are never empty. "
-            "`--set train.objective.sampling=paper` follows the text.",
+            difference="The released code samples spans otherwise than the text says; it is followed, but spans are never "
+            "empty. `--set train.objective.sampling=paper` follows the text.",
             test="test_objectives.py::test_numbers_of_spans_have_the_expected_distribution",
         ),
         Line(

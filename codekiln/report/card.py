@@ -124,7 +124,9 @@ def _hyper_parameters(train: JsonObject, model: JsonObject, trained: JsonObject)
     context = train["context_length"] or model["context_length"]
     described = describe_optimizer(optimizer)
     warmup, course = describe_schedule(optimizer["schedule"])
-    batch_tokens = trained["tokens"] // trained["steps"]  # with epochs, a small corpus makes it smaller than in the recipe
+    batch_tokens = (
+        trained["tokens"] // trained["steps"]
+    )  # with epochs, a small corpus makes it smaller than in the recipe
     accumulation = trained.get("micro_batches_per_step")
     return {
         "Optimizer": described["Optimizer"],

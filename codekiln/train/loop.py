@@ -73,7 +73,8 @@ def train(
     from; a checkpoint with other inputs is refused. Ctrl-C and SIGTERM save a checkpoint after the current step and raise
     KeyboardInterrupt and Preempted. On one machine, the same seed and shards give bit-identical weights, no matter how
     often the run was interrupted or killed. On GPUs and on another number of ranks the batches are the same, and sums
-    differ by rounding. What dropout drops depends on the number of ranks and on the micro-batch size. Raises DivergedError if training cannot continue.
+    differ by rounding. What dropout drops depends on the number of ranks and on the micro-batch size. Raises
+    DivergedError if training cannot continue.
     """
     setup = _prepare(config, model_config, tokens, tokenizer, run, runtime, inputs, init_from, world)
     config, model, loader, optimizers = setup.config, setup.model, setup.loader, setup.optimizers
