@@ -1,6 +1,7 @@
 """The recipes of the list: their numbers, exact sizes, and estimates."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from codekiln.recipes.kiln import SIZES, step_law_batch_tokens, step_law_lr
 from codekiln.train.config import AdamWConfig
 from codekiln.train.objectives import CausalMasking
 from codekiln.train.schedules import WarmupCosine, WarmupPolynomial
+from tests.small import ROOT
 
 
 def stages_of(name: str) -> tuple[Recipe, ...]:
@@ -145,3 +147,17 @@ def test_kiln_grows_in_everything() -> None:
         [recipe.train.global_batch_size * recipe.model.context_length for recipe in recipes],
     ):
         assert values == sorted(values)
+
+
+def test_table_of_kiln_is_that_of_the_recipes() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(kiln-\w+)` \| (.+) \|$", page, flags=re.MULTILINE)
+    assert [name for name, _ in rows] == [f"kiln-{size}" for size in SIZES]
+    for name, cells in rows:
+        (recipe,) = stages_of(name)
+        total, n, vocabulary, context, billions, sequences, rate = cells.replace(",", "").split(" | ")
+        assert (int(total), int(vocabulary)) == (PUBLISHED[name], recipe.model.vocab_size)
+        assert int(context) == recipe.model.context_length and int(sequences) == recipe.train.global_batch_size
+        assert int(n) * 100 == recipe.train.total_tokens
+        assert float(billions) == pytest.approx(recipe.train.total_tokens / 1e9, abs=0.05)
+        assert float(rate) == recipe.train.optimizer.peak_lr

@@ -11,7 +11,7 @@ N is the number of parameters without embeddings, and D that of tokens.
   law, and 3B and 7B are above. The batch is rounded to a power of two sequences, so that ranks divide it.
 - The parameters of the vocabulary grow as N^0.83 (arXiv 2407.13623), from 32,768 ids for 1B, rounded to a power of two.
 
-Muon trains the demo faster than AdamW, but no published law gives its learning rates for a size and a number of tokens.
+The demo uses Muon; these use AdamW, because no published law gives Muon's learning rates for a size and a number of tokens.
 """
 
 import math

@@ -352,7 +352,7 @@ CODEGEN = System(
             name="Precision",
             stated="not in the paper; bfloat16 with float32 weights and optimizer state, bfloat16 gradient sums in jaxformer",
             source="jaxformer model.py",
-            difference="Not part of a recipe: on CUDA bfloat16 products with float32 weights and gradient sums, on CPUs float32.",
+            difference="Not part of a recipe: bfloat16 products, float32 weights and gradient sums on CUDA; float32 on CPUs.",
             test="test_planning.py::test_codegen_16b_layers_on_512_ranks",
         ),
         Line(
