@@ -56,6 +56,25 @@ def test_weights_of_codegen_are_drawn_as_jaxformer_draws_them() -> None:
         assert bool((weights[name] == (1 if name.endswith("norm.weight") else 0)).all()), name
 
 
+def test_weights_of_incoder_are_drawn_as_transformers_draws_them(tmp_path: Path) -> None:
+    """XGLM's class with the released std: the weights of the directory that it saves have the distribution of ours."""
+    config = transformers.XGLMConfig(
+        num_layers=2, d_model=256, attention_heads=4, ffn_dim=512, vocab_size=2000, max_position_embeddings=64
+    )
+    assert config.init_std == 0.02
+    transformers.set_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    theirs = load_model(tmp_path)
+    ours = Transformer(theirs.config)
+    init_weights(ours, torch.Generator().manual_seed(0), initialization="normal")
+    for (name, weight), (_, expected) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        if weight.ndim == 2:
+            assert float(weight.std().detach()) == pytest.approx(0.02, rel=0.02), name
+            assert float(expected.std()) == pytest.approx(0.02, rel=0.02), name
+        else:
+            assert torch.equal(weight.detach(), expected), name
+
+
 def test_first_loss_of_codegen_is_near_that_of_equal_probabilities() -> None:
     """The logits of jaxformer's output layer have about unit variance, which costs about half a nat."""
     model = Transformer(SMALL)

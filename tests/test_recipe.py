@@ -182,7 +182,7 @@ def test_card_has_the_lines_of_published_cards(small_run: Path) -> None:
     # Four sequences of 256 tokens per step, in micro-batches of 2,048 tokens.
     assert card["Hyper-parameters"]["Batch size"] == "1,024 tokens"
     assert card["Hyper-parameters"]["Gradient accumulation"] == "micro-batches per step: 1"
-    assert card["Training"]["Initialization"] == "from scratch, weights drawn as in codekiln"
+    assert card["Training"]["Initialization"] == "from scratch (initialization: codekiln)"
 
 
 def test_card_reads_the_records_only(small_run: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_card_reads_the_records_only(small_run: Path, tmp_path: Path) -> None:
     assert card["Hyper-parameters"]["Dropout"] == "0.25; 0.5 of the weights of attention"
     assert card["Hyper-parameters"]["Z-loss"] == "0.0001"
     assert card["Hyper-parameters"]["Gradient accumulation"] == "micro-batches per step: 16"
-    assert card["Training"]["Initialization"] == "from scratch, weights drawn as in jaxformer"
+    assert card["Training"]["Initialization"] == "from scratch (initialization: jaxformer)"
     assert card["Results"]["humaneval (incoder)"] == (
         "pass@1 15.2% [10.0%, 20.0%]; bits_per_byte 1.500 [1.250, 1.750]; pass@10 not recorded"
     )

@@ -29,6 +29,8 @@ def init_weights(
     "jaxformer", CodeGen's code: normal, truncated at two standard deviations. The std is 1 / sqrt(inputs); for projections
     into the residual stream 2 / (layers * sqrt(d_model)), and for the embedding 1 / sqrt(vocabulary).
 
+    "normal", the released configs of InCoder: normal with std 0.02 for all.
+
     Each weight is drawn as a full tensor and passed to `copy`.
     """
     with torch.no_grad():
@@ -45,6 +47,8 @@ def init_weights(
                         nn.init.normal_(drawn, 0.0, std, generator) if std else drawn.zero_()
                     case "jaxformer":
                         _truncated_normal_(drawn, _jaxformer_std(name, weight.shape[1], model.config), generator)
+                    case "normal":
+                        nn.init.normal_(drawn, 0.0, INIT_STD, generator)
                     case _:
                         assert_never(initialization)
                 copy(weight, drawn)

@@ -46,7 +46,7 @@ SOURCES = {
     "mono: corpus.sources": "section 2.1: BigPython, October 2021; the licenses are those that InCoder names",
     "corpus.steps": "section 2.1 and appendix A; licenses and redaction are Codekiln's",
     "multi: corpus.steps": "section 2.1 and appendix A; licenses, redaction and the form of the prefix are Codekiln's",
-    "tokenizer.name": "section 2.2: GPT-2's BPE; with tokens for white space from Multi on",
+    "tokenizer": "section 2.2: GPT-2's BPE; with tokens for white space from Multi on",
     "model": "table 6 and the released configs",
     "train.objective": "section 2.2",
     "train.packing": "jaxformer: documents are concatenated and cut",

@@ -41,6 +41,7 @@ SOURCES = {
     "corpus.sources": "section 3.1",
     "corpus.steps": "section 3.1",
     "corpus.notebooks": "section 3.1",
+    "tokenizer.kind": "section 3.1: byte-level BPE, trained on the corpus",
     "tokenizer.vocab_size": "the released vocabulary, without two ids of fairseq that have no use",
     "tokenizer.pattern": "section 3.1: tokens may cross spaces, but not newlines",
     "tokenizer.special_tokens": "section 2.1 and the released vocabulary",
@@ -48,6 +49,7 @@ SOURCES = {
     "train.objective": "section 2.1, as the released code samples spans",
     "train.total_tokens": "section 3: one pass over 52 billion tokens",
     "train.global_batch_size": "appendix A.1: 8 per GPU on 248 GPUs, if nothing was accumulated",
+    "train.initialization": "section 3: from scratch; the std of 0.02 is that of the released configs",
     "train.dropout": "the released configs",
     "train.attention_dropout": "the released configs",
     "train.optimizer.kind": "appendix A.1: Adam",
@@ -112,7 +114,7 @@ def incoder(size: str, code: Path | None = None, license: str | None = None, dat
             objective=CausalMasking(sampling="released"),
             total_tokens=52_000_000_000,
             global_batch_size=8 * 248,
-            initialization="codekiln",  # ours
+            initialization="normal",
             dropout=_SIZES[size].dropout,
             attention_dropout=0.1,
             optimizer=AdamWConfig(

@@ -675,9 +675,9 @@ INCODER = System(
             stated="from scratch; the paper gives no distribution, the released config std 0.02",
             source="section 3; the released configs",
             fields=("init_from", "train.initialization"),
-            code='initialization="codekiln"',
-            difference="Std 0.02, but projections into the residual stream start at zero.",
-            test="test_recipes.py::test_incoder_has_the_numbers_of_the_paper",
+            code='initialization="normal"',
+            difference="none from the configs. Whether training used this value is not known.",
+            test="test_initialization.py::test_weights_of_incoder_are_drawn_as_transformers_draws_them",
         ),
         Line(
             name="Training strategy",

@@ -149,7 +149,7 @@ def _hyper_parameters(train: JsonObject, model: JsonObject, trained: JsonObject)
 def _initialization(recipe: JsonObject) -> str:
     if recipe["init_from"] is not None:
         return f"the weights of {recipe['init_from']}"
-    return f"from scratch, weights drawn as in {recipe['train']['initialization']}"
+    return f"from scratch (initialization: {recipe['train']['initialization']})"
 
 
 def _de_duplication(steps: list[JsonObject], dropped: JsonObject) -> str:
