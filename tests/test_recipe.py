@@ -228,6 +228,20 @@ def test_card_reads_the_records_only(small_run: Path, tmp_path: Path) -> None:
     )
 
 
+def test_card_says_what_an_older_version_did_not_record(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    recipe, record = read_json(run / "recipe.json"), read_json(run / "stages" / "train.json")
+    for name in ("dropout", "attention_dropout", "initialization"):
+        del recipe["train"][name]
+    del record["result"]["micro_batches_per_step"]
+    write_json(run / "recipe.json", recipe)
+    write_json(run / "stages" / "train.json", record)
+    card = card_of(run)
+    assert card["Hyper-parameters"]["Dropout"] == card["Hyper-parameters"]["Gradient accumulation"] == "not recorded"
+    assert card["Training"]["Initialization"] == "from scratch (initialization: not recorded)"
+
+
 def test_report_loads_nothing_and_escapes_the_corpus(small_run: Path, tmp_path: Path) -> None:
     page = write_report(small_run).read_text(encoding="utf-8")
     assert "<script src" not in page and "<link" not in page

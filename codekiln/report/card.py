@@ -141,7 +141,7 @@ def _hyper_parameters(train: JsonObject, model: JsonObject, trained: JsonObject)
         "Weight decay": f"{optimizer['weight_decay']:g}, decoupled, on matrices",
         "Schedule": course,
         "Precision": trained["precision"],
-        "Dropout": f"{train['dropout']:g}; {train['attention_dropout']:g} of the weights of attention",
+        "Dropout": _dropout(train),
         "Z-loss": f"{train['z_loss']:g}",
     }
 
@@ -149,7 +149,14 @@ def _hyper_parameters(train: JsonObject, model: JsonObject, trained: JsonObject)
 def _initialization(recipe: JsonObject) -> str:
     if recipe["init_from"] is not None:
         return f"the weights of {recipe['init_from']}"
-    return f"from scratch (initialization: {recipe['train']['initialization']})"
+    return f"from scratch (initialization: {recipe['train'].get('initialization', NOT_RECORDED)})"
+
+
+def _dropout(train: JsonObject) -> str:
+    """Not recorded in runs of versions without it."""
+    if "dropout" not in train:
+        return NOT_RECORDED
+    return f"{train['dropout']:g}; {train['attention_dropout']:g} of the weights of attention"
 
 
 def _de_duplication(steps: list[JsonObject], dropped: JsonObject) -> str:
