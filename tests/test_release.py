@@ -172,6 +172,7 @@ def test_notice_has_every_bundled_package() -> None:
     assert runpy.run_path(str(ROOT / "docs" / "write_pages.py"))["render_notice"]() == notice
 
 
+@pytest.mark.process
 def test_container_file_passes_the_linter_and_copies_what_exists() -> None:
     linter = Path(sys.executable).parent / "hadolint"
     done = subprocess.run([linter, ROOT / "Containerfile"], capture_output=True, text=True, check=False, timeout=60)
