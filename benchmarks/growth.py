@@ -16,7 +16,8 @@ import torch
 from processes import memory_kilobytes
 
 from codekiln.model.configs import kiln
-from codekiln.model.transformer import Transformer, init_weights
+from codekiln.model.initialization import init_weights
+from codekiln.model.transformer import Transformer
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.flops import measure_peak_flops
 from codekiln.train.loop import forward_backward

@@ -19,7 +19,7 @@ import torch
 from processes import memory_kilobytes, python_on
 
 from codekiln.model.configs import InCoderConfig, KilnConfig, ModelConfig, kiln
-from codekiln.model.transformer import init_weights
+from codekiln.model.initialization import init_weights
 from codekiln.planning.estimate import ACCELERATORS, Accelerator, ParallelSettings, estimate_step
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.loop import forward_backward

@@ -21,7 +21,8 @@ import torch
 from processes import memory_kilobytes
 
 from codekiln.model.configs import CodeGenConfig, KilnConfig, ModelConfig
-from codekiln.model.transformer import Transformer, init_weights
+from codekiln.model.initialization import init_weights
+from codekiln.model.transformer import Transformer
 from codekiln.train.flops import measure_peak_flops
 
 ROWS, CONTEXT, VOCAB = 32, 512, 8192

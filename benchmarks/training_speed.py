@@ -15,7 +15,8 @@ import transformers
 from torch import Tensor
 
 from codekiln.model.configs import ModelConfig
-from codekiln.model.transformer import Transformer, init_weights
+from codekiln.model.initialization import init_weights
+from codekiln.model.transformer import Transformer
 from codekiln.recipes.demo import demo
 from codekiln.train.flops import measure_peak_flops
 

@@ -1,6 +1,7 @@
 """Builds a recipe into a run directory: seven stages, each of which resumes, and is skipped once it is finished."""
 
 import dataclasses
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,7 @@ from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.config import RuntimeConfig
 from codekiln.train.loggers import build_loggers
-from codekiln.train.loop import train
+from codekiln.train.loop import micro_batch_sequences, train
 from codekiln.train.lora import iter_merged_weights
 from codekiln.train.parallel import EXIT, World, init_distributed, iter_full_tensors
 from codekiln.train.prepare import open_token_shards, prepare_shards
@@ -321,13 +322,22 @@ def _train(job: Job, inputs: JsonObject) -> JsonObject:
         return {}
     configs = hugging_face_configs(tokenizer, recipe.model.context_length)
     save_model(run / "model", model, run / TOKENIZER, configs, _token_ids(recipe, tokenizer), weights=weights)
+    summary = summarize(read_metrics(run / METRICS_FILE))
     device = f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, {job.runtime.device}"
     return {
         "parameters": recipe.model.n_parameters,
-        **summarize(read_metrics(run / METRICS_FILE)),
+        **summary,
+        "micro_batches_per_step": _micro_batches_per_step(job, summary["tokens"] // summary["steps"]),
         "hardware": device if world.world_size == 1 else f"{world.world_size} ranks, {device}",
         "precision": "float32" if job.runtime.device == "cpu" else "bfloat16 with float32 weights",
     }
+
+
+def _micro_batches_per_step(job: Job, batch_tokens: int) -> int:
+    """How often a rank accumulates gradients in a step, as the run ended."""
+    context = job.recipe.train.seq_len(job.recipe.model)
+    n_sequences = batch_tokens // context // job.world.dp_size
+    return math.ceil(n_sequences / micro_batch_sequences(n_sequences, context, job.runtime))
 
 
 def _token_ids(recipe: Recipe, tokenizer: Tokenizer) -> JsonObject:

@@ -16,7 +16,7 @@ LAYERS = (
     {"evaluate", "serve"},
     {"recipe", "runs"},
     {"overrides", "pipeline"},
-    {"recipes", "report", "planning"},
+    {"recipes", "report", "planning", "doctor"},
     {"cli"},
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}

@@ -10,7 +10,8 @@ from codekiln.generate.complete import Completer, CompletionParams, InfillReques
 from codekiln.generate.engine import Engine
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.model.configs import KilnConfig
-from codekiln.model.transformer import Transformer, init_weights
+from codekiln.model.initialization import init_weights
+from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.infill import require_spm
 

@@ -21,7 +21,8 @@ from codekiln.generate.infilling import (
 from codekiln.generate.postprocess import RAW, PostProcessing, postprocess
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.model.huggingface import load_model
-from codekiln.model.transformer import Transformer, init_weights
+from codekiln.model.initialization import init_weights
+from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.special_tokens import INCODER_SPECIAL_TOKENS, PSM_SPECIAL_TOKENS, SPM_SPECIAL_TOKENS
 from tests.small import TINY

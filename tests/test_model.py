@@ -11,7 +11,8 @@ from torch import Tensor
 from codekiln.generate.sampling import GREEDY
 from codekiln.model.configs import KilnConfig
 from codekiln.model.huggingface import load_model, save_model
-from codekiln.model.transformer import Transformer, init_weights
+from codekiln.model.initialization import init_weights
+from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
 from tests.small import assert_greedy, make_engine
 

@@ -6,6 +6,7 @@ about torchrun.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -102,6 +103,24 @@ def alone(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def test_two_ranks_equal_one_process(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
     assert_same(alone["kiln"], finish_training(2, small_run, tmp_path / "two"))
+
+
+def test_tensor_parallel_ranks_drop_what_one_process_drops(small_run: Path, tmp_path: Path) -> None:
+    dropped: dict[str, Any] = {"config": "incoder", "dropout": 0.2, "n_steps": 4}
+    one = finish_training(1, small_run, tmp_path / "one", **dropped)
+    assert_same(one, finish_training(2, small_run, tmp_path / "two", **dropped, tensor_parallel=2))
+
+
+@pytest.mark.slow
+def test_ranks_with_dropout_resume_exactly(small_run: Path, tmp_path: Path) -> None:
+    dropped: dict[str, Any] = {"config": "incoder", "dropout": 0.2, "attention_dropout": 0.1, "n_steps": 8}
+    straight = finish_training(2, small_run, tmp_path / "straight", **dropped, save_every=5)
+    shutil.copytree(straight, tmp_path / "resumed")
+    *_, last = list_checkpoints(tmp_path / "resumed" / "checkpoints")
+    assert last.name == "step-00000008"
+    shutil.rmtree(last)
+    resumed = finish_training(2, small_run, tmp_path / "resumed", **dropped, save_every=5)
+    assert_same(straight, resumed, tolerance=0)
 
 
 @pytest.mark.slow

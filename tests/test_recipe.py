@@ -19,6 +19,7 @@ from codekiln.files import (
     first_difference,
     read_json,
     require_free_space,
+    sha256_of,
     to_record,
     write_json,
 )
@@ -141,19 +142,104 @@ def test_first_difference_is_named_by_its_path() -> None:
     assert first_difference({"a": [1]}, {"a": [1]}) is None
 
 
+CARD = {  # the fixed form: those of published cards of code models, then what Codekiln adds
+    "Model": ["Publisher", "Architecture", "Model size"],
+    "Data pre-processing": [
+        "Resources", "De-duplication", "Filters", "Steps", "Dropped", "Redacted", "Copyright notices removed",
+    ],
+    "Tokenizer": ["Technology", "Details"],
+    "Hyper-parameters": [
+        "Optimizer", "Betas", "Eps", "Batch size", "Context window", "Gradient accumulation", "Gradient clipping", "Warm-up",
+        "Learning rate", "Weight decay", "Schedule", "Precision", "Dropout", "Z-loss",
+    ],
+    "Training": ["Initialization", "Strategy", "Tokens and steps", "Hardware", "Time"],
+    "Results": ["Validation, left to right", "Infilling, single-line", "Infilling, span"],
+    "Corpus and costs": ["Licenses", "Languages", "Held out", "Memorization", "Energy", "Cost"],
+}  # fmt: skip
+
+
+def card_of(run: Path) -> dict[str, dict[str, str]]:
+    """The sections of a card with their lines."""
+    sections: dict[str, dict[str, str]] = {}
+    for part in write_card(run).read_text(encoding="utf-8").split("\n## ")[1:]:
+        heading, *lines = part.splitlines()
+        rows = [line.split(" | ", 1) for line in lines if line.startswith("| ") and line != "| | |"]
+        sections[heading] = {name.removeprefix("| "): value.removesuffix(" |") for name, value in rows}
+    return sections
+
+
 def test_card_has_the_lines_of_published_cards(small_run: Path) -> None:
-    card = write_card(small_run).read_text(encoding="utf-8")
-    for line in (
-        "Publisher", "Architecture", "Model size", "Resources", "De-duplication", "Filters", "Technology", "Optimizer",
-        "Betas", "Eps", "Batch size", "Context window", "Gradient accumulation", "Warm-up", "Learning rate",
-        "Weight decay", "Schedule", "Precision", "Initialization", "Strategy", "Tokens and steps", "Hardware", "Time",
-        "Licenses", "Carbon and cost",
-    ):  # fmt: skip
-        assert f"| {line} |" in card
+    card = card_of(small_run)
+    assert {heading: list(lines) for heading, lines in card.items()} == CARD
+    assert all(value for lines in card.values() for value in lines.values())
     trained = read_stage_record(small_run, "train")["result"]
-    assert f"{trained['parameters']:,} parameters" in card and f"{trained['tokens']:,} tokens" in card
+    assert card["Model"]["Model size"].startswith(f"{trained['parameters']:,} parameters")
+    assert card["Training"]["Tokens and steps"] == f"{trained['tokens']:,} tokens in {trained['steps']:,} steps"
     bits = f"{trained['validation_bits_per_byte']:.3f} bits per byte"
+    assert card["Results"]["Validation, left to right"] == bits
     assert any(bits in result for result in summarize_results(small_run).values())
+    assert card["Model"]["Publisher"] == card["Corpus and costs"]["Energy"] == "not recorded"
+    # Four sequences of 256 tokens per step, in micro-batches of 2,048 tokens.
+    assert card["Hyper-parameters"]["Batch size"] == "1,024 tokens"
+    assert card["Hyper-parameters"]["Gradient accumulation"] == "micro-batches per step: 1"
+    assert card["Training"]["Initialization"] == "from scratch (initialization: codekiln)"
+
+
+def test_card_reads_the_records_only(small_run: Path, tmp_path: Path) -> None:
+    """Other records make another card: nothing is taken for granted."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    recipe = read_json(run / "recipe.json")
+    recipe["corpus"]["steps"] = [
+        {"kind": "Filters", "filters": [{"kind": "MaxLineLength", "limit": 77}]},
+        {"kind": "ExactDuplicates", "key": "content"},
+    ]
+    recipe["train"] |= {"dropout": 0.25, "attention_dropout": 0.5, "z_loss": 1e-4, "initialization": "jaxformer"}
+    write_json(run / "recipe.json", recipe)
+    manifest = read_json(run / "corpus" / "manifest.json")
+    manifest["dropped"] = {
+        "line too long (characters)": {"step": "Filters", "documents": 3, "bytes": 1, "examples": []},
+        "duplicate": {"step": "ExactDuplicates", "documents": 1234, "bytes": 1, "examples": []},
+    }
+    write_json(run / "corpus" / "manifest.json", manifest)
+    for stage, changes in {"train": {"micro_batches_per_step": 16}, "corpus": {}}.items():
+        record = read_json(run / "stages" / f"{stage}.json")
+        record["result"] |= changes
+        if stage == "corpus":
+            record["output_sha256"] = sha256_of(run / "corpus" / "manifest.json")
+        write_json(run / "stages" / f"{stage}.json", record)
+    evaluation = run / "evaluation" / "incoder"
+    evaluation.mkdir(parents=True)
+    metrics = {
+        "pass@1": {"interval": {"value": 0.152, "low": 0.1, "high": 0.2}},
+        "bits_per_byte": {"interval": {"value": 1.5, "low": 1.25, "high": 1.75}},
+        "pass@10": {"interval": None},
+    }
+    write_json(evaluation / "results.json", {"format": 1, "benchmarks": {"humaneval": {"metrics": metrics}}})
+    card = card_of(run)
+    assert card["Data pre-processing"]["De-duplication"] == "exact, by SHA-256 of the content: 1,234 dropped"
+    assert card["Data pre-processing"]["Filters"] == "MaxLineLength limit=77: 3 dropped"
+    assert card["Hyper-parameters"]["Dropout"] == "0.25; 0.5 of the weights of attention"
+    assert card["Hyper-parameters"]["Z-loss"] == "0.0001"
+    assert card["Hyper-parameters"]["Gradient accumulation"] == "micro-batches per step: 16"
+    assert card["Training"]["Initialization"] == "from scratch (initialization: jaxformer)"
+    assert card["Results"]["humaneval (incoder)"] == (
+        "pass@1 15.2% [10.0%, 20.0%]; bits_per_byte 1.500 [1.250, 1.750]; pass@10 not recorded"
+    )
+
+
+def test_card_says_what_an_older_version_did_not_record(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    recipe, record = read_json(run / "recipe.json"), read_json(run / "stages" / "train.json")
+    for name in ("dropout", "attention_dropout", "initialization"):
+        del recipe["train"][name]
+    del record["result"]["micro_batches_per_step"]
+    write_json(run / "recipe.json", recipe)
+    write_json(run / "stages" / "train.json", record)
+    card = card_of(run)
+    assert card["Hyper-parameters"]["Dropout"] == card["Hyper-parameters"]["Gradient accumulation"] == "not recorded"
+    assert card["Training"]["Initialization"] == "from scratch (initialization: not recorded)"
 
 
 def test_report_loads_nothing_and_escapes_the_corpus(small_run: Path, tmp_path: Path) -> None:

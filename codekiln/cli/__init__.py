@@ -4,24 +4,40 @@ Commands import what they need when they run, so that `--help` is fast, and serv
 """
 
 import os
+from typing import Annotated
 
 import typer
 
-from codekiln.cli import convert, corpus, evaluate, generate, report, tokenizer, train
+from codekiln import __version__
+from codekiln.cli import convert, corpus, doctor, evaluate, generate, report, tokenizer, train
 from codekiln.errors import CodekilnError, RankError
 
 app = typer.Typer(
     help="Train, evaluate and serve code models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (train, generate, evaluate, report, convert):
+for group in (train, generate, evaluate, report, convert, doctor):
     for command in group.COMMANDS:
         app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(train.recipes_app, name="recipes")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(corpus.app, name="corpus")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"codekiln {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train, evaluate and serve code models."""
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from codekiln.generate.infilling import FilledDocument
     from codekiln.generate.provenance import Stretch, Tracer
     from codekiln.generate.sampling import SamplingParams
+    from codekiln.generate.workspace import Workspace
 
 HOLE = "<HOLE>"
 GGUF_DTYPE = "q8_0"  # of --backend llama.cpp
@@ -67,6 +68,13 @@ MaxCopied = Annotated[
         metavar="N",
     ),
 ]
+HasRecall = Annotated[
+    bool,
+    typer.Option(
+        "--recall",
+        help="Mix in what followed the same tokens in the input, and in the training documents if the run has an index.",
+    ),
+]
 Count = Annotated[int, typer.Option("-n", help="Number of candidates to draw.", min=1)]
 
 
@@ -84,6 +92,7 @@ def complete(
     seed: Seed = 0,
     weights: Weights = "float32",
     backend: BackendOption = "pytorch",
+    has_recall: HasRecall = False,
     has_provenance: Provenance = False,
     max_copied: MaxCopied = None,
     as_json: Json = False,
@@ -100,6 +109,8 @@ def complete(
     limits = _copy_limits(max_copied)
     tracer = _open_tracer(model) if has_provenance or limits is not None else None
     completer = load_completer(model, backend, weights, default="float32")
+    if has_recall:
+        use_recall(completer, model, tracer)
     _limit_copies(completer, tracer, limits)
     shown = tracer if has_provenance else None
     if len(inputs) == n == 1 and not as_json:
@@ -160,6 +171,7 @@ def infill(
     seed: Seed = 0,
     weights: Weights = "float32",
     backend: BackendOption = "pytorch",
+    has_recall: HasRecall = False,
     has_provenance: Provenance = False,
     max_copied: MaxCopied = None,
     as_json: Json = False,
@@ -196,6 +208,8 @@ def infill(
     limits = _copy_limits(max_copied)
     tracer = _open_tracer(model) if has_provenance or limits is not None else None
     completer = load_completer(model, backend, weights, default="float32")
+    if has_recall:
+        use_recall(completer, model, tracer)
     _limit_copies(completer, tracer, limits)
     shown = tracer if has_provenance else None
     with _printer("Infill", inputs, as_json=as_json) as printer:
@@ -243,6 +257,16 @@ def serve(
         typer.Option("--index/--no-index", help="Report where completions come from, if the run has an index."),
     ] = True,
     max_copied: MaxCopied = None,
+    has_recall: HasRecall = False,
+    workspace_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            help="Folder whose code is recalled, and followed while it changes (implies --recall).",
+            show_default=False,
+            parser=parse_path,
+        ),
+    ] = None,
     weights: Weights = "auto",
     backend: BackendOption = "pytorch",
 ) -> None:
@@ -256,7 +280,8 @@ def serve(
         )
     limits = _copy_limits(max_copied)
     name = model.resolve().name
-    with server.listen(host, port) as listening:
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(server.listen(host, port))
         with server.refusing_requests(listening):
             tracer = _open_served_index(model) if has_index else None
             if limits is not None and tracer is None:
@@ -265,6 +290,9 @@ def serve(
                     "serve a run whose recipe has an index, without --no-index"
                 )
             completer = load_completer(model, backend, weights, default="auto")
+            workspace = stack.enter_context(_open_workspace(workspace_folder, completer))
+            if has_recall or workspace is not None:
+                use_recall(completer, model, tracer, workspace)
             _limit_copies(completer, tracer, limits)
             completer.warm_up()
         application = server.make_app(
@@ -281,6 +309,8 @@ def serve(
         agreement = "" if completer.agreement is None else f", {completer.agreement:.1%} of tokens as in float32"
         typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
         typer.echo(f"Weights: {completer.precision}{agreement}", err=True)
+        if workspace is not None:
+            typer.echo(f"Workspace: {workspace.folder} is being indexed", err=True)
         sys.stdout.flush()
         server.serve(application, listening)
 
@@ -300,6 +330,39 @@ def _open_served_index(run: Path) -> "Tracer | None":
 
 
 COMMANDS = (complete, infill, serve)
+
+
+@contextlib.contextmanager
+def _open_workspace(folder: Path | None, completer: "Completer") -> Iterator["Workspace | None"]:
+    """A workspace that is being indexed; none without a folder."""
+    if folder is None:
+        yield None
+        return
+    from codekiln.generate.workspace import Workspace
+
+    workspace = Workspace(folder, completer.tokenizer)
+    workspace.start()
+    try:
+        yield workspace
+    finally:
+        workspace.stop()
+
+
+def use_recall(
+    completer: "Completer", model: Path, tracer: "Tracer | None" = None, workspace: "Workspace | None" = None
+) -> None:
+    """Turns recall on, with the index of a run if it has one. `tracer` is open if its index is.
+
+    The gate is that of the run, or else the one that was fitted on the model of the demo.
+    """
+    from codekiln.generate.recall import DEFAULT_GATE, Gate, Recall, run_gate
+    from codekiln.index.search import INDEX_FOLDER
+
+    if tracer is None and (model / INDEX_FOLDER).is_dir():
+        tracer = _open_tracer(model)
+    path = run_gate(model)
+    gate = Gate.load(path if path.is_file() else DEFAULT_GATE)
+    completer.use_recall(Recall(gate, corpus=None if tracer is None else tracer.index, workspace=workspace))
 
 
 def load_completer(folder: Path, backend: BackendName, weights: WeightsName, *, default: WeightsName) -> "Completer":

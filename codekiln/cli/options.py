@@ -35,7 +35,21 @@ ModelArgument = Annotated[
     Path, typer.Argument(help="Run directory or model folder.", show_default=False, parser=parse_path)
 ]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory.", show_default=False, parser=parse_path)]
-RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe; see `codekiln recipes`.", show_default=False)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """The recipes whose names begin so, for the completion of a shell."""
+    from codekiln.recipes import RECIPES  # noqa: PLC0415
+
+    return [name for name in RECIPES if name.startswith(incomplete)]
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a recipe; see `codekiln recipes`.", show_default=False, autocompletion=complete_recipe
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", help="Run directory. An existing run is resumed.", parser=parse_path)]
 Code = Annotated[
     Path | None,

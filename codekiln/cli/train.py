@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from codekiln.corpus.engine import CorpusOptions, EngineKind
     from codekiln.recipe import Recipe, StagedRecipe
+    from codekiln.recipes.papers import CardRow
     from codekiln.train.config import RuntimeConfig
 
 
@@ -198,16 +199,49 @@ def list_recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command("show")
-def show_recipe(name: RecipeArgument, as_json: Json = False) -> None:
+def show_recipe(
+    name: RecipeArgument,
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Print what the paper states next to what the recipe sets, with the differences."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Print every number of a recipe with its source."""
-    from codekiln.recipes import describe
+    from codekiln.recipes import describe, papers
 
+    if card:
+        rows = list(papers.card_rows(name))
+        if as_json:
+            typer.echo(json.dumps([_card_record(row) for row in rows], ensure_ascii=False))
+            return
+        table = [
+            [
+                row.line.name,
+                f"{row.stated} ({row.line.source})",
+                "\n".join(f"{field} = {value}" for field, value in row.values.items()) or papers.NOTHING,
+                row.line.difference,
+            ]
+            for row in rows
+        ]
+        print_table([["line", "the paper states", "Codekiln sets", "difference"], *table], max_width=None)
+        return
     fields = list(describe(name))
     if as_json:
         typer.echo(json.dumps([{"field": f, "value": value, "source": source} for f, value, source in fields]))
         return
-    rows = [[field, json.dumps(value, ensure_ascii=False), source] for field, value, source in fields]
-    print_table([["field", "value", "source"], *rows], max_width=80)
+    listed = [[field, json.dumps(value, ensure_ascii=False), source] for field, value, source in fields]
+    print_table([["field", "value", "source"], *listed], max_width=80)
+
+
+def _card_record(row: "CardRow") -> dict[str, object]:
+    return {
+        "line": row.line.name,
+        "stated": row.stated,
+        "source": row.line.source,
+        "values": {field: json.loads(value) for field, value in row.values.items()},
+        "difference": row.line.difference,
+    }
 
 
 def _recipe(

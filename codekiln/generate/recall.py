@@ -42,6 +42,12 @@ N_HIDDEN = 32
 GATE_FILE = "gate.safetensors"
 DEFAULT_GATE = Path(__file__).parent / GATE_FILE  # fitted on the model of the demo
 
+
+def run_gate(run: Path) -> Path:
+    """The gate that was fitted for a run."""
+    return run / "recall" / GATE_FILE
+
+
 Array = npt.NDArray[Any]
 _View = tuple[Array, Array, Array, Array, Array, Array, Array]
 Evidence = tuple[Continuations, ...]  # (K,): corpus longest and short, workspace longest and short, request

@@ -11,6 +11,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from codekiln.errors import ConfigError
 
+# How the weights of a new model are drawn: see `codekiln/model/initialization.py`.
+Initialization = Literal["codekiln", "jaxformer", "normal"]
+
 # Sizes that no model reaches. They are checked before anything is allocated, because a config may come from a stranger.
 MAX_SIZES = {
     "n_layers": 1_000,
@@ -285,8 +288,8 @@ _KILN = {
     "110M": (12, 896, 14, 2, 2432, True),
     "350M": (24, 1024, 16, 8, 2816, True),
     "1B": (28, 1792, 14, 7, 4864, True),
-    "3B": (32, 2560, 20, 4, 8704, False),
-    "7B": (36, 3584, 28, 4, 12_288, False),
+    "3B": (32, 2560, 20, 4, 10_240, False),
+    "7B": (36, 3584, 28, 4, 15_360, False),
 }
 
 

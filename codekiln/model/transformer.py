@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from codekiln.model.configs import ModelConfig
 from codekiln.model.varlen_attention import document_attention
 
-INIT_STD = 0.02
 POSITION_OFFSET = 2  # in fairseq, positions begin after a padding row (InCoder's code)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu_gated": F.silu,
@@ -54,6 +53,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(d, kv_width, bias=config.qkv_bias)
         self.v = nn.Linear(d, kv_width, bias=config.qkv_bias)
         self.out = nn.Linear(q_width, d, bias=config.out_bias)
+        self.dropout = 0.0  # of the weights of attention, in training
         self.q_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -82,7 +82,15 @@ class Attention(nn.Module):
             if grouped and mask is not None and not q.is_cpu:
                 # The fused kernels of GPUs support shared key heads or a mask, but not both.
                 k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+            y = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=mask is None,
+                enable_gqa=grouped,
+            )
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, -1))
         return out
 
@@ -113,6 +121,7 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = None if config.parallel_residual else _norm(config)
         self.mlp = FeedForward(config)
+        self.dropout = 0.0  # of what each layer adds to the residual stream, in training
 
     def forward(
         self,
@@ -122,9 +131,14 @@ class Block(nn.Module):
         document_ids: Tensor | None,
     ) -> Tensor:
         y = self.attention_norm(x)
-        attended = x + self.attention(y, rotary, mask, document_ids)
-        out: Tensor = attended + self.mlp(y if self.mlp_norm is None else self.mlp_norm(attended))
+        attended = x + _drop(self.attention(y, rotary, mask, document_ids), self)
+        out: Tensor = attended + _drop(self.mlp(y if self.mlp_norm is None else self.mlp_norm(attended)), self)
         return out
+
+
+def _drop(x: Tensor, module: "Block | Transformer") -> Tensor:
+    """Sets elements to zero with the probability `module.dropout` in training, and scales the others up."""
+    return F.dropout(x, module.dropout) if module.training and module.dropout > 0 else x
 
 
 class Losses(NamedTuple):
@@ -161,12 +175,24 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
         self.cross_entropy = CrossEntropy()
         self.activation_checkpointing = False  # recompute blocks in the backward pass instead of keeping activations
+        self.dropout = 0.0  # of the embedding, in training
+        self.attention_dropout = 0.0
         self.tie_weights()
 
     def tie_weights(self) -> None:
         """Uses the embedding as the weight of the output layer, if the config says so."""
         if self.config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
+
+    def set_dropout(self, dropout: float, attention_dropout: float) -> None:
+        """Probabilities in training: of the embedding and of what layers add to the residual stream, where fairseq and XGLM
+        have them, and of the weights of attention."""
+        self.dropout, self.attention_dropout = dropout, attention_dropout
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.dropout = dropout
+            elif isinstance(module, Attention):
+                module.dropout = attention_dropout
 
     def forward(
         self,
@@ -203,7 +229,8 @@ class Transformer(nn.Module):
         if document_ids is not None:
             if positions is None and config.position_encoding == "sinusoidal":
                 positions = positions_within(document_ids)
-            if ids.device.type != "cpu":  # varlen attention is for CPUs
+            drops_attention = self.training and self.attention_dropout > 0
+            if ids.device.type != "cpu" or drops_attention:  # varlen attention is for CPUs, and drops nothing
                 mask, document_ids = _mask_within(document_ids), None
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand(B, T)
@@ -215,6 +242,7 @@ class Transformer(nn.Module):
             scaled = positions if config.rope_scale == 1 else positions / config.rope_scale
             angles = rotary_angles_once if torch.compiler.is_compiling() else rotary_angles
             rotary = angles(scaled, config.n_rotary, config.rope_base)
+        x = _drop(x, self)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rotary, mask, document_ids, use_reentrant=False)
@@ -236,27 +264,6 @@ class Transformer(nn.Module):
         logits = self(ids, document_ids=document_ids, is_flat=True)
         losses: Losses = self.cross_entropy(logits, targets.flatten(), loss_weights.flatten(), with_z_loss=with_z_loss)
         return losses
-
-
-def init_weights(
-    model: Transformer, generator: torch.Generator, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_
-) -> None:
-    """Normal with std 0.02; zero for projections into the residual stream, so that blocks start as the identity.
-
-    An untied embedding has std 1, because norms rescale what blocks read, and its output layer starts at zero. Biases start
-    at zero, norms at one. Full weights are drawn one after the other and passed to `copy`, so that initialization does not
-    depend on the number of ranks.
-    """
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("norm.weight"):
-                weight.fill_(1.0)
-            elif name.endswith((".bias", "attention.out.weight", "down.weight", "lm_head.weight")):
-                weight.zero_()
-            else:
-                std = 1.0 if name == "embedding.weight" and not model.config.tie_embeddings else INIT_STD
-                drawn = torch.empty(weight.shape, device=generator.device)
-                copy(weight, drawn.normal_(0.0, std, generator=generator))
 
 
 def _mask_within(document_ids: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """CodeGen (arXiv 2203.13474): natural language, then six languages, then Python, each from the weights of the one before.
 
 Numbers are those of the paper (section 2 and table 6) and of the released code and configs (jaxformer). `SOURCES` names the
-source of each; "unconfirmed" are numbers that no primary source has.
+source of each; "unconfirmed" are numbers that no primary source has. All other numbers are Codekiln's.
 
 With `data`, the stages read The Pile in `pile`, the GitHub export of BigQuery in `bigquery`, and Python repositories of GitHub
 in `bigpython`, which are fetched to this folder: BigPython is not public, and what is known of it (permissive licenses, not
 personal, October 2021) selects them. Without, every stage reads one folder of code, or the installed Python packages.
 
-Codekiln differs in three points: its own format of the language's name before a file of Multi (CodeGen's is not published),
-redacted e-mail addresses, and its own initialization.
+docs/papers.md lists what the paper states next to what is set here, with the differences.
 """
 
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from codekiln.corpus.steps.metadata import LanguagePrefix
 from codekiln.corpus.steps.redact import Redact
 from codekiln.model.configs import codegen as codegen_model
 from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
-from codekiln.recipes.data import require_data
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import NextToken
 from codekiln.train.schedules import WarmupCosine
@@ -40,15 +38,25 @@ from codekiln.train.schedules import WarmupCosine
 LANGUAGES = ("C", "C++", "Go", "Java", "JavaScript", "Python")
 CONTEXT = 2048
 
+DATA_FOLDERS = ("pile", "bigquery", "bigpython")
+
 SOURCES = {
+    "nl: corpus.sources": "section 2.1: The Pile",
+    "multi: corpus.sources": "section 2.1: BigQuery's GitHub data, six languages",
+    "mono: corpus.sources": "section 2.1: BigPython, October 2021; the licenses are those that InCoder names",
     "corpus.steps": "section 2.1 and appendix A; licenses and redaction are Codekiln's",
-    "tokenizer.name": "section 2.2: GPT-2's BPE; with tokens for white space from Multi on",
+    "multi: corpus.steps": "section 2.1 and appendix A; licenses, redaction and the form of the prefix are Codekiln's",
+    "tokenizer": "section 2.2: GPT-2's BPE; with tokens for white space from Multi on",
     "model": "table 6 and the released configs",
     "train.objective": "section 2.2",
     "train.packing": "jaxformer: documents are concatenated and cut",
     "train.total_tokens": "steps x batch x 2048: 350k steps for NL, 150k for Multi and Mono (jaxformer)",
-    "train.global_batch_size": "jaxformer configs; 6B has half of the paper's 2M tokens",
-    "train.optimizer.lr": "jaxformer configs; unconfirmed for 350M Mono, 2B and 6B code, 16B NL",
+    "train.global_batch_size": "jaxformer configs, 16B table 6; the config of 6B has half of the 2M tokens of table 6",
+    "train.initialization": "jaxformer: modules.py",
+    "train.dropout": "the released configs",
+    "train.attention_dropout": "the released configs",
+    "train.optimizer.kind": "section 2.3",
+    "train.optimizer.lr": "jaxformer configs for NL but 16B, and 350M Multi; 16B code by a survey; others unconfirmed",
     "train.optimizer.betas": "section 2.3",
     "train.optimizer.eps": "section 2.3",
     "train.optimizer.weight_decay": "jaxformer configs",
@@ -93,14 +101,13 @@ def codegen(size: str, code: Path | None = None, license: str | None = None, dat
 
 def _data_sources(data: Path) -> dict[str, Source]:
     """The data sets of the paper, in folders of `data`."""
-    pile_folder, bigquery, bigpython = require_data(data, "pile", "bigquery", "bigpython")
     repositories = Selection(
         created=("2008-01-01", "2021-10-31"), main_languages=("Python",), licenses=tuple(sorted(INCODER_LICENSES))
     )
     return {
-        "nl": pile((str(pile_folder),)),
-        "multi": GitHubExport(folder=str(bigquery), languages=LANGUAGES),
-        "mono": Forge(kind="github", folder=bigpython, selection=repositories, languages=("Python",)),
+        "nl": pile((str(data / "pile"),)),
+        "multi": GitHubExport(folder=str(data / "bigquery"), languages=LANGUAGES),
+        "mono": Forge(kind="github", folder=data / "bigpython", selection=repositories, languages=("Python",)),
     }
 
 
@@ -138,7 +145,12 @@ def _stage(name: str, size: str, source: Source, *, n_steps: int, lr: float, sch
             packing="concat",
             total_tokens=n_steps * batch_size * CONTEXT,
             global_batch_size=batch_size,
-            optimizer=AdamWConfig(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=schedule),
+            initialization="jaxformer",
+            dropout=0.0,
+            attention_dropout=0.0,
+            optimizer=AdamWConfig(
+                lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, max_grad_norm=1.0, schedule=schedule
+            ),
             z_loss=1e-4,
             eval_every=1000,
             save_every=1000,

@@ -6,9 +6,10 @@ from typing import Any
 
 from codekiln.corpus.documents import MANIFEST, read_manifest
 from codekiln.corpus.steps.exact import DUPLICATE
+from codekiln.corpus.steps.filters import REASONS
 from codekiln.corpus.steps.near import NEAR_DUPLICATE
 from codekiln.evaluate.config import MEMORIZATION
-from codekiln.files import JsonObject, atomic_write
+from codekiln.files import JsonObject, atomic_write, read_json
 from codekiln.folders import require_made
 from codekiln.metrics_log import METRICS_FILE, read_metrics
 from codekiln.report.charts import bar_chart, training_charts, write_page
@@ -16,6 +17,7 @@ from codekiln.runs import STAGE_NAMES, StageRecord, read_recipe, read_stage_reco
 from codekiln.train.config import MUON_MOMENTUM
 
 CARD, REPORT = "CARD.md", "report.html"
+EVALUATIONS, RESULTS = "evaluation", "results.json"  # where `codekiln evaluate` writes
 NOT_RECORDED = "not recorded"
 
 
@@ -25,9 +27,11 @@ def write_card(run: Path) -> Path:
     require_made(run, "run")
     recipe, manifest = read_recipe(run), _read_manifest(run)
     lines = [f"# {recipe['name']}", ""]
-    for heading, entries in _sections(recipe, manifest, stages).items():
+    sections = _sections(recipe, manifest, stages)
+    sections["Results"] |= _benchmark_lines(run)
+    for heading, entries in sections.items():
         lines += [f"## {heading}", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {_cell(value)} |" for name, value in entries.items()]
+        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in entries.items()]
         lines.append("")
     with atomic_write(run / CARD) as temp_path:
         temp_path.write_text("\n".join(lines), encoding="utf-8")
@@ -123,27 +127,94 @@ def _hyper_parameters(train: JsonObject, model: JsonObject, trained: JsonObject)
     context = train["context_length"] or model["context_length"]
     described = describe_optimizer(optimizer)
     warmup, course = describe_schedule(optimizer["schedule"])
+    batch_tokens = (
+        trained["tokens"] // trained["steps"]
+    )  # with epochs, a small corpus makes it smaller than in the recipe
+    accumulation = trained.get("micro_batches_per_step")
     return {
         "Optimizer": described["Optimizer"],
         "Betas": described["Betas"],
         "Eps": f"{optimizer['eps']:g}",
-        "Batch size": f"{train['global_batch_size'] * context:,} tokens",
+        "Batch size": f"{batch_tokens:,} tokens",
         "Context window": f"{context:,}",
-        "Gradient accumulation": "automatic; does not change the batch",
+        "Gradient accumulation": NOT_RECORDED if accumulation is None else f"micro-batches per step: {accumulation:,}",
         "Gradient clipping": f"global norm {optimizer['max_grad_norm']:g}",
         "Warm-up": warmup,
         "Learning rate": described["Learning rate"],
         "Weight decay": f"{optimizer['weight_decay']:g}, decoupled, on matrices",
         "Schedule": course,
         "Precision": trained["precision"],
+        "Dropout": _dropout(train),
+        "Z-loss": f"{train['z_loss']:g}",
     }
+
+
+def _initialization(recipe: JsonObject) -> str:
+    if recipe["init_from"] is not None:
+        return f"the weights of {recipe['init_from']}"
+    return f"from scratch (initialization: {recipe['train'].get('initialization', NOT_RECORDED)})"
+
+
+def _dropout(train: JsonObject) -> str:
+    """Not recorded in runs of versions without it."""
+    if "dropout" not in train:
+        return NOT_RECORDED
+    return f"{train['dropout']:g}; {train['attention_dropout']:g} of the weights of attention"
+
+
+def _de_duplication(steps: list[JsonObject], dropped: JsonObject) -> str:
+    """The steps that compare documents, with their rules, and how many documents each reason dropped."""
+    found = []
+    for step in steps:
+        if step["kind"] == "ExactDuplicates":
+            key = "file extension and alphanumeric tokens" if step["key"] == "words" else "SHA-256 of the content"
+            found.append(f"exact, by {key}: {_n_dropped(dropped, DUPLICATE)}")
+        elif step["kind"] == "NearDuplicates":
+            rule = f"near-duplicates (Jaccard similarity of five-word shingles from {step['threshold']:g})"
+            found.append(f"{rule}: {_n_dropped(dropped, NEAR_DUPLICATE)}")
+    return "; ".join(found) or "none"
+
+
+def _filters(steps: list[JsonObject], dropped: JsonObject) -> str:
+    """The filters with their thresholds, and how many documents each dropped."""
+    found = []
+    for filter_ in (each for step in steps for each in step.get("filters", ())):
+        thresholds = [f"{name}={value}" for name, value in filter_.items() if name not in ("kind", "phrases")]
+        reason = REASONS.get(filter_["kind"])
+        counts = NOT_RECORDED if reason is None else _n_dropped(dropped, reason)
+        found.append(f"{' '.join([filter_['kind'], *thresholds])}: {counts}")
+    return "; ".join(found) or "none"
+
+
+def _n_dropped(dropped: JsonObject, reason: str) -> str:
+    return f"{dropped.get(reason, {}).get('documents', 0):,} dropped"
+
+
+def _benchmark_lines(run: Path) -> dict[str, str]:
+    """The metrics of every evaluation in the folder of the run, with 95% intervals."""
+    lines = {}
+    for path in sorted((run / EVALUATIONS).glob(f"*/{RESULTS}")):
+        for name, entry in read_json(path)["benchmarks"].items():
+            metrics = [
+                f"{metric} {_format_metric(metric, result['interval'])}" for metric, result in entry["metrics"].items()
+            ]
+            lines[f"{name} ({path.parent.name})"] = "; ".join(metrics) or NOT_RECORDED
+    return lines
+
+
+def _format_metric(metric: str, interval: JsonObject | None) -> str:
+    """Bits per byte as they are, and fractions as percentages."""
+    if interval is None:
+        return NOT_RECORDED
+    if metric.startswith("bits_per_byte"):
+        return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**interval)
+    return _format_percent(interval)
 
 
 def _result_lines(trained: JsonObject, evaluation: JsonObject) -> dict[str, str]:
     results = {"Validation, left to right": _format_bpb(trained["validation_bits_per_byte"])}
     for kind, entry in evaluation.items():
         if kind == MEMORIZATION:
-            results["Memorization"] = _format_memorization(entry)
             continue
         if not entry["problems"]:
             results[f"Infilling, {kind}"] = "not measured (no held-out data)"
@@ -164,11 +235,8 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
     objective = train["objective"]
     sources = ", ".join(source["kind"] for source in recipe["corpus"]["sources"])
     read, kept, dropped = manifest["read"], manifest["kept"], manifest["dropped"]
-    filters = [filter_ for step in recipe["corpus"]["steps"] for filter_ in step.get("filters", ())]
-    filter_texts = [
-        " ".join([f["kind"], *(f"{k}={v}" for k, v in f.items() if k != "kind" and not isinstance(v, list))])
-        for f in filters
-    ]
+    steps = recipe["corpus"]["steps"]
+    held_out = manifest["validation"]
     return {
         "Model": {
             "Publisher": NOT_RECORDED,
@@ -179,22 +247,12 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
         "Data pre-processing": {
             "Resources": f"{sources}: {read['files']:,} files, {read['bytes'] / 1e6:,.1f} MB read; "
             f"{kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB kept",
-            "De-duplication": "exact, by file extension and alphanumeric tokens: "
-            f"{dropped.get(DUPLICATE, {}).get('documents', 0):,} dropped; near-duplicates (Jaccard similarity of five-word "
-            f"shingles): {dropped.get(NEAR_DUPLICATE, {}).get('documents', 0):,} dropped",
-            "Steps": ", ".join(step["kind"] for step in recipe["corpus"]["steps"]),
-            "Filters": "; ".join(filter_texts) or "none",
+            "De-duplication": _de_duplication(steps, dropped),
+            "Filters": _filters(steps, dropped),
+            "Steps": ", ".join(step["kind"] for step in steps),
             "Dropped": "; ".join(f"{reason}: {entry['documents']:,}" for reason, entry in dropped.items()) or "none",
             "Redacted": "; ".join(f"{rule}: {n:,}" for rule, n in manifest["redacted"].items()) or "nothing",
             "Copyright notices removed": f"{manifest['notices_removed']:,}",
-            "Held out": f"by {manifest['validation']['by']}: "
-            + (", ".join(manifest["validation"]["names"]) or NOT_RECORDED)
-            + _overlap_text(manifest["validation"]["overlap"]),
-            "Languages": "; ".join(
-                f"{row['language'] or 'unknown'}: {row['documents']:,} of {row['files_read']:,} files"
-                for row in manifest["languages"]
-            ),
-            "Licenses": "; ".join(f"{row['license']} ({row['documents']:,})" for row in manifest["licenses"]),
         },
         "Tokenizer": {
             "Technology": "byte-level BPE",
@@ -203,18 +261,27 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
         },
         "Hyper-parameters": _hyper_parameters(train, model, trained),
         "Training": {
-            "Initialization": "from scratch"
-            if recipe["init_from"] is None
-            else f"the weights of {recipe['init_from']}",
+            "Initialization": _initialization(recipe),
             "Strategy": " ".join([objective["kind"], *(f"{k}={v}" for k, v in objective.items() if k != "kind")])
             + (f"; LoRA of rank {train['lora']['rank']}" if train["lora"] is not None else ""),
             "Tokens and steps": f"{trained['tokens']:,} tokens in {trained['steps']:,} steps",
             "Hardware": trained["hardware"],
             "Time": f"{trained['seconds'] / 60:.1f} minutes, {trained['tokens_per_second']:,.0f} tokens per second, "
             f"{trained['matmul_efficiency']:.0%} of the matmul peak",
-            "Carbon and cost": NOT_RECORDED,
         },
-        "Results": _result_lines(trained, stages["evaluation"]["result"]),
+        "Results": dict(_result_lines(trained, stages["evaluation"]["result"])),
+        "Corpus and costs": {
+            "Licenses": "; ".join(f"{row['license']} ({row['documents']:,})" for row in manifest["licenses"]),
+            "Languages": "; ".join(
+                f"{row['language'] or 'unknown'}: {row['documents']:,} of {row['files_read']:,} files"
+                for row in manifest["languages"]
+            ),
+            "Held out": f"by {held_out['by']}: {', '.join(held_out['names']) or NOT_RECORDED}"
+            + _overlap_text(held_out["overlap"]),
+            "Memorization": _format_memorization(stages["evaluation"]["result"].get(MEMORIZATION)),
+            "Energy": NOT_RECORDED,
+            "Cost": NOT_RECORDED,
+        },
     }
 
 
@@ -244,7 +311,9 @@ def _drop_funnel(manifest: JsonObject) -> list[JsonObject]:
     return rows
 
 
-def _format_memorization(entry: JsonObject) -> str:
+def _format_memorization(entry: JsonObject | None) -> str:
+    if entry is None:
+        return NOT_RECORDED
     if not entry["prompts"]:
         return f"not measured ({entry['reason']})"
     return (

@@ -25,12 +25,14 @@ from codekiln.generate.complete import (
     Completion,
     CompletionChunk,
     CompletionParams,
+    CutPrompt,
     InfillRequest,
 )
 from codekiln.generate.context import RepositoryContext
 from codekiln.generate.copying import N_REDRAWS
 from codekiln.generate.engine import Request as EngineRequest
 from codekiln.generate.infilling import LEFT_TO_RIGHT_NOTE
+from codekiln.generate.recall import RequestText
 from codekiln.serve.fim_templates import find_hole
 from codekiln.serve.metrics import ServerMetrics
 from codekiln.serve.provenance import Traces, Training
@@ -134,7 +136,7 @@ class Answer:
 class _Tokenized:
     """The ids of each prompt, whether one was cut, and the ids that a completion of each continues, if it is traced."""
 
-    prompts: list[list[int]]
+    prompts: list[CutPrompt]
     is_truncated: bool
     contexts: list[list[int]]
 
@@ -219,7 +221,7 @@ class CompletionService:
         return answer
 
     def _make_answer(self, request: Request, tokenized: _Tokenized, params: CompletionParams) -> Answer:
-        lengths = [len(ids) for ids in tokenized.prompts]
+        lengths = [len(prompt.ids) for prompt in tokenized.prompts]
         traces = Traces(self._training, tokenized.contexts, params.n)
         return Answer(lengths, tokenized.is_truncated, params, traces, request.scope["state"])
 
@@ -250,7 +252,7 @@ class CompletionService:
         if max_new_tokens > limit:
             raise Refusal(400, f"max_tokens must be at most {limit} for this model", param="max_tokens")
         room = completer.context_length - max_new_tokens
-        prompts: list[list[int]] = []
+        prompts: list[CutPrompt] = []
         contexts: list[list[int]] = []
         is_truncated = False
         for given in query.prompts:
@@ -258,20 +260,21 @@ class CompletionService:
             may_be_cut = isinstance(prompt, InfillRequest) and (query.is_cut or prompt is not given)
             if isinstance(prompt, InfillRequest):
                 found = completer.cut_prompt(prompt, max_new_tokens)
-                ids, n_tokens, is_cut = found.ids, found.n_tokens, found.n_tokens > len(found.ids)
+                is_cut = found.n_tokens > len(found.ids)
             else:
-                ids, n_tokens, is_cut = prompt, len(prompt), len(prompt) > room
+                found = CutPrompt(list(prompt), len(prompt), RequestText(tuple(prompt)))
+                is_cut = len(prompt) > room
             if is_cut and not may_be_cut:
                 raise Refusal(
                     400,
-                    f"prompt: it has {n_tokens} tokens, and this model has room for {room} besides the new tokens: "
+                    f"prompt: it has {found.n_tokens} tokens, and this model has room for {room} besides the new tokens: "
                     "shorten it, or request fewer new tokens",
                     param="prompt",
                     code="context_length_exceeded",
                 )
-            completer.check(ids, query.params)
+            completer.check(found.ids, query.params)
             is_truncated |= is_cut
-            prompts.append(ids)
+            prompts.append(found)
             contexts.append(self._context(prompt))
         return _Tokenized(prompts, is_truncated, contexts)
 
@@ -289,12 +292,12 @@ class CompletionService:
         return find_hole(prompt.prompt) or prompt
 
     async def _run(
-        self, request: Request, answer: Answer, prompts: list[list[int]], slot: str | None
+        self, request: Request, answer: Answer, prompts: list[CutPrompt], slot: str | None
     ) -> AsyncGenerator[CompletionChunk, None]:
         """The chunks of all prompts. Generation ends when the client leaves or this generator is closed."""
         self._n_open += 1
         self.metrics.open.set(self._n_open)
-        keys = [_Key(tuple(ids), answer.params) for ids in prompts]
+        keys = [_Key(prompt, tuple(prompt.ids), answer.params) for prompt in prompts]
         if slot is not None:
             self._supersede(slot, answer)
         generations = answer.generations = [self._join(key) for key in keys]
@@ -335,7 +338,7 @@ class CompletionService:
         """The generation for a prompt: one that is running for the same prompt and settings, or a new one."""
         found = self._generations.get(key)
         if found is None or found.is_finished:
-            found = self._generations[key] = self._worker.submit(list(key.prompt), key.params)
+            found = self._generations[key] = self._worker.submit(key.prompt, key.params)
         else:
             self.metrics.shared.inc()
         found.n_readers += 1
@@ -370,7 +373,8 @@ class CompletionService:
 class _Key:
     """What makes two generations the same."""
 
-    prompt: tuple[int, ...]
+    prompt: CutPrompt = dataclasses.field(hash=False)
+    ids: tuple[int, ...]
     params: CompletionParams
 
 

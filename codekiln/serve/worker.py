@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 
 from codekiln.errors import CodekilnError
-from codekiln.generate.complete import Completer, CompletionChunk, CompletionParams, Job
+from codekiln.generate.complete import AnyRequest, Completer, CompletionChunk, CompletionParams, Job
 
 
 class Generation:
@@ -80,7 +80,7 @@ class EngineWorker:
             self._thread.join()
             self._thread = None
 
-    def submit(self, prompt: Sequence[int], params: CompletionParams) -> Generation:
+    def submit(self, prompt: AnyRequest, params: CompletionParams) -> Generation:
         """Starts to complete a prompt."""
         generation = Generation(asyncio.get_running_loop())
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from codekiln.errors import ConfigError
-from codekiln.model.configs import ModelConfig
+from codekiln.model.configs import Initialization, ModelConfig
 from codekiln.train.objectives import NextToken, Objective
 from codekiln.train.schedules import WSD, Schedule, WarmupCosine
 
@@ -81,6 +81,12 @@ class TrainConfig:
     # Tokens per sequence; None means the context of the model.
     context_length: int | None = None
     lora: LoraConfig | None = None
+    # Of a model without `init_from`.
+    initialization: Initialization = "codekiln"
+    # Probability that an element of the embedding, or of what a layer adds to the residual stream, is dropped.
+    dropout: float = 0.0
+    # Probability that a weight of attention is dropped.
+    attention_dropout: float = 0.0
     optimizer: OptimizerConfig = MuonConfig()
     packing: Packing = "packed"
     # Weight of the squared log-sum-exp of the logits in the loss, which keeps logits small (CodeGen's code; PaLM).
@@ -108,6 +114,9 @@ class TrainConfig:
             raise ConfigError(f"train.max_grad_norm_ratio is {self.max_grad_norm_ratio}: it must be greater than 1")
         if not (self.z_loss >= 0 and math.isfinite(self.z_loss)):
             raise ConfigError(f"train.z_loss is {self.z_loss}: it must be 0 or more")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}: it must be at least 0 and less than 1")
         if (self.total_tokens < 1) == (self.epochs < 1):
             raise ConfigError(
                 f"train.total_tokens is {self.total_tokens} and train.epochs is {self.epochs}: "

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ from codekiln.files import JsonObject
 from codekiln.metrics_log import LOSS_WINDOW, METRICS_FILE, MetricSink, MetricsLog, MetricsRow, bits_per_byte
 from codekiln.model.configs import ModelConfig
 from codekiln.model.huggingface import CheckpointReader, read_config
-from codekiln.model.transformer import Losses, Transformer, init_weights
+from codekiln.model.initialization import init_weights
+from codekiln.model.transformer import Losses, Transformer
 from codekiln.progress import progress_bar, sparkline
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.checkpoint import Checkpointer, checkpoint_state_dict, list_checkpoints
@@ -71,7 +73,8 @@ def train(
     from; a checkpoint with other inputs is refused. Ctrl-C and SIGTERM save a checkpoint after the current step and raise
     KeyboardInterrupt and Preempted. On one machine, the same seed and shards give bit-identical weights, no matter how
     often the run was interrupted or killed. On GPUs and on another number of ranks the batches are the same, and sums
-    differ by rounding. Raises DivergedError if training cannot continue.
+    differ by rounding. What dropout drops depends on the number of ranks and on the micro-batch size. Raises
+    DivergedError if training cannot continue.
     """
     setup = _prepare(config, model_config, tokens, tokenizer, run, runtime, inputs, init_from, world)
     config, model, loader, optimizers = setup.config, setup.model, setup.loader, setup.optimizers
@@ -98,6 +101,8 @@ def train(
             if step + 1 < n_steps:
                 next_batch = prefetcher.submit(loader.batch, step + 1, world.dp_rank, world.dp_size)
             micro_batches = list(_micro_batches(batch, setup.micro_batch_size, world.device))
+            if config.dropout > 0 or config.attention_dropout > 0:
+                torch.manual_seed(_dropout_seed(config.seed, step, world.dp_rank))
             losses_sum = forward_backward(
                 loss_fn, micro_batches, z_loss=config.z_loss, scale=world.dp_size / n_tokens, world=world
             )
@@ -145,7 +150,9 @@ def train(
             if step % config.eval_every == 0 or step == n_steps:
                 # Other work on this machine may have hidden the peak: the best measurement counts.
                 peak_flops = max(peak_flops, measure_peak_flops(world.device, world.dtype, seconds=0.1))
+                model.eval()
                 validation = row["validation_bits_per_byte"] = _validate(loss_fn, setup.validation_batches, world)
+                model.train()
                 reshard(model)
             if log is not None and progress is not None:
                 log.write(row)
@@ -182,6 +189,11 @@ def forward_backward(
         mean_loss.backward()  # type: ignore[no-untyped-call]
         total += torch.stack((losses.nats, losses.z_loss)).detach().to(total)
     return total
+
+
+def _dropout_seed(seed: int, step: int, dp_rank: int) -> int:
+    """The seed of what a data-parallel rank drops in a step, so that a resumed run drops the same."""
+    return int(np.random.SeedSequence((seed, step, dp_rank)).generate_state(1)[0])
 
 
 def compile_loss(model: Transformer, world: World, runtime: RuntimeConfig) -> LossFn:
@@ -268,7 +280,7 @@ def _prepare(
         n_steps = math.ceil(config.epochs * loader.sequences_per_epoch / config.global_batch_size)
     else:
         n_steps = max(1, round(config.total_tokens / batch_tokens))
-    micro_batch_size = max(1, min(sequences_per_rank, runtime.micro_batch_tokens // context))
+    micro_batch_size = micro_batch_sequences(sequences_per_rank, context, runtime)
     return _Setup(
         config=config,
         model=model,
@@ -285,6 +297,11 @@ def _prepare(
         norm_history=deque(training_state.get("norm_history", []), NORM_HISTORY),
         n_skipped_in_a_row=training_state.get("n_skipped_in_a_row", 0),
     )
+
+
+def micro_batch_sequences(sequences_per_rank: int, context: int, runtime: RuntimeConfig) -> int:
+    """Sequences that a rank processes at once."""
+    return max(1, min(sequences_per_rank, runtime.micro_batch_tokens // context))
 
 
 def _build_loader(config: TrainConfig, context: int, shards: TokenShards, tokenizer: Tokenizer) -> BatchLoader:
@@ -306,8 +323,10 @@ def _build_model(
     model = build_sharded_model(model_config, world, activation_checkpointing=runtime.activation_checkpointing)
     model.to_empty(device=world.device)
     model.tie_weights()
+    model.set_dropout(config.dropout, config.attention_dropout)
     if init_from is None:
-        init_weights(model, torch.Generator().manual_seed(config.seed), copy_full_)
+        generator = torch.Generator().manual_seed(config.seed)
+        init_weights(model, generator, copy_full_, initialization=config.initialization)
     else:
         architecture, found = read_config(init_from)
         if found != model_config:

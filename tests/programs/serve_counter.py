@@ -19,6 +19,7 @@ from codekiln.generate.complete import (
     InfillRequest,
 )
 from codekiln.generate.complete import Job as RealJob
+from codekiln.generate.recall import RequestText
 from codekiln.serve.server import listen, make_app, serve
 
 TEXTS = {"fast": "x" * 5000, "slow": "x", "silent": ""}
@@ -53,13 +54,13 @@ class Counter:
         return max_new_tokens
 
     def cut_prompt(self, request: InfillRequest, max_new_tokens: int) -> CutPrompt:
-        return CutPrompt([ord(character) for character in request.prompt], len(request.prompt))
+        return CutPrompt([ord(character) for character in request.prompt], len(request.prompt), RequestText())
 
     def check(self, prompt: Sequence[int], params: CompletionParams) -> None:
         """All prompts are taken."""
 
-    def submit(self, prompt: Sequence[int], params: CompletionParams) -> Job:
-        text = "".join(map(chr, prompt))
+    def submit(self, prompt: CutPrompt, params: CompletionParams) -> Job:
+        text = "".join(map(chr, prompt.ids))
         job = Job(text, 0 if text == "count" else params.max_new_tokens or 1)
         self._jobs.append(job)
         return job

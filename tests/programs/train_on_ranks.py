@@ -45,6 +45,8 @@ class Options:
     compile: bool = False
     tensor_parallel: int = 1
     activation_checkpointing: bool = False
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
     bad_step: int | None = None  # the step in whose batch the loss weight of one token is infinite
 
 
@@ -58,6 +60,8 @@ def main(source: Path, run: Path, options: Options) -> None:
         eval_sequences=8,
         save_every=options.save_every,
         z_loss=1e-4,
+        dropout=options.dropout,
+        attention_dropout=options.attention_dropout,
         packing="concat" if options.config == "codegen" else "packed",
     )
     runtime = RuntimeConfig(
