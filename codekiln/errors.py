@@ -2,6 +2,7 @@
 
     CodekilnError
     ├── ConfigError            a recipe, an option or a request that cannot work
+    │   └── PromptError        a prompt that a model cannot read, while it can read others
     ├── InvalidFileError       a file that is damaged, in another format or of another version
     │   └── CorruptFileError   a file that differs from what Codekiln wrote
     ├── MissingFileError       a file, a folder or a model that does not exist
@@ -20,6 +21,10 @@ class CodekilnError(Exception):
 
 class ConfigError(CodekilnError, ValueError):
     """A recipe, an option or a request that cannot work."""
+
+
+class PromptError(ConfigError):
+    """A prompt that a model cannot read, because it is empty or does not fit. The model can read others."""
 
 
 class InvalidFileError(CodekilnError, ValueError):

@@ -14,7 +14,7 @@ from codekiln.evaluate.problems.names import VariableNameProblem
 from codekiln.evaluate.problems.problem import Problem
 from codekiln.evaluate.problems.text import TextProblem
 from codekiln.evaluate.samples import Sample
-from codekiln.evaluate.settings import INCODER_HINT, PRESETS, Settings, preset_settings
+from codekiln.evaluate.settings import INCODER_HINT, PRESETS, BenchmarkClass, Settings, preset_settings
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.model.huggingface import load_model
@@ -166,7 +166,7 @@ def test_names_are_the_most_frequent_fill(completer: Completer) -> None:
     left = ask(completer, problem, Settings(preset="test"))
     [alone] = completer.complete([InfillRequest(problem.prompt)], CompletionParams(sampling=GREEDY, max_new_tokens=20))
     assert left.answer == problem.truncate(alone.text)
-    reranked = ask(completer, problem, preset_settings("incoder-reranking", "variable-names", can_infill=True))
+    reranked = ask(completer, problem, preset_settings("incoder-reranking", "names", can_infill=True))
     assert len(reranked.texts) == 25 and reranked.answer in {problem.truncate(text) for text in reranked.texts}
 
 
@@ -188,36 +188,38 @@ def test_a_model_that_cannot_infill_is_refused_before_it_answers(
     monkeypatch.setattr(Completer, "can_infill", False)
     with pytest.raises(ConfigError, match=r"cannot infill.*--method"):
         ModelAnswers(completer, "test", Settings(preset="test", method="infilling"))
-    assert preset_settings("greedy", "humaneval", can_infill=False).method == "left-to-right"
+    assert preset_settings("greedy", "functions", can_infill=False).method == "left-to-right"
 
 
 def test_presets_are_the_settings_of_the_papers() -> None:
-    def settings(preset: str, benchmark: str) -> Settings:
+    def settings(preset: str, benchmark: BenchmarkClass) -> Settings:
         return preset_settings(preset, benchmark, can_infill=True)
 
-    codegen = settings("codegen", "humaneval")
+    codegen = settings("codegen", "functions")
     assert (codegen.n_samples, codegen.temperatures, codegen.top_p) == (200, (0.2, 0.6, 0.8), 0.95)
     assert (codegen.ks, codegen.cut_rule, codegen.hint) == ((1, 10, 100), "codegen", "")
-    turns = settings("codegen", "mtpb")
+    turns = settings("codegen", "turns")
     assert (turns.n_samples, turns.temperatures, turns.ks) == (40, (0.2,), (1,))
-    incoder = settings("incoder", "humaneval")
+    incoder = settings("incoder", "functions")
     assert (incoder.n_samples, incoder.temperatures, incoder.method) == (200, (0.2, 0.8), "left-to-right")
     assert (incoder.hint, incoder.cut_rule) == (INCODER_HINT, "incoder")
-    for benchmark in ("infilling-single-line", "infilling-multi-line"):
-        single, reranked, infilled = (
-            settings(preset, benchmark) for preset in ("incoder-left-to-right", "incoder-reranking", "incoder")
-        )
-        assert [each.method for each in (single, reranked, infilled)] == ["left-to-right", "reranking", "infilling"]
-        assert [each.temperatures for each in (single, reranked, infilled)] == [(0.2,), (0.8,), (0.2,)]
-        assert (reranked.n_candidates, reranked.rank_by) == (10, "total")
+    single, reranked, infilled = (
+        settings(preset, "holes") for preset in ("incoder-left-to-right", "incoder-reranking", "incoder")
+    )
+    assert [each.method for each in (single, reranked, infilled)] == ["left-to-right", "reranking", "infilling"]
+    assert [each.temperatures for each in (single, reranked, infilled)] == [(0.2,), (0.8,), (0.2,)]
+    assert (reranked.n_candidates, reranked.rank_by) == (10, "total")
     assert settings("incoder-reranking", "docstrings").rank_by == "mean"
     assert settings("incoder-reranking", "docstrings").temperatures == (0.8,)
     assert settings("incoder-left-to-right", "docstrings").temperatures == (0.0,)
     assert settings("incoder-left-to-right", "return-types").temperatures == (0.2,)
     assert settings("incoder", "return-types").temperatures == (0.0,)
-    assert settings("incoder", "mbpp").temperatures == (0.2,) and settings("incoder", "mbpp").method == "left-to-right"
-    assert all(settings(preset, "humaneval").preset == preset for preset in PRESETS)
+    assert (
+        settings("incoder", "programs").temperatures == (0.2,)
+        and settings("incoder", "programs").method == "left-to-right"
+    )
+    assert all(settings(preset, "functions").preset == preset for preset in PRESETS)
     with pytest.raises(ConfigError, match="no preset 'best': choose one of greedy, codegen"):
-        settings("best", "humaneval")
+        settings("best", "functions")
     with pytest.raises(ConfigError, match="all samples are equal"):
         Settings(preset="test", n_samples=2)

@@ -98,5 +98,5 @@ def test_no_key_is_needed_and_none_is_written(monkeypatch: pytest.MonkeyPatch, t
             "--out", tmp_path / "out",
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for path in (tmp_path / "out").iterdir():
-        assert "secret" not in path.read_text(encoding="utf-8"), path
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or "secret" not in path.read_text(encoding="utf-8"), path

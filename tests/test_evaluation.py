@@ -110,6 +110,12 @@ def test_every_benchmark_that_needs_no_download_is_measured(small_run: Path, cod
         assert each["settings"]["preset"] == "greedy" and each["n_problems"] > 0
         assert name in done.stdout
         assert each["clean"]["problems"] <= each["n_problems"]  # the corpus of the run has other code
+    assert {name: each["source"]["skipped"] for name, each in found.items()} == {
+        name: {"not UTF-8": 1} for name in names
+    }
+    assert "1 files were not read (not UTF-8)" in done.stdout
+    bits = found["bits-per-byte"]["metrics"]["bits_per_byte"]
+    assert bits["scored_bytes"] == bits["bytes"] == 2 * len(CODE) + CODE.count("number") * len("_first_second")
     samples = lines_of(out / "samples.jsonl")
     assert len(samples) == sum(each["n_problems"] for each in found.values())
     verdicts = lines_of(out / "verdicts.jsonl")
@@ -121,8 +127,8 @@ def test_every_benchmark_that_needs_no_download_is_measured(small_run: Path, cod
     )
     assert json.loads(again.stdout)["benchmarks"] == found
     assert json.loads(again.stdout)["sandbox"]["levels"] != []
-    page = (out / "page.html").read_text(encoding="utf-8")
-    assert page.count("An earlier command measured this benchmark.") == len(names) - 1
+    # The page keeps the problems that the last command did not measure.
+    assert (out / "page.html").read_text(encoding="utf-8") == page
 
 
 def test_a_killed_evaluation_continues_with_the_same_samples(small_run: Path, code: Path, tmp_path: Path) -> None:

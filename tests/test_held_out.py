@@ -13,12 +13,12 @@ from codekiln.corpus.documents import Document
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.held_out.holes import MAX_PROBLEMS_PER_DOCUMENT, context_of
 from codekiln.evaluate.held_out.sample import HeldOutTask, sample_held_out
-from codekiln.evaluate.problems.docstrings import FILE_END
 from codekiln.evaluate.problems.doctests import DoctestHoleProblem
 from codekiln.evaluate.problems.holes import HoleProblem
 from codekiln.evaluate.problems.names import VariableNameProblem
 from codekiln.evaluate.problems.problem import Problem
 from codekiln.evaluate.problems.return_types import ReturnTypeProblem
+from codekiln.evaluate.settings import INCODER_FILE_END
 from tests.small import run_program
 
 CODE = '''
@@ -129,7 +129,7 @@ def test_docstrings_of_functions() -> None:
     assert clip.suffix is not None and clip.suffix.startswith("\n\n    found = []\n")
     assert clip.kind == "completion"
     assert clip.truncate("\n    Limit all values of a list.\n\n    >>>", with_suffix=True) == clip.reference
-    ended = sample_held_out("docstrings", [document(CODE)], CONFIG, file_end=FILE_END)
+    ended = sample_held_out("docstrings", [document(CODE)], CONFIG, file_end=INCODER_FILE_END)
     assert all(problem.suffix is not None and problem.suffix.endswith("\n<|/ file |>") for problem in ended)
 
 

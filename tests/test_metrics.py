@@ -6,6 +6,7 @@ import random
 import re
 import sys
 import xml.sax.saxutils
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -17,7 +18,7 @@ from codekiln.evaluate.bleu import sentence_bleu
 from codekiln.evaluate.metrics import (
     SampleCounts,
     best_pass_at_k,
-    count_verdicts,
+    count_statuses,
     group_pass_rates,
     mean_interval,
     paired_difference,
@@ -28,7 +29,7 @@ from codekiln.evaluate.metrics import (
 )
 from codekiln.evaluate.problems.docstrings import joined_tokens
 from codekiln.evaluate.problems.return_types import normalized_type
-from codekiln.evaluate.programs import Status, Verdict
+from codekiln.evaluate.programs import Status
 from tests.peers import load_official, peer
 
 
@@ -78,7 +79,7 @@ def test_problems_with_too_few_scored_samples_are_left_out_and_counted() -> None
 
 def test_unscored_samples_are_neither_right_nor_wrong() -> None:
     statuses: list[Status] = ["passed", "failed", "unscored", "timeout", "unscored", "passed", "exited"]
-    found = count_verdicts(Verdict(status=status) for status in statuses)
+    found = count_statuses(Counter(statuses))
     assert found == SampleCounts(n_scored=5, n_passed=2, n_unscored=2)
 
 

@@ -17,7 +17,7 @@ from codekiln.evaluate import programs
 from codekiln.evaluate.benchmark_files import Row, read_rows
 from codekiln.evaluate.problems.called_names import called_names
 from codekiln.evaluate.problems.cruxeval import ExecutionProblem, cruxeval, read_templates
-from codekiln.evaluate.problems.docstrings import FILE_END, docstring_problem, docstrings, standardize_quotes
+from codekiln.evaluate.problems.docstrings import docstring_problem, docstrings, standardize_quotes
 from codekiln.evaluate.problems.holes import HoleProblem, HoleUnit
 from codekiln.evaluate.problems.humaneval import PLUS_FAULT, FunctionProblem, humaneval
 from codekiln.evaluate.problems.humaneval_infilling import FunctionHoleProblem
@@ -29,6 +29,7 @@ from codekiln.evaluate.problems.problem import CompletionProblem, MultiTurnProbl
 from codekiln.evaluate.problems.return_types import ReturnTypeProblem, normalized_type
 from codekiln.evaluate.python_code import syntax_tree
 from codekiln.evaluate.sandbox.sandbox import Sandbox
+from codekiln.evaluate.settings import INCODER_FILE_END
 from tests.peers import load_official, peer, published
 from tests.small import run_program
 
@@ -538,7 +539,7 @@ def test_docstring_prompts_equal_the_official_ones() -> None:
     for code in CODES:
         for docstring in ("Add one.", '"""Add one."""', "'Add one.'"):
             if docstring in code:
-                problem = docstring_problem("a", code, docstring, "", FILE_END, "a")
+                problem = docstring_problem("a", code, docstring, "", INCODER_FILE_END, "a")
                 assert [problem.prompt, problem.suffix] == official["build_docstring_infill_prompt"](code, docstring)
 
 
@@ -546,7 +547,7 @@ def test_docstring_by_hand() -> None:
     row = {"original_string": CODES[1], "docstring": "Add one.", "docstring_tokens": ["Add", "one", "."]}
     (problem,) = docstrings(one_row(row), "")
     assert (problem.prompt, problem.suffix) == ('def f(x):\n    """', "\n\n    return x + 1\n")
-    assert docstrings(one_row(row), FILE_END)[0].suffix == "\n\n    return x + 1\n\n<|/ file |>"
+    assert docstrings(one_row(row), INCODER_FILE_END)[0].suffix == "\n\n    return x + 1\n\n<|/ file |>"
     assert problem.truncate(' Add one.\n\n    More."""', with_suffix=True) == "Add one."
     assert problem.text_scores("Add one.")["bleu"] == pytest.approx(1.0)
 

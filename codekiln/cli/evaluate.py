@@ -2,7 +2,7 @@
 # ruff: noqa: PLC0415
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from codekiln.extras import import_optional
 if TYPE_CHECKING:
     from codekiln.evaluate.evaluation import ProblemSet
     from codekiln.evaluate.sandbox.sandbox import Sandbox
-    from codekiln.evaluate.settings import Method, Settings
+    from codekiln.evaluate.settings import BenchmarkClass, Method, Settings
     from codekiln.files import JsonObject
     from codekiln.generate.complete import Completer
 
@@ -29,6 +29,7 @@ MethodName = Literal["left-to-right", "reranking", "infilling"]
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -126,8 +127,9 @@ def evaluate(
 ) -> None:
     """Measure a model on benchmarks. Programs that it writes run in a sandbox."""
     from codekiln.evaluate.answers import ModelAnswers
+    from codekiln.evaluate.comparison import compare_results, read_results
     from codekiln.evaluate.evaluation import AnswerSource, Evaluation, Task
-    from codekiln.evaluate.samples import Sample, read_samples, stored_settings
+    from codekiln.evaluate.samples import StoredSamples
     from codekiln.evaluate.sandbox.sandbox import Sandbox
 
     if is_check:
@@ -137,27 +139,26 @@ def evaluate(
         raise typer.BadParameter(
             "give a model and --on BENCHMARKS; or --samples FILE and --on BENCHMARK; or --sandbox-check"
         )
-    names = list(dict.fromkeys(name.strip() for name in on.split(",") if name.strip()))
-    if not names:
-        raise typer.BadParameter("--on names no benchmark: see docs/benchmarks.md")
-    if samples is not None and (len(names) != 1 or endpoint or method or n or temperature):
-        raise typer.BadParameter(
-            "--samples is for one benchmark, and without --endpoint, --method, -n and --temperature"
-        )
+    classes = _classes(on)  # before a model is loaded
+    names = list(classes)
+    if samples is not None:
+        if len(names) != 1:
+            raise typer.BadParameter("--samples is for one benchmark")
+        _refuse_options(context, "--samples", GENERATION_OPTIONS)
+    if endpoint is not None:
+        _refuse_options(context, "--endpoint", ("weights", "backend"))
     # Read first: this evaluation may take hours, and may write to the same folder.
-    other = None if against is None else _benchmarks_of(against)
+    other = None if against is None else read_results(against)
     folder = _output_folder(model, out, preset, is_local=endpoint is None)
     choice = _Choice(preset, method, n, tuple(temperature or ()), seed)
-    for name in names:  # before a model is loaded
-        _require_benchmark(name)
-        choice.settings(name, can_infill=True)
+    chosen = {name: choice.settings(classes[name], can_infill=True) for name in names}
     completer = (
         load_completer(Path(model), backend, weights, default="float32")
         if model is not None and endpoint is None
         else None
     )
-    can_infill = completer.can_infill if completer is not None else True
-    chosen = {name: choice.settings(name, can_infill=can_infill) for name in names}
+    if completer is not None:
+        chosen = {name: choice.settings(classes[name], can_infill=completer.can_infill) for name in names}
     make_sandbox = partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names))
     sets = _problem_sets(
         chosen,
@@ -168,13 +169,13 @@ def evaluate(
         make_sandbox,
     )
     tasks: list[Task] = []
-    stored: list[Sample] = []
+    stored: StoredSamples | tuple[()] = ()
     for found in sets:
         name, settings = found.name, chosen[found.name]
         source: AnswerSource | None = None
         if samples is not None:
-            stored = read_samples(samples, name, found.problems)
-            settings = stored_settings(stored)
+            stored = StoredSamples(samples, name, found.problems)
+            settings = stored.settings
             found = replace(found, problems=found.problems[:limit])  # noqa: PLW2901 - samples of other problems are left out
         elif completer is not None:
             source = ModelAnswers(completer, name, settings)
@@ -192,7 +193,7 @@ def evaluate(
     )
     results = evaluation.run(stored)
     page = import_optional("codekiln.report.evaluation_page", "report").write_evaluation_page(folder, tasks)
-    differences = {} if other is None else _differences(results["benchmarks"], other)
+    differences = {} if other is None else compare_results(results["benchmarks"], other)
     if as_json:
         typer.echo(json.dumps(results | ({} if other is None else {"differences": differences}), indent=1))
         return
@@ -203,6 +204,17 @@ def evaluate(
 
 
 COMMANDS = (evaluate,)
+# Of a model that generates answers: stored samples have no use for them.
+GENERATION_OPTIONS = ("endpoint", "preset", "method", "n", "temperature", "seed", "weights", "backend")
+
+
+def _refuse_options(context: typer.Context, used: str, names: Sequence[str]) -> None:
+    """Raises BadParameter that names the options of the command line that have no effect with the option `used`."""
+    options = {each.name: each.opts[0] for each in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [options[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)} has no effect with {used}: leave it out")
 
 
 @dataclass(frozen=True)
@@ -215,7 +227,7 @@ class _Choice:
     temperatures: tuple[float, ...]
     seed: int
 
-    def settings(self, benchmark: str, *, can_infill: bool) -> "Settings":
+    def settings(self, benchmark: "BenchmarkClass", *, can_infill: bool) -> "Settings":
         from codekiln.evaluate.settings import KS, preset_settings
 
         settings = preset_settings(self.preset, benchmark, can_infill=can_infill)
@@ -239,15 +251,27 @@ def _output_folder(model: str | None, out: Path | None, preset: str, *, is_local
     raise ConfigError("name a folder for the samples and the results with --out")
 
 
-def _require_benchmark(name: str) -> None:
-    """Raises ConfigError that lists the benchmarks if there is none with this name."""
-    from codekiln.evaluate.suite import published_names
+def _classes(on: str) -> "dict[str, BenchmarkClass]":
+    """The benchmarks that `--on` names, and what is asked in each."""
+    names = list(dict.fromkeys(name.strip() for name in on.split(",") if name.strip()))
+    if not names:
+        raise typer.BadParameter("--on names no benchmark: see docs/benchmarks.md")
+    return {name: _class_of(name) for name in names}
+
+
+def _class_of(name: str) -> "BenchmarkClass":
+    """What is asked in a benchmark. Raises ConfigError that lists the benchmarks if there is none with this name."""
+    from codekiln.evaluate.suite import published_class, published_names
 
     known = published_names()
-    if name not in known:
-        known += import_optional("codekiln.evaluate.held_out.load", "corpus").held_out_names()
-    if name not in known:
+    if name in known:
+        return published_class(name)
+    held_out = import_optional("codekiln.evaluate.held_out.load", "corpus")
+    if name not in held_out.held_out_names():
+        known += held_out.held_out_names()
         raise ConfigError(f"there is no benchmark {name!r}: choose from {', '.join(known)}")
+    found: BenchmarkClass = held_out.held_out_class(name)
+    return found
 
 
 def _problem_sets(
@@ -334,6 +358,13 @@ def _check_sandbox(level: LevelName, mode: ModeName, *, as_json: bool) -> None:
         raise ConfigError("some programs did what the sandbox should prevent, or were refused: see the table")
 
 
+_COUNT_NOTES = {
+    "problems_without_samples": "problems have no sample",
+    "unanswered": "samples have no answer, because the prompt was refused",
+    "cut_prompts": "prompts were cut",
+}
+
+
 def _print_results(results: "JsonObject") -> None:
     has_clean = any("clean" in found for found in results["benchmarks"].values())
     rows = [["benchmark", "metric", "value", "95% interval", "n", *(["clean (n)"] if has_clean else [])]]
@@ -351,8 +382,16 @@ def _print_results(results: "JsonObject") -> None:
         notes = [
             f"{value} programs {key}" for key, value in counts["verdicts"].items() if key not in ("passed", "failed")
         ]
-        for key, text in (("problems_without_samples", "problems have no sample"), ("cut_prompts", "prompts were cut")):
+        for key, text in _COUNT_NOTES.items():
             notes += [f"{counts[key]} {text}"] if counts[key] else []
+        notes += [
+            f"{value['scored_tokens']:,} tokens with {value['scored_bytes']:,} of {value['bytes']:,} bytes were scored"
+            for value in found["metrics"].values()
+            if "scored_bytes" in value
+        ]
+        notes += [
+            f"{number} files were not read ({reason})" for reason, number in found["source"].get("skipped", {}).items()
+        ]
         if "ceiling" in found["source"]:
             notes.append(f"its checker lets at most {found['source']['ceiling']:.4f} pass")
         if notes:
@@ -369,31 +408,6 @@ def _cells(metric: "JsonObject") -> list[str]:
     value = f"{interval['value']:.3f}"
     temperature = f" (T {metric['temperature']:g})" if "temperature" in metric else ""
     return [value + temperature, f"{interval['low']:.3f}–{interval['high']:.3f}", str(metric["n_problems"])]
-
-
-def _benchmarks_of(folder: Path) -> "JsonObject":
-    """The results of another evaluation, by benchmark."""
-    from codekiln.evaluate.evaluation import RESULTS
-    from codekiln.files import read_json
-
-    found: JsonObject = read_json(folder / RESULTS).get("benchmarks", {})
-    return found
-
-
-def _differences(benchmarks: "JsonObject", other: "JsonObject") -> "JsonObject":
-    """The paired difference of each metric that both evaluations have, by benchmark and metric."""
-    from codekiln.evaluate.metrics import paired_difference
-
-    differences: JsonObject = {}
-    for name, found in benchmarks.items():
-        if name not in other:
-            continue
-        groups = {task_id: task_id for scores in found["scores"].values() for task_id in scores} | found["groups"]
-        differences[name] = {
-            metric: asdict(paired_difference(found["scores"][metric], other[name]["scores"][metric], groups))
-            for metric in sorted(found["scores"].keys() & other[name]["scores"].keys())
-        }
-    return differences
 
 
 def _print_differences(differences: "JsonObject") -> None:

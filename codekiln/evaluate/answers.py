@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from codekiln.errors import ConfigError
+from codekiln.errors import ConfigError, PromptError
 from codekiln.evaluate.problems.problem import (
     ClozeProblem,
     CompletionProblem,
@@ -62,13 +62,23 @@ class Question:
             finish_reasons=tuple(each.finish_reason for each in generated),
         )
 
+    def refused(self, benchmark: str, error: str) -> list[Sample]:
+        """Its samples, if the prompt was refused."""
+        return [replace(self.sample(benchmark, k, (), ()), error=error) for k in range(self.n)]
+
 
 def questions(problems: Iterable[Problem], settings: Settings, n_per_job: int) -> Iterator[Question]:
-    """All questions of a benchmark. Problems with one answer have samples in groups that share the prompt."""
+    """All questions of a benchmark. Problems with one answer have samples in groups that share the prompt.
+
+    Nothing is drawn for a cloze or a text, so they have one sample, with the first temperature.
+    """
     for temperature in settings.temperatures:
         for problem in problems:
+            is_drawn = problem.kind not in ("cloze", "text")
+            if not is_drawn and temperature != settings.temperatures[0]:
+                continue
             is_alone = problem.kind != "completion" or settings.method == "reranking"
-            n_samples = 1 if problem.kind in ("cloze", "text") else settings.n_samples
+            n_samples = settings.n_samples if is_drawn else 1
             size = 1 if is_alone else n_per_job
             for first in range(0, n_samples, size):
                 yield Question(problem, temperature, first, min(size, n_samples - first))
@@ -91,20 +101,34 @@ class ModelAnswers:
             )
 
     def samples_per_job(self, problems: Sequence[Problem]) -> int:
-        """How many samples of one prompt are generated together."""
+        """How many samples of one prompt are generated together. Raises ConfigError for problems that need another model."""
+        is_infilled = self._settings.cloze_method.startswith("infill") and any(
+            each.kind == "cloze" for each in problems
+        )
+        if is_infilled and not self._completer.can_infill:
+            raise ConfigError(
+                f"{self._benchmark}: this model cannot infill, and the cloze method {self._settings.cloze_method} needs that: "
+                "choose another --preset"
+            )
         return MAX_SAMPLES_PER_JOB
 
     def answer(self, asked: Iterable[Question]) -> Iterator[tuple[Question, list[Sample]]]:
-        """The samples for each question, as soon as they are generated."""
+        """The samples for each question, as soon as they are generated. Those of a refused prompt have its error."""
         taken: list[Question] = []
 
         def works() -> Iterator[Work[list[Sample]]]:
             for question in asked:
                 taken.append(question)
-                yield self._work(question)
+                yield self._work_or_error(question)
 
         for number, samples in run_all(self._completer, works()):
             yield taken[number], samples
+
+    def _work_or_error(self, question: Question) -> Work[list[Sample]]:
+        try:
+            return (yield from self._work(question))
+        except PromptError as refused:
+            return question.refused(self._benchmark, str(refused))
 
     def _work(self, question: Question) -> Work[list[Sample]]:
         match question.problem.kind:
@@ -136,7 +160,7 @@ class ModelAnswers:
         """`n` completions, and how many tokens of the prompt did not fit the context."""
         params = replace(
             self._params(question, self._max_new_tokens(problem)),
-            stop=problem.stop,
+            stop=(*problem.stop, *self._settings.stop),
             n=n,
             stop_when=lambda text: problem.is_ended(text, with_suffix=with_suffix),
         )
@@ -182,7 +206,7 @@ class ModelAnswers:
         for turn in range(problem.n_turns):
             params = replace(
                 self._params(question, self._max_new_tokens(problem), turn),
-                stop=problem.stop,
+                stop=(*problem.stop, *self._settings.stop),
                 stop_when=problem.is_ended,
             )
             text = self._settings.hint + (problem.history(answers) if turn else problem.prompt)
@@ -212,7 +236,8 @@ class ModelAnswers:
     def _names(self, question: Question, problem: NamesProblem) -> Work[list[Sample]]:
         """The most frequent fill of all holes; left to right, the continuation of the text before the first hole."""
         settings = self._settings
-        params = replace(self._params(question, self._max_new_tokens(problem)), stop=problem.stop)
+        stop = (*problem.stop, *settings.stop)
+        params = replace(self._params(question, self._max_new_tokens(problem)), stop=stop)
         if settings.method == "infilling":
             first, *others = problem.parts
             document = HoledDocument((settings.hint + first, *others))
@@ -233,7 +258,10 @@ class ModelAnswers:
         return [self._sample(question, 0, [best], found, n_cut=prompt.n_tokens - len(prompt.ids))]
 
     def _likelihood(self, question: Question, problem: TextProblem) -> Work[list[Sample]]:
-        """The log-probability of a text, in windows of the context that overlap by a half."""
+        """The log-probability of a text, in windows of the context that overlap by a half.
+
+        Of a text without a token before it, the first token has no probability: it is not among those that are scored.
+        """
         tokenizer, length = self._completer.tokenizer, self._completer.context_length
         bos, ids = tokenizer.bos_ids, tokenizer.encode_document(problem.reference)
         half = length // 2
@@ -241,14 +269,18 @@ class ModelAnswers:
         for start in range(0, len(ids), half):
             before = ids[max(0, start - half) : start] if start else bos
             rest = ids[start : start + half]
-            if not before:  # of a text without a token before it, the first token has no probability
+            if not before:
                 before, rest = rest[:1], rest[1:]
             if rest:
                 prompt = CutPrompt(before, len(before), RequestText(tuple(ids[:start] or before)))
                 jobs.append(self._completer.submit_score(prompt, rest))
         yield jobs
-        logprob = sum(each.logprob for job in jobs for each in job.request.prompt_logprobs)
-        return [replace(self._sample(question, 0, [], []), logprob=logprob, n_tokens=len(ids))]
+        logprobs = [each.logprob for job in jobs for each in job.request.prompt_logprobs]
+        n_bytes = len(problem.reference.encode())
+        if not bos:
+            n_bytes -= max(0, len(tokenizer.token_bytes[ids[0]]) - len(tokenizer.document_start.encode()))
+        sample = self._sample(question, 0, [], [])
+        return [replace(sample, logprob=sum(logprobs), n_tokens=len(logprobs), n_bytes=n_bytes)]
 
     def _max_new_tokens(self, problem: CompletionProblem | MultiTurnProblem | NamesProblem) -> int:
         return self._completer.limit_new_tokens(self._settings.max_new_tokens or problem.max_new_tokens)

@@ -1,9 +1,10 @@
 """Files of benchmarks: where each can be had, its checksum, and its rows. Nothing is downloaded."""
 
+import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -119,21 +120,30 @@ def read_benchmark(name: str, place: Path) -> BenchmarkFile:
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
-    """The JSON objects of a .jsonl, .jsonl.gz or .json file. A .json file holds a list of them.
+    """All rows of `iter_rows`."""
+    return tuple(iter_rows(path))
 
-    Raises InvalidFileError that names the line, or for a list the number of the item, both from 1.
+
+def iter_rows(path: Path) -> Iterator[Row]:
+    """The JSON objects of a .jsonl, .jsonl.gz or .json file, with or without a byte order mark. A .json file holds a list.
+
+    Lines are read one at a time. Raises InvalidFileError that names the line, or for a list the item, both counted from 1.
     """
-    text = _read_text(path)
-    if path.name.removesuffix(".gz").endswith(".jsonl"):
-        # Strings may have other characters that end lines, such as U+2028.
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        return tuple(_row(_parse(line, f"{path}, line {number}"), f"{path}, line {number}") for number, line in lines)
-    if not path.name.removesuffix(".gz").endswith(".json"):
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        for number, line in enumerate(_lines(path), 1):
+            where = f"{path}, line {number}"
+            if line.strip():
+                yield _row(_parse(_decode(line, path, number), where), where)
+    elif name.endswith(".json"):
+        data = b"".join(_lines(path))
+        found = _parse(_decode(data, path, 1), str(path))
+        if not isinstance(found, list):
+            raise InvalidFileError(f"{path} must hold a list of JSON objects (got {type(found).__name__})")
+        for number, value in enumerate(found, 1):
+            yield _row(value, f"{path}, item {number}")
+    else:
         raise InvalidFileError(f"{path} must be a .jsonl, .jsonl.gz or .json file")
-    found = _parse(text, str(path))
-    if not isinstance(found, list):
-        raise InvalidFileError(f"{path} must hold a list of JSON objects (got {type(found).__name__})")
-    return tuple(_row(value, f"{path}, item {number}") for number, value in enumerate(found, 1))
 
 
 def require_unique(task_ids: Sequence[str], path: Path) -> None:
@@ -145,18 +155,26 @@ def require_unique(task_ids: Sequence[str], path: Path) -> None:
         seen.add(task_id)
 
 
-def _read_text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, without its byte order mark. Strings in them may have other characters that end lines."""
+    n_bytes = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            while line := file.readline(MAX_BYTES + 1 - n_bytes):
+                is_first = not n_bytes
+                n_bytes += len(line)
+                if n_bytes > MAX_BYTES:
+                    raise InvalidFileError(f"{path} is larger than {MAX_BYTES:,} bytes, which no benchmark is")
+                yield line.removeprefix(codecs.BOM_UTF8) if is_first else line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InvalidFileError(f"{path} is not a complete gzip file ({error})") from None
-    if len(data) > MAX_BYTES:
-        raise InvalidFileError(f"{path} is larger than {MAX_BYTES:,} bytes, which no benchmark is")
+
+
+def _decode(data: bytes, path: Path, first_line: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = first_line + data.count(b"\n", 0, error.start)
         raise InvalidFileError(f"{path}, line {line}: not UTF-8 ({error.reason})") from None
 
 

@@ -4,10 +4,11 @@ evaluation.json   the model, the settings and the source of each benchmark
 samples.jsonl     the answers, in the order in which they were generated
 verdicts.jsonl    what their programs did
 results.json      the scores
+page.html         the same to read; shown/ has its problems, by benchmark
 """
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -69,23 +70,23 @@ class Evaluation:
     sandbox_settings: JsonObject
     tasks: Sequence[Task] = field(default_factory=list)
 
-    def run(self, stored: Sequence[Sample] = ()) -> JsonObject:
+    def run(self, stored: Iterable[Sample] = ()) -> JsonObject:
         """Generates the missing answers, judges them, and returns the results. `stored` has samples from elsewhere.
 
-        Raises ConfigError if the folder holds an evaluation of another model or with other settings, or if another process
-        uses it.
+        No text of a sample stays in memory. Raises ConfigError if the folder holds an evaluation of another model or with other
+        settings, or if another process uses it.
         """
         claim_folder(self.folder, "evaluation")
         with folder_lock(self.folder):
             return self._run(stored)
 
-    def _run(self, stored: Sequence[Sample]) -> JsonObject:
+    def _run(self, stored: Iterable[Sample]) -> JsonObject:
         record = self._agree_on_record()
         with (
             RecordFile(self.folder / SAMPLES, Sample) as samples,
             RecordFile(self.folder / VERDICTS, JudgedSample) as verdicts,
         ):
-            samples.add(each for each in stored if each.key not in samples.records)
+            samples.add(each for each in stored if each.key not in samples)
 
             def keep(key: SampleKey, verdict: Verdict, level: str) -> None:
                 verdicts.add([JudgedSample.of(key, verdict, level)])
@@ -94,7 +95,7 @@ class Evaluation:
                 for task in self.tasks:
                     self._run_task(task, samples, verdicts, judge)
             found = {task.benchmark.name: self._results(task, record, samples, verdicts) for task in self.tasks}
-            levels = sorted({each.level for each in verdicts.records.values()})
+            levels = sorted({each.level for each in verdicts})
         path = self.folder / RESULTS
         before = read_json(path)["benchmarks"] if path.exists() else {}
         results = {
@@ -113,8 +114,8 @@ class Evaluation:
         name = task.benchmark.name
         scores = benchmark_results(
             task.benchmark.problems,
-            [each for each in samples.records.values() if each.benchmark == name],
-            {key: each.verdict for key, each in verdicts.records.items()},
+            (each for each in samples if each.benchmark == name),
+            (each for each in verdicts if each.benchmark == name),
             task.settings,
             clean=task.benchmark.clean,
         )
@@ -125,18 +126,18 @@ class Evaluation:
     ) -> None:
         name, problems = task.benchmark.name, task.benchmark.problems
         by_id = {problem.task_id: problem for problem in problems}
-        for sample in [each for each in samples.records.values() if each.benchmark == name]:
-            if sample.key not in verdicts.records and sample.task_id in by_id:
+        for sample in samples:
+            if sample.benchmark == name and sample.task_id in by_id and sample.key not in verdicts:
                 _judge(judge, by_id[sample.task_id], sample)
         if task.source is None:
             return
         asked = list(questions(problems, task.settings, task.source.samples_per_job(problems)))
-        missing = [each for each in asked if any((name, *key) not in samples.records for key in each.keys)]
+        missing = [each for each in asked if any((name, *key) not in samples for key in each.keys)]
         n_all = sum(each.n for each in asked)
         with progress_bar(f"Evaluate: {name}", n_all) as progress:
             progress.advance(n_all - sum(each.n for each in missing))
             for question, found in task.source.answer(iter(missing)):
-                new = [each for each in found if each.key not in samples.records]
+                new = [each for each in found if each.key not in samples]
                 samples.add(new)
                 for sample in new:
                     _judge(judge, question.problem, sample)

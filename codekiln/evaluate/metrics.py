@@ -6,14 +6,15 @@ of percentiles (Efron and Tibshirani 1993, chapter 13). All results depend on th
 Samples that could not be scored are counted, and are neither right nor wrong.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from codekiln.evaluate.programs import Verdict
+from codekiln.evaluate.programs import Status
 
 FloatArray = npt.NDArray[np.float64]
 N_RESAMPLES = 5000
@@ -79,11 +80,18 @@ class PrecisionRecall:
     n_correct: int
 
 
-def count_verdicts(verdicts: Iterable[Verdict]) -> SampleCounts:
-    """The counts of one problem's samples."""
-    statuses = [verdict.status for verdict in verdicts]
-    n_unscored = statuses.count("unscored")
-    return SampleCounts(n_scored=len(statuses) - n_unscored, n_passed=statuses.count("passed"), n_unscored=n_unscored)
+@dataclass(frozen=True)
+class Predictions:
+    """Whether the answer to each problem is a prediction, and whether it is correct: 0 or 1, or the mean of its samples."""
+
+    predicted: Mapping[str, float]
+    correct: Mapping[str, float]
+
+
+def count_statuses(statuses: Counter[Status]) -> SampleCounts:
+    """The counts of one problem's samples, from how many have each status."""
+    n_unscored = statuses["unscored"]
+    return SampleCounts(n_scored=statuses.total() - n_unscored, n_passed=statuses["passed"], n_unscored=n_unscored)
 
 
 def pass_at_k_scores(counts: Mapping[str, SampleCounts], k: int) -> dict[str, float]:
@@ -223,6 +231,39 @@ def precision_recall(
         n_predictions=n_predictions,
         n_correct=n_correct,
     )
+
+
+def paired_precision_recall(
+    first: Predictions, second: Predictions, groups: Mapping[str, str], *, seed: int = 0
+) -> dict[str, Difference]:
+    """The differences of precision, recall and F1 of two results on the same problems, with the intervals of paired resamples.
+
+    Problems that only one has are left out.
+    """
+    shared = [task_id for task_id in first.predicted if task_id in second.predicted]
+    n_left_out = len(first.predicted.keys() | second.predicted.keys()) - len(shared)
+    names = ("precision", "recall", "f1")
+    if not shared:
+        return {name: Difference(interval=None, n_problems=0, n_left_out=n_left_out) for name in names}
+    columns = np.array(
+        [[1.0] * len(shared)]
+        + [
+            [found[task_id] for task_id in shared]
+            for each in (first, second)
+            for found in (each.predicted, each.correct)
+        ]
+    )
+    drawn = _resampled_sums(columns, [groups[task_id] for task_id in shared], seed)
+    exact, resampled = (
+        [a - b for a, b in zip(_rates(sums[[0, 1, 2]]), _rates(sums[[0, 3, 4]]), strict=True)]
+        for sums in (columns.sum(1)[:, None], drawn)
+    )
+    return {
+        name: Difference(
+            interval=_interval(float(value[0]), differences), n_problems=len(shared), n_left_out=n_left_out
+        )
+        for name, value, differences in zip(names, exact, resampled, strict=True)
+    }
 
 
 def _rates(sums: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

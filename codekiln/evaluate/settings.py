@@ -10,8 +10,34 @@ from codekiln.evaluate.problems.truncation import CutRule
 
 Method = Literal["left-to-right", "reranking", "infilling"]
 RankBy = Literal["total", "mean"]
+BenchmarkClass = Literal[
+    "functions",
+    "programs",
+    "turns",
+    "execution",
+    "holes",
+    "docstrings",
+    "return-types",
+    "names",
+    "cloze",
+    "texts",
+]
+"""What is asked in a benchmark, on which the settings of the papers depend.
+
+functions     the body of a function: HumanEval
+programs      a function from a description: MBPP
+turns         a program in several turns: MTPB
+execution     the output or input of a function: CRUXEval
+holes         lines and spans
+docstrings, return-types, names, cloze
+texts         the likelihood of documents
+"""
 # InCoder's metadata of a Python file, which begins every prompt (section 4.1 and the released evaluation code).
 INCODER_HINT = "<| file ext=.py |>\n"
+# More stop strings of InCoder's released evaluation: tags of its training text, with which a model leaves the code. It also
+# names "<|/", which begins with "<|", and the masks, which are never in a generated text.
+INCODER_TAGS = ("<|", "<code>", "</code>", "<cell>", "</cell>", "<text>", "</text>")
+INCODER_FILE_END = "\n<|/ file |>"  # ends the text after a docstring
 KS = (1, 10, 100)  # of pass@k, in both papers
 MAX_TEMPERATURE = 2  # as in OpenAI's API
 N_RERANKED = 10  # InCoder, section 4
@@ -24,7 +50,8 @@ class Settings:
 
     `n_samples` answers are drawn for each problem and temperature. With the method "reranking", each of them is the likeliest
     of `n_candidates`, by the total or mean log-probability of the candidate and the text after it. `hint` comes before every
-    prompt. `cut_rule` ends the functions of HumanEval. `max_new_tokens` None is the limit of the benchmark.
+    prompt. `stop` has strings before which every answer ends, besides those of its problem. `file_end` ends the text after a
+    docstring. `cut_rule` ends the functions of HumanEval. `max_new_tokens` None is the limit of the benchmark.
     """
 
     preset: str
@@ -36,6 +63,8 @@ class Settings:
     rank_by: RankBy = "total"
     ks: tuple[int, ...] = (1,)
     hint: str = ""
+    stop: tuple[str, ...] = ()
+    file_end: str = ""
     cut_rule: CutRule = "codex"
     cloze_method: ClozeMethod = "infill-region"
     max_new_tokens: int | None = None
@@ -53,64 +82,72 @@ class Settings:
             raise ConfigError("a temperature is given twice")
 
 
-Preset = Callable[[str, bool], Settings]
+Preset = Callable[[BenchmarkClass, bool], Settings]
 
 
-def preset_settings(preset: str, benchmark: str, *, can_infill: bool) -> Settings:
-    """The settings of a preset for a benchmark. Raises ConfigError for an unknown preset."""
+def preset_settings(preset: str, benchmark: BenchmarkClass, *, can_infill: bool) -> Settings:
+    """The settings of a preset for a class of benchmarks. Raises ConfigError for an unknown preset."""
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset {preset!r}: choose one of {', '.join(PRESETS)}")
     return replace(PRESETS[preset](benchmark, can_infill), preset=preset)
 
 
-def _greedy(benchmark: str, can_infill: bool) -> Settings:
+def _greedy(benchmark: BenchmarkClass, can_infill: bool) -> Settings:
     """One greedy answer, with the text after the hole if the model can see it."""
     method: Method = "infilling" if can_infill else "left-to-right"
     cloze: ClozeMethod = "infill-region" if can_infill else "left-right"
     return Settings(preset="", method=method, cloze_method=cloze)
 
 
-def _codegen(benchmark: str, can_infill: bool) -> Settings:
+def _codegen(benchmark: BenchmarkClass, can_infill: bool) -> Settings:
     """CodeGen: HumanEval with 200 samples at three temperatures, the best for each k (section 3.2); MTPB with 40 samples per
     case (section 4.2), at the temperature of the released script."""
     common = Settings(preset="", temperatures=(0.2,), cut_rule="codegen", cloze_method="left-right")
-    if benchmark in ("humaneval", "humaneval-plus"):
+    if benchmark == "functions":
         return replace(common, n_samples=200, temperatures=(0.2, 0.6, 0.8), ks=KS)
-    return replace(common, n_samples=40) if benchmark.startswith("mtpb") else common
+    return replace(common, n_samples=40) if benchmark == "turns" else common
 
 
-def _incoder(benchmark: str, can_infill: bool) -> Settings:
+def _incoder(benchmark: BenchmarkClass, can_infill: bool) -> Settings:
     """InCoder with causal masking (sections 4 and 5): HumanEval with 200 samples at 0.2 (k = 1) and 0.8 (k = 10, 100), MBPP
     and infilling with one sample at 0.2, docstrings and return types greedy."""
-    common = Settings(preset="", hint=INCODER_HINT, temperatures=(0.2,), method="infilling", cut_rule="incoder")
-    if benchmark in ("humaneval", "humaneval-plus"):
+    common = Settings(
+        preset="",
+        hint=INCODER_HINT,
+        stop=INCODER_TAGS,
+        file_end=INCODER_FILE_END,
+        temperatures=(0.2,),
+        method="infilling",
+        cut_rule="incoder",
+    )
+    if benchmark == "functions":
         return replace(common, method="left-to-right", n_samples=200, temperatures=(0.2, 0.8), ks=KS)
-    if benchmark.startswith(("mbpp", "mtpb", "cruxeval")):
+    if benchmark in ("programs", "turns", "execution"):
         return replace(common, method="left-to-right")
-    if "docstring" in benchmark or "return-type" in benchmark:
+    if benchmark in ("docstrings", "return-types"):
         return replace(common, temperatures=(0.0,))
     return common
 
 
-def _incoder_left_to_right(benchmark: str, can_infill: bool) -> Settings:
+def _incoder_left_to_right(benchmark: BenchmarkClass, can_infill: bool) -> Settings:
     """InCoder's baseline "L-R single": the text after the hole is not seen."""
     return replace(
         _incoder(benchmark, can_infill),
         method="left-to-right",
-        temperatures=(0.0,) if "docstring" in benchmark else (0.2,),
+        temperatures=(0.0,) if benchmark == "docstrings" else (0.2,),
         cloze_method="left-token",
     )
 
 
-def _incoder_reranking(benchmark: str, can_infill: bool) -> Settings:
+def _incoder_reranking(benchmark: BenchmarkClass, can_infill: bool) -> Settings:
     """InCoder's baseline "L-R reranking": the likeliest of 10 samples at 0.8 together with the text after the hole, by total
     log-probability; by the mean one for docstrings; of 25 for names."""
     return replace(
         _incoder(benchmark, can_infill),
         method="reranking",
         temperatures=(0.8,),
-        n_candidates=N_RERANKED_NAMES if "names" in benchmark else N_RERANKED,
-        rank_by="mean" if "docstring" in benchmark else "total",
+        n_candidates=N_RERANKED_NAMES if benchmark == "names" else N_RERANKED,
+        rank_by="mean" if benchmark == "docstrings" else "total",
         cloze_method="left-right",
     )
 

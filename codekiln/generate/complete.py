@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from codekiln.errors import ConfigError
+from codekiln.errors import ConfigError, PromptError
 from codekiln.generate.backends.backend import Backend, TokenRules, token_rules
 from codekiln.generate.context import ContextIds, RepositoryContext, context_ids
 from codekiln.generate.copying import WITHHELD, CopyGuard, CopyLimiter
@@ -274,7 +274,7 @@ class Completer:
     def check(self, prompt: Sequence[int], params: CompletionParams) -> None:
         """Raises ConfigError for an empty prompt, and for token ids that the tokenizer does not have."""
         if not prompt:
-            raise ConfigError("the prompt is empty: this model needs at least one token")
+            raise PromptError("the prompt is empty: this model needs at least one token")
         n = self.tokenizer.vocab_size
         for name, ids in (("prompt", prompt), ("logit_bias", [token for token, _ in params.sampling.logit_bias])):
             if wrong := [token for token in ids if not 0 <= token < n]:
@@ -417,7 +417,7 @@ class Completer:
         context = self.context_ids(request.context, max_new_tokens)
         room = self.context_length - max_new_tokens - N_FIM_SENTINELS - len(context)
         if room < 1:
-            raise ConfigError(f"{max_new_tokens} new tokens leave no room in a context of {self.context_length}")
+            raise PromptError(f"{max_new_tokens} new tokens leave no room in a context of {self.context_length}")
         prefix, suffix = self.tokenizer.encode_document(request.prompt), self.tokenizer.encode(request.suffix or "")
         n_all = len(prefix) + len(suffix)
         files = request.context.files if request.context is not None else ()

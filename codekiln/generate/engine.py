@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codekiln.errors import ConfigError
+from codekiln.errors import PromptError
 from codekiln.generate.prefix_cache import PrefixCache, Range, common_length
 from codekiln.generate.recall import MAX_DRAFT, Recall, RequestText, SampleText
 from codekiln.generate.sampling import Row, SamplingParams, TokenLogprobs, sample, token_logprobs
@@ -119,11 +119,11 @@ class EngineStats:
 
 
 def require_room(prompt: Sequence[int], max_new_tokens: int, context_length: int) -> None:
-    """Raises ConfigError if the prompt is empty, or does not fit the context together with its new tokens."""
+    """Raises PromptError if the prompt is empty, or does not fit the context together with its new tokens."""
     if not prompt:
-        raise ConfigError("the prompt is empty: this model needs at least one token")
+        raise PromptError("the prompt is empty: this model needs at least one token")
     if len(prompt) + max_new_tokens > context_length:
-        raise ConfigError(
+        raise PromptError(
             f"a prompt of {len(prompt)} tokens and {max_new_tokens} new tokens exceed the context of "
             f"{context_length}: shorten the prompt or request fewer new tokens"
         )
@@ -188,12 +188,12 @@ class Engine:
         """A request for `n` samples, which waits until there is room. With 0 new tokens, the prompt is only read.
 
         `score_from` requests the log-probabilities of `prompt[score_from:]`. `text` is what recall searches, the prompt by
-        default; it has what is before the tokens that are generated, or scored if none are. Raises ConfigError if the prompt
+        default; it has what is before the tokens that are generated, or scored if none are. Raises PromptError if the prompt
         is empty, or does not fit the model's context together with its new tokens.
         """
         require_room(prompt, max_new_tokens, self.context_length)
         if (needed := len(prompt) + max_new_tokens) > self._cache.n_tokens:
-            raise ConfigError(f"the request needs {needed} tokens of cache, and there are {self._cache.n_tokens}")
+            raise PromptError(f"the request needs {needed} tokens of cache, and there are {self._cache.n_tokens}")
         text = text or RequestText(tuple(prompt if max_new_tokens else prompt[:score_from]))
         request = Request(prompt, sampling, max_new_tokens, cache_key, score_from, text)
         request.sequences = [Sample(request, index) for index in range(n)]

@@ -36,8 +36,7 @@ def sample_held_out(
 ) -> list[Problem]:
     """`config.n_problems` problems, at most 8 per document, in an order that the seed decides.
 
-    Lines and spans are of any language, the others of Python. `file_end` ends the suffix of docstrings: `FILE_END` for models
-    of InCoder.
+    Lines and spans are of any language, the others of Python. `file_end` ends the suffix of docstrings.
     """
     if task == "single-line":
         return list(sample_problems(documents, config)[SINGLE_LINE])

@@ -14,7 +14,6 @@ from codekiln.evaluate.bleu import sentence_bleu
 from codekiln.evaluate.problems.truncation import TRIPLE_QUOTE, docstring_line, has_docstring_line
 
 MAX_NEW_TOKENS = 450  # InCoder's default
-FILE_END = "\n<|/ file |>"  # ends the suffix of InCoder's models
 _QUOTES = (TRIPLE_QUOTE, "'''")
 _ONE_QUOTE_AT_END = {quote: re.compile(rf"""[^'"]{quote}\s*$""") for quote in ("'", '"')}
 _TRIPLE_QUOTE_AT_START = re.compile(r"""^\s*('''|\"{3})""")
@@ -52,7 +51,7 @@ class DocstringProblem:
 
 
 def docstrings(rows: Sequence[Row], file_end: str) -> list[DocstringProblem]:
-    """One problem per row of CodeXGLUE's code-to-text. `file_end` is `FILE_END` for InCoder's models, and "" for others."""
+    """One problem per row of CodeXGLUE's code-to-text. `file_end` ends each suffix."""
     return [
         docstring_problem(
             f"docstring/{number}",

@@ -17,6 +17,7 @@ from codekiln.evaluate.problems.names import variable_names
 from codekiln.evaluate.problems.problem import Problem
 from codekiln.evaluate.problems.return_types import return_types
 from codekiln.evaluate.problems.truncation import CutRule
+from codekiln.evaluate.settings import BenchmarkClass
 
 ANSWERS = "answers.txt"  # next to clozeTest.json
 
@@ -50,6 +51,11 @@ def benchmark_names() -> list[str]:
     return sorted(_BENCHMARKS)
 
 
+def benchmark_class(name: str) -> BenchmarkClass:
+    """What is asked in a benchmark that `load_benchmark` knows."""
+    return _BENCHMARKS[name].benchmark_class
+
+
 def load_benchmark(name: str, place: Path, settings: BenchmarkSettings) -> Benchmark:
     """The problems of a benchmark from its file, or from a folder with that file.
 
@@ -58,9 +64,9 @@ def load_benchmark(name: str, place: Path, settings: BenchmarkSettings) -> Bench
     """
     if name not in _BENCHMARKS:
         raise ConfigError(f"unknown benchmark {name!r}: choose one of {', '.join(benchmark_names())}")
-    locked_name, build = _BENCHMARKS[name]
-    entry, file = locked_file(locked_name), read_benchmark(locked_name, place)
-    problems = tuple(build(file, settings))
+    found = _BENCHMARKS[name]
+    entry, file = locked_file(found.file), read_benchmark(found.file, place)
+    problems = tuple(found.build(file, settings))
     require_unique([problem.task_id for problem in problems], file.path)
     if entry.sha256 is not None and len(problems) != entry.n_problems:
         raise InvalidFileError(f"{file.path} has {len(problems)} problems of {name}, and {entry.n_problems} are needed")
@@ -90,26 +96,42 @@ def _cloze_builder(language: str) -> Builder:
     return lambda file, _: _cloze(file, language)
 
 
-# The entry of the lock, and how its rows become problems.
-_BENCHMARKS: dict[str, tuple[str, Builder]] = {
-    "humaneval": ("humaneval", lambda file, given: humaneval(file.rows, given.cut_rule)),
-    "humaneval-plus": ("humaneval-plus", lambda file, given: humaneval_plus(file.rows, given.cut_rule)),
-    "mbpp": ("mbpp", lambda file, given: mbpp(file.rows, with_test=given.with_test)),
-    "mbpp-sanitized": ("mbpp-sanitized", lambda file, given: mbpp_sanitized(file.rows, with_test=given.with_test)),
-    "mbpp-plus": ("mbpp-plus", lambda file, given: mbpp_plus(file.rows, with_test=given.with_test)),
-    "mtpb": ("mtpb", lambda file, given: mtpb(file.rows, given.checker)),
-    "mtpb-single-turn": ("mtpb", lambda file, given: mtpb_single_turn(file.rows, given.checker, given.joining)),
-    "cruxeval-output": ("cruxeval", lambda file, given: _cruxeval(file.rows, "output", given)),
-    "cruxeval-input": ("cruxeval", lambda file, given: _cruxeval(file.rows, "input", given)),
-    "docstrings": ("docstrings", lambda file, given: docstrings(file.rows, given.file_end)),
-    "variable-names": ("variable-names", lambda file, _: variable_names(file.rows)),
-    "return-types": ("return-types", lambda file, _: return_types(file.rows)),
+@dataclass(frozen=True)
+class _Definition:
+    """What is asked in a benchmark, its entry in the lock, and how the rows of that file become problems."""
+
+    benchmark_class: BenchmarkClass
+    file: str
+    build: Builder
+
+
+_BENCHMARKS: dict[str, _Definition] = {
+    "humaneval": _Definition("functions", "humaneval", lambda file, given: humaneval(file.rows, given.cut_rule)),
+    "humaneval-plus": _Definition(
+        "functions", "humaneval-plus", lambda file, given: humaneval_plus(file.rows, given.cut_rule)
+    ),
+    "mbpp": _Definition("programs", "mbpp", lambda file, given: mbpp(file.rows, with_test=given.with_test)),
+    "mbpp-sanitized": _Definition(
+        "programs", "mbpp-sanitized", lambda file, given: mbpp_sanitized(file.rows, with_test=given.with_test)
+    ),
+    "mbpp-plus": _Definition(
+        "programs", "mbpp-plus", lambda file, given: mbpp_plus(file.rows, with_test=given.with_test)
+    ),
+    "mtpb": _Definition("turns", "mtpb", lambda file, given: mtpb(file.rows, given.checker)),
+    "mtpb-single-turn": _Definition(
+        "turns", "mtpb", lambda file, given: mtpb_single_turn(file.rows, given.checker, given.joining)
+    ),
+    "cruxeval-output": _Definition("execution", "cruxeval", lambda file, given: _cruxeval(file.rows, "output", given)),
+    "cruxeval-input": _Definition("execution", "cruxeval", lambda file, given: _cruxeval(file.rows, "input", given)),
+    "docstrings": _Definition("docstrings", "docstrings", lambda file, given: docstrings(file.rows, given.file_end)),
+    "variable-names": _Definition("names", "variable-names", lambda file, _: variable_names(file.rows)),
+    "return-types": _Definition("return-types", "return-types", lambda file, _: return_types(file.rows)),
     **{
-        f"infilling-{unit}": (f"infilling-{unit}", _infilling_builder(unit))
+        f"infilling-{unit}": _Definition("holes", f"infilling-{unit}", _infilling_builder(unit))
         for unit in ("single-line", "multi-line", "random-span", "random-span-light")
     },
     **{
-        f"cloze-{language}": (f"cloze-{language}", _cloze_builder(language))
+        f"cloze-{language}": _Definition("cloze", f"cloze-{language}", _cloze_builder(language))
         for language in ("python", "javascript", "ruby", "go", "java", "php")
     },
 }
