@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from codekiln.errors import PromptError
 from codekiln.generate.complete import Completer
 from codekiln.generate.engine import Engine, Request
 from codekiln.generate.prefix_cache import PrefixCache, Range
@@ -226,6 +227,20 @@ def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest_prefix(kiln: Tra
     many = engine.add(prompts[0], SamplingParams(temperature=1.0), max_new_tokens=100, n=12)  # 5 fit at the same time
     run(engine, [many])
     assert all(len(tokens) == 100 for tokens in tokens_of(many))
+
+
+def test_a_cached_prefix_makes_room_for_the_samples_of_a_request(kiln: Transformer) -> None:
+    none = frozenset[int]()
+    engine = Engine(
+        make_decoder(kiln, "float32"), stop_token_ids=none, forbidden_token_ids=none, pool_tokens=128, has_drafts=False
+    )
+    [prompt] = random_prompts(14, 60)
+    run(engine, [engine.add(prompt, GREEDY, max_new_tokens=40)])  # its range is most of the pool
+    several = engine.add(prompt, SamplingParams(temperature=1.0), max_new_tokens=60, n=3)
+    run(engine, [several])
+    assert several.n_cached_tokens == 0 and all(len(tokens) == 60 for tokens in tokens_of(several))
+    with pytest.raises(PromptError, match="a prompt of 60 tokens and 69 new tokens need 129 tokens of cache.*are 128"):
+        engine.add(prompt, SamplingParams(temperature=1.0), max_new_tokens=69, n=3)
 
 
 def test_cancelled_requests_leave_the_batch_at_once(kiln: Transformer) -> None:

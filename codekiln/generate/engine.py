@@ -50,6 +50,11 @@ class Request:
     n_cached_tokens: int = 0
     prefix: Range | None = None
 
+    def add_samples(self, n: int) -> "Request":
+        """The request, with `n` samples that are not yet generated."""
+        self.sequences = [Sample(self, index) for index in range(n)]
+        return self
+
     @property
     def is_finished(self) -> bool:
         """Whether all samples have ended."""
@@ -78,6 +83,20 @@ class Sample:
     def is_finished(self) -> bool:
         """Whether it has ended or was cancelled."""
         return self.finish_reason is not None or self.is_cancelled
+
+    def cancel(self) -> None:
+        """Ends it, unless it has ended."""
+        if not self.is_finished:
+            self.is_cancelled = True
+
+    def append(self, token: int, logprobs: TokenLogprobs | None, stop_token_ids: frozenset[int]) -> "NewToken":
+        """Adds a token, which may be the last one."""
+        self.tokens.append(token)
+        if token in stop_token_ids:
+            self.finish_reason = "stop"
+        elif len(self.tokens) == self.request.max_new_tokens:
+            self.finish_reason = "length"
+        return NewToken(self, token, logprobs, self.finish_reason)
 
 
 @dataclass(frozen=True)
@@ -193,10 +212,12 @@ class Engine:
         """
         require_room(prompt, max_new_tokens, self.context_length)
         if (needed := len(prompt) + max_new_tokens) > self._cache.n_tokens:
-            raise PromptError(f"the request needs {needed} tokens of cache, and there are {self._cache.n_tokens}")
+            raise PromptError(
+                f"a prompt of {len(prompt)} tokens and {max_new_tokens} new tokens need {needed} tokens of cache, "
+                f"and there are {self._cache.n_tokens}: shorten the prompt or request fewer new tokens"
+            )
         text = text or RequestText(tuple(prompt if max_new_tokens else prompt[:score_from]))
-        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from, text)
-        request.sequences = [Sample(request, index) for index in range(n)]
+        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from, text).add_samples(n)
         self._waiting.append(request)
         return request
 
@@ -211,8 +232,7 @@ class Engine:
 
     def cancel(self, sample: Sample) -> None:
         """Ends a sample. It takes part in no further step."""
-        if not sample.is_finished:
-            sample.is_cancelled = True
+        sample.cancel()
 
     @torch.inference_mode()
     def step(self) -> list[NewToken]:
@@ -259,9 +279,11 @@ class Engine:
             if self._is_being_read(request):
                 return
             if not self._place(request):
-                if not self._running:  # nothing will be freed by waiting
-                    raise AssertionError("a request that fits the pool found no room in an idle engine")
-                return
+                if self._running:
+                    return
+                # Nothing will be freed by waiting: a cached prefix lies where the first sample needs the place.
+                self._cache.drop_unused()
+                assert self._place(request), "a request that fits the pool found no room in an empty one"
             self._waiting.popleft()
             self._running.append(request)
             n_rows += len(request.sequences)
@@ -286,7 +308,7 @@ class Engine:
             return True
         assert request.prefix is not None
         self._cache.release(request.prefix)
-        request.prefix = None
+        request.prefix, request.n_cached_tokens = None, 0
         return False
 
     def _place_prompt(self, request: Request) -> bool:
@@ -436,13 +458,8 @@ class Engine:
         del each.own.tokens[len(each.own.tokens) - (draft.n_draft - n_accepted) :]
 
     def _append(self, owner: Sample, token: int, logprobs: TokenLogprobs | None) -> NewToken:
-        owner.tokens.append(token)
         self.stats.generated_tokens += 1
-        if token in self._stop_token_ids:
-            owner.finish_reason = "stop"
-        elif len(owner.tokens) == owner.request.max_new_tokens:
-            owner.finish_reason = "length"
-        return NewToken(owner, token, logprobs, owner.finish_reason)
+        return owner.append(token, logprobs, self._stop_token_ids)
 
     def _score(self, work: _Work, logits: Tensor) -> None:
         """Records the log-probabilities of the prompt's tokens after those that were read."""

@@ -90,6 +90,10 @@ class PrefixCache:
         """Frees a range with its tokens."""
         self._ranges.remove(used)
 
+    def drop_unused(self) -> None:
+        """Frees all ranges without a user, with their tokens."""
+        self._ranges = [each for each in self._ranges if each.n_users]
+
     def _first_gap(self, capacity: int) -> int | None:
         at = 0
         for each in self._ranges:

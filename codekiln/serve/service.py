@@ -72,7 +72,7 @@ class Answer:
     """The answer to a query, as it is generated."""
 
     prompt_tokens: list[int]  # of each prompt
-    is_truncated: bool
+    n_cut_tokens: int  # of all prompts: those that did not fit the context
     params: CompletionParams
     traces: Traces
     state: dict[str, Any]  # of the request: what its middleware reads
@@ -134,10 +134,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Tokenized:
-    """The ids of each prompt, whether one was cut, and the ids that a completion of each continues, if it is traced."""
+    """The ids of each prompt, how many were cut off, and the ids that a completion of each continues, if it is traced."""
 
     prompts: list[CutPrompt]
-    is_truncated: bool
+    n_cut_tokens: int
     contexts: list[list[int]]
 
 
@@ -223,7 +223,7 @@ class CompletionService:
     def _make_answer(self, request: Request, tokenized: _Tokenized, params: CompletionParams) -> Answer:
         lengths = [len(prompt.ids) for prompt in tokenized.prompts]
         traces = Traces(self._training, tokenized.contexts, params.n)
-        return Answer(lengths, tokenized.is_truncated, params, traces, request.scope["state"])
+        return Answer(lengths, tokenized.n_cut_tokens, params, traces, request.scope["state"])
 
     async def _draw_again(self, request: Request, answer: Answer, tokenized: _Tokenized) -> None:
         """Draws completions that copied too much again, with other seeds. Greedy ones would be the same."""
@@ -254,7 +254,7 @@ class CompletionService:
         room = completer.context_length - max_new_tokens
         prompts: list[CutPrompt] = []
         contexts: list[list[int]] = []
-        is_truncated = False
+        n_cut_tokens = 0
         for given in query.prompts:
             prompt = self._recognize(given)
             may_be_cut = isinstance(prompt, InfillRequest) and (query.is_cut or prompt is not given)
@@ -273,10 +273,10 @@ class CompletionService:
                     code="context_length_exceeded",
                 )
             completer.check(found.ids, query.params)
-            is_truncated |= is_cut
+            n_cut_tokens += found.n_tokens - len(found.ids)
             prompts.append(found)
             contexts.append(self._context(prompt))
-        return _Tokenized(prompts, is_truncated, contexts)
+        return _Tokenized(prompts, n_cut_tokens, contexts)
 
     def _context(self, prompt: Prompt) -> list[int]:
         """The ids of the text that a completion continues, the last ones."""

@@ -5,12 +5,12 @@ The prompt is that of InCoder's code: the docstring's own quotes become triple d
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from codekiln.errors import InvalidFileError
 from codekiln.evaluate.benchmark_files import Row
 from codekiln.evaluate.bleu import sentence_bleu
+from codekiln.evaluate.problems.annotations import AnnotationProblem
 from codekiln.evaluate.problems.truncation import TRIPLE_QUOTE, docstring_line, has_docstring_line
 
 MAX_NEW_TOKENS = 450  # InCoder's default
@@ -20,31 +20,17 @@ _TRIPLE_QUOTE_AT_START = re.compile(r"""^\s*('''|\"{3})""")
 _QUOTE_ON_FIRST_LINE = re.compile(r"""^\s*['"]\s*\n""")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DocstringProblem:
+class DocstringProblem(AnnotationProblem):
     """The text of a docstring between its quotes."""
 
-    kind: ClassVar[Literal["completion"]] = "completion"
     stop: ClassVar[tuple[str, ...]] = (TRIPLE_QUOTE,)
     max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
-
-    task_id: str
-    prompt: str
-    suffix: str
-    reference: str
-
-    @property
-    def group(self) -> str:
-        return self.task_id
 
     def truncate(self, text: str, *, with_suffix: bool) -> str:
         return docstring_line(text)
 
     def is_ended(self, text: str, *, with_suffix: bool) -> bool:
         return has_docstring_line(text)
-
-    def program(self, answer: str) -> None:
-        return None
 
     def text_scores(self, answer: str) -> dict[str, float]:
         return {"bleu": sentence_bleu(self.reference, answer)}

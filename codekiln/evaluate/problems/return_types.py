@@ -2,10 +2,10 @@
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from codekiln.evaluate.benchmark_files import Row
+from codekiln.evaluate.problems.annotations import AnnotationProblem
 from codekiln.evaluate.problems.truncation import cut_before
 from codekiln.evaluate.python_code import syntax_tree
 
@@ -13,31 +13,17 @@ MAX_NEW_TOKENS = 20  # of InCoder's script
 NEXT_FUNCTION = "\n\ndef "  # shows where the function ends
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReturnTypeProblem:
+class ReturnTypeProblem(AnnotationProblem):
     """The type between "-> " and the colon."""
 
-    kind: ClassVar[Literal["completion"]] = "completion"
     stop: ClassVar[tuple[str, ...]] = (":",)
     max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
-
-    task_id: str
-    prompt: str
-    suffix: str
-    reference: str
-
-    @property
-    def group(self) -> str:
-        return self.task_id
 
     def truncate(self, text: str, *, with_suffix: bool) -> str:
         return cut_before(text, self.stop)
 
     def is_ended(self, text: str, *, with_suffix: bool) -> bool:
         return ":" in text
-
-    def program(self, answer: str) -> None:
-        return None
 
     def text_scores(self, answer: str) -> dict[str, float]:
         """`predicted` is 0 if the answer is no Python: it then counts for the recall and not for the precision."""

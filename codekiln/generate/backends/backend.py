@@ -64,3 +64,21 @@ def refuse_fields(backend: str, fields: dict[str, bool]) -> None:
     for name, is_set in fields.items():
         if is_set:
             raise ConfigError(f"{name}: {backend} cannot honor it; leave it out, or use --backend pytorch")
+
+
+def make_request(
+    stats: EngineStats,
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    *,
+    max_new_tokens: int,
+    n: int,
+    cache_key: str = "",
+) -> Request:
+    """A request for `n` samples, for a backend that scores no prompts. With 0 new tokens, its samples have ended."""
+    request = Request(prompt, sampling, max_new_tokens, cache_key, None, RequestText()).add_samples(n)
+    stats.prompt_tokens += len(prompt)
+    if not max_new_tokens:
+        for each in request.sequences:
+            each.finish_reason = "length"
+    return request

@@ -15,7 +15,7 @@ from typing import Any
 import ctranslate2
 import torch
 
-from codekiln.generate.backends.backend import TokenRules, refuse_fields
+from codekiln.generate.backends.backend import TokenRules, make_request, refuse_fields
 from codekiln.generate.backends.ctranslate2_model import ComputeType, converted_model
 from codekiln.generate.engine import EngineStats, NewToken, Request, Sample, require_room
 from codekiln.generate.recall import RequestText
@@ -89,12 +89,8 @@ class CTranslate2Backend:
             "seed": bool(sampling.seed) and not sampling.is_greedy,
         }
         refuse_fields("CTranslate2", fields)
-        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from, text or RequestText())
-        request.sequences = [Sample(request, index) for index in range(n)]
-        self.stats.prompt_tokens += len(prompt)
-        if not max_new_tokens:
-            for each in request.sequences:
-                each.finish_reason = "length"
+        request = make_request(self.stats, prompt, sampling, max_new_tokens=max_new_tokens, n=n, cache_key=cache_key)
+        if request.is_finished:
             return request
         self._batches[request] = [
             result
@@ -125,8 +121,7 @@ class CTranslate2Backend:
 
     def cancel(self, sample: Sample) -> None:
         """Ends a sample. CTranslate2 computes at most one more token of it."""
-        if not sample.is_finished:
-            sample.is_cancelled = True
+        sample.cancel()
 
     def step(self) -> list[NewToken]:
         """Waits for a token, and returns all that have been computed since the last step."""
@@ -147,15 +142,10 @@ class CTranslate2Backend:
 
     def _append(self, found: _Token) -> NewToken:
         owner = found.sample
-        owner.tokens.append(found.token)
         self.stats.generated_tokens += 1
-        if found.token in self._rules.stop:
-            owner.finish_reason = "stop"
-        elif len(owner.tokens) == owner.request.max_new_tokens:
-            owner.finish_reason = "length"
         is_wanted = owner.request.sampling.logprobs is not None and found.logprob is not None
         logprobs = TokenLogprobs(found.token, found.logprob or 0.0, ()) if is_wanted else None
-        return NewToken(owner, found.token, logprobs, owner.finish_reason)
+        return owner.append(found.token, logprobs, self._rules.stop)
 
     def _retire(self) -> None:
         """Forgets batches that have ended."""

@@ -20,7 +20,7 @@ import xllamacpp
 
 from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
-from codekiln.generate.backends.backend import TokenRules, refuse_fields
+from codekiln.generate.backends.backend import TokenRules, make_request, refuse_fields
 from codekiln.generate.engine import EngineStats, NewToken, Request, Sample, require_room
 from codekiln.generate.recall import RequestText
 from codekiln.generate.sampling import SamplingParams, TokenLogprobs
@@ -86,20 +86,13 @@ class LlamaCppBackend:
             "prompt_logprobs": score_from is not None,
         }
         refuse_fields("llama.cpp", fields)
-        request = Request(prompt, sampling, max_new_tokens, cache_key, score_from, text or RequestText())
-        request.sequences = [Sample(request, index) for index in range(n)]
-        self.stats.prompt_tokens += len(prompt)
-        for each in request.sequences:
-            if max_new_tokens:
-                self._waiting.append(each)
-            else:
-                each.finish_reason = "length"
+        request = make_request(self.stats, prompt, sampling, max_new_tokens=max_new_tokens, n=n, cache_key=cache_key)
+        self._waiting += (each for each in request.sequences if not each.is_finished)
         return request
 
     def cancel(self, sample: Sample) -> None:
         """Ends a sample. It takes part in no further step."""
-        if not sample.is_finished:
-            sample.is_cancelled = True
+        sample.cancel()
 
     def step(self) -> list[NewToken]:
         """One token of each sample that has a slot."""
@@ -115,14 +108,9 @@ class LlamaCppBackend:
         return [self._append(each, logprobs) for (_, each), logprobs in zip(running, found, strict=True)]
 
     def _append(self, owner: Sample, found: TokenLogprobs) -> NewToken:
-        owner.tokens.append(found.token)
         self.stats.generated_tokens += 1
-        if found.token in self._rules.stop:
-            owner.finish_reason = "stop"
-        elif len(owner.tokens) == owner.request.max_new_tokens:
-            owner.finish_reason = "length"
         logprobs = found if owner.request.sampling.logprobs is not None else None
-        return NewToken(owner, found.token, logprobs, owner.finish_reason)
+        return owner.append(found.token, logprobs, self._rules.stop)
 
     def _next_token(self, slot: int, sample: Sample) -> TokenLogprobs:
         request = sample.request

@@ -394,7 +394,7 @@ class _LlamaResponse:
             "model": self._model_name,
             "tokens_predicted": sample.n_tokens,
             "tokens_evaluated": self._answer.prompt_tokens[0],
-            "truncated": self._answer.is_truncated,
+            "truncated": self._answer.n_cut_tokens > 0,
             "stop_type": sample.stop_type,
             "stopping_word": sample.stopping_word,
             "has_new_line": "\n" in sample.text,

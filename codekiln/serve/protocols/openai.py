@@ -295,7 +295,8 @@ class CompletionResponse:
             "prompt_tokens": read,
             "completion_tokens": written,
             "total_tokens": read + written,
-            "prompt_tokens_details": {"cached_tokens": cached},
+            # "cut_tokens" is Codekiln's own: tokens of the prompts that did not fit the context.
+            "prompt_tokens_details": {"cached_tokens": cached, "cut_tokens": self._answer.n_cut_tokens},
         }
 
 
