@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class RecordedFile:
+    """A file, and the SHA-256 that a record has of it."""
+
+    path: Path
+    sha256: str
+
+
+def recorded_files(folder: Path, files: object, record: Path) -> list[RecordedFile]:
+    """The files of a folder by their names, with the checksums of `checksum`. Raises InvalidFileError that names the record."""
+    found: list[RecordedFile] = []
+    for name, entry in (files if isinstance(files, dict) else {"": None}).items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            raise InvalidFileError(f"{record} is damaged (field files)")
+        found.append(RecordedFile(folder / Path(name).name, entry["sha256"]))
+    return found
 
 
 def checksum(path: Path) -> JsonObject:

@@ -119,6 +119,12 @@ def clear_folder(folder: Path, kind: FolderKind, patterns: Iterable[str]) -> Non
             Path(root).rmdir()
 
 
+def listed_files(folder: Path) -> list[str]:
+    """Relative paths of the files that were written together with the mark of a folder. Raises OutputExistsError."""
+    files = (_read_mark(folder) or {}).get("files")
+    return [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
+
+
 def refuse_links(folder: Path, *, ignored: frozenset[str] = frozenset()) -> None:
     """Raises OutputExistsError for a symbolic link anywhere in `folder`, except below its folders named in `ignored`."""
     for root, folders, names in os.walk(folder):

@@ -28,12 +28,13 @@ from codekiln.index.build import MANIFEST as INDEX_MANIFEST
 from codekiln.index.build import IndexedTokens, build_index
 from codekiln.index.search import INDEX_FOLDER, open_run_index
 from codekiln.metrics_log import METRICS_FILE, MetricSink, read_metrics, summarize
-from codekiln.model.huggingface import CONFIG, TOKENIZER, read_config, require_vocabulary, save_model, stop_token_ids_in
+from codekiln.model.huggingface import TOKENIZER, read_config, require_vocabulary, save_model, stop_token_ids_in
 from codekiln.model.tensors import named_weights
 from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
 from codekiln.runs import (
     RECIPE_FILE,
     STAGE_NAMES,
+    STAGE_OUTPUTS,
     read_stage_record,
     require_same_recipe,
     require_stage_output,
@@ -72,13 +73,12 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """`inputs` identifies what a stage is made from; it runs again if its record or its `output` file is missing.
+    """`inputs` identifies what a stage is made from; it runs again if its record or its output file is missing.
 
     `is_on` is false for a stage that the recipe leaves out: it writes a record and nothing else.
     """
 
     name: str
-    output: str | None
     inputs: Callable[[Job], JsonObject]
     run: Callable[[Job, JsonObject], JsonObject]
     is_on: Callable[[Job], bool] = lambda job: True
@@ -193,7 +193,8 @@ def _run_stage(stage: Stage, job: Job) -> None:
     Raises CorruptFileError if its output is no longer the file that it wrote.
     """
     inputs = stage.inputs(job)
-    output = job.run / stage.output if stage.output is not None and stage.is_on(job) else None
+    name = STAGE_OUTPUTS[stage.name]
+    output = job.run / name if name is not None and stage.is_on(job) else None
     record = stage_path(job.run, stage.name)
     if record.is_file() and (output is None or output.is_file()):
         found = read_stage_record(job.run, stage.name)
@@ -397,18 +398,17 @@ def _validation_documents(run: Path) -> Iterator[Document]:
 
 
 STAGES = (
-    Stage(name="corpus", output=f"corpus/{MANIFEST}", inputs=lambda job: dict(job.record["corpus"]), run=_corpus),
-    Stage(name="tokenizer", output=TOKENIZER, inputs=_tokenizer_inputs, run=_tokenizer),
-    Stage(name="tokens", output=f"tokens/{MANIFEST}", inputs=_tokens_inputs, run=_tokens),
+    Stage(name="corpus", inputs=lambda job: dict(job.record["corpus"]), run=_corpus),
+    Stage(name="tokenizer", inputs=_tokenizer_inputs, run=_tokenizer),
+    Stage(name="tokens", inputs=_tokens_inputs, run=_tokens),
     Stage(
         name="index",
-        output=f"{INDEX_FOLDER}/{INDEX_MANIFEST}",
         inputs=_index_inputs,
         run=_index,
         is_on=lambda job: job.recipe.index is not None,
     ),
-    Stage(name="train", output=f"model/{CONFIG}", inputs=_train_inputs, run=_lead_training),
-    Stage(name="evaluation", output=None, inputs=_evaluation_inputs, run=_evaluate),
-    Stage(name="functions", output=None, inputs=_functions_inputs, run=_functions),
+    Stage(name="train", inputs=_train_inputs, run=_lead_training),
+    Stage(name="evaluation", inputs=_evaluation_inputs, run=_evaluate),
+    Stage(name="functions", inputs=_functions_inputs, run=_functions),
 )
 assert tuple(stage.name for stage in STAGES) == STAGE_NAMES

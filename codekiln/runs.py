@@ -9,7 +9,17 @@ from codekiln.files import JsonObject, first_difference, read_json, sha256_of, w
 
 RECIPE_FILE = "recipe.json"
 FORMAT = 1  # of recipe.json and of stage records
-STAGE_NAMES = ("corpus", "tokenizer", "tokens", "index", "train", "evaluation", "functions")
+# The stages in their order, each with the file that it writes last.
+STAGE_OUTPUTS = {
+    "corpus": "corpus/manifest.json",
+    "tokenizer": "tokenizer.json",
+    "tokens": "tokens/manifest.json",
+    "index": "index/manifest.json",
+    "train": "model/config.json",
+    "evaluation": None,
+    "functions": None,
+}
+STAGE_NAMES = tuple(STAGE_OUTPUTS)
 
 
 class StageRecord(TypedDict):

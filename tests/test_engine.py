@@ -239,7 +239,7 @@ def test_a_cached_prefix_makes_room_for_the_samples_of_a_request(kiln: Transform
     several = engine.add(prompt, SamplingParams(temperature=1.0), max_new_tokens=60, n=3)
     run(engine, [several])
     assert several.n_cached_tokens == 0 and all(len(tokens) == 60 for tokens in tokens_of(several))
-    with pytest.raises(PromptError, match="a prompt of 60 tokens and 69 new tokens need 129 tokens of cache.*are 128"):
+    with pytest.raises(PromptError, match=r"a prompt of 60 tokens and 69 new tokens need 129 tokens of cache.*are 128"):
         engine.add(prompt, SamplingParams(temperature=1.0), max_new_tokens=69, n=3)
 
 

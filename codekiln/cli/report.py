@@ -1,6 +1,8 @@
-"""Commands that read runs: report, compare."""
+"""Commands that read runs: report, compare, verify."""
+# ruff: noqa: PLC0415
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +42,26 @@ def compare(
     typer.echo(out)
 
 
-COMMANDS = (report, compare)
+def verify(run: RunArgument, as_json: Json = False) -> None:
+    """Compare the files of a run with the checksums in its records. Exits with 1 if one is missing or damaged."""
+    from codekiln.verification import runs_in, verify_run
+
+    found = {path: verify_run(path) for path in runs_in(run)}
+    has_faults = any(each.faults for each in found.values())
+    if as_json:
+        typer.echo(json.dumps({str(path): asdict(each) for path, each in found.items()}, indent=1))
+    else:
+        for path, each in found.items():
+            for fault in each.faults:
+                typer.echo(f"{path / fault.path}: {fault.fault} ({fault.message})")
+            typer.echo(
+                f"{path}: {each.n_files} files with {each.n_bytes / 1e6:,.1f} MB were compared, "
+                f"{len(each.faults)} are missing or damaged; {len(each.unrecorded)} other files have no checksum"
+            )
+    raise SystemExit(1 if has_faults else 0)
+
+
+COMMANDS = (report, compare, verify)
 
 
 def write_reports(run: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.errors import InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, atomic_write, checksum, read_json, verify_checksum
+from codekiln.files import JsonObject, RecordedFile, atomic_write, checksum, read_json, verify_checksum
 
 SCHEMA = pa.schema(
     [
@@ -89,6 +89,13 @@ def _is_split(entry: object) -> bool:
         isinstance(part, dict) and isinstance(part.get("file"), str) and {"bytes", "sha256"} <= part.keys()
         for part in parts
     )
+
+
+def corpus_files(corpus: Path) -> Iterator[RecordedFile]:
+    """The parts of a corpus, with their checksums."""
+    for split, entry in read_manifest(corpus)["splits"].items():
+        for part in entry["parts"]:
+            yield RecordedFile(corpus / split / Path(part["file"]).name, part["sha256"])
 
 
 def read_documents(corpus: Path, split: str) -> Iterator[Document]:

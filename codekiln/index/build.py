@@ -7,7 +7,7 @@ the names of all documents. The manifest is written last.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +22,11 @@ from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
 from codekiln.extras import import_optional
 from codekiln.files import (
     JsonObject,
+    RecordedFile,
     atomic_write,
     checksum,
     read_json,
+    recorded_files,
     remove_leftovers,
     require_free_space,
     write_json,
@@ -129,6 +131,17 @@ def build_index(
     manifest["files"] = {name: checksum(folder / name) for name in (RANKS_FILE, NAMES_FILE)}
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def index_files(folder: Path) -> Iterator[RecordedFile]:
+    """All files of an index, with their checksums. Raises InvalidFileError for a manifest of another format."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("shards"), list):
+        raise InvalidFileError(
+            f"{folder / MANIFEST} is damaged or of another version of Codekiln (format {FORMAT} is needed)"
+        )
+    for record in (manifest, *manifest["shards"]):
+        yield from recorded_files(folder, record.get("files"), folder / MANIFEST)
 
 
 def shard_paths(folder: Path, k: int) -> dict[str, Path]:

@@ -23,9 +23,11 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from codekiln.errors import ConfigError, CorruptFileError
 from codekiln.files import (
     JsonObject,
+    RecordedFile,
     checksum,
     first_difference,
     read_json,
+    recorded_files,
     remove_leftovers,
     temp_path_of,
     verify_checksum,
@@ -202,8 +204,18 @@ def checkpoint_state_dict(weights: dict[str, Tensor], optimizer_state: dict[str,
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
+    return [path for path in checkpoint_folders(folder) if (path / STATE).is_file()]
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Those of checkpoints in a folder, oldest first, also of damaged ones without their state."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if _NAME.fullmatch(path.name) and (path / STATE).is_file())
+    return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+
+def checkpoint_files(path: Path) -> list[RecordedFile]:
+    """The files of a checkpoint, with their checksums. Raises CorruptFileError or MissingFileError for its state."""
+    return recorded_files(path, _read_state(path)["files"], path / STATE)
 
 
 def _read_state(path: Path) -> JsonObject:

@@ -5,6 +5,7 @@ document ends (int64). Shard k has the documents of corpus part k in their order
 only, so any number of threads writes the same bytes.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,17 @@ import numpy.typing as npt
 from codekiln.arrays import map_array
 from codekiln.corpus.documents import MANIFEST, read_manifest, read_texts
 from codekiln.errors import InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, atomic_write, checksum, read_json, sha256_of, verify_checksum, write_json
+from codekiln.files import (
+    JsonObject,
+    RecordedFile,
+    atomic_write,
+    checksum,
+    read_json,
+    recorded_files,
+    sha256_of,
+    verify_checksum,
+    write_json,
+)
 from codekiln.progress import progress_bar
 from codekiln.tokenizer.bpe import Tokenizer
 
@@ -128,14 +139,7 @@ def open_token_shards(folder: Path, split: str, *, rank: int = 0, world_size: in
 
     Every shard is verified; several ranks share that work.
     """
-    if not (folder / MANIFEST).is_file():
-        raise MissingFileError(f"{folder} has no finished token shards: run `codekiln train` first")
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT or manifest.get("dtype") not in ("uint16", "uint32"):
-        raise InvalidFileError(
-            f"{folder / MANIFEST} is damaged or of another version of Codekiln (format {FORMAT} is needed): "
-            f"remove {folder} and run the same command again"
-        )
+    manifest = _read_manifest(folder)
     ids: list[npt.NDArray[np.unsignedinteger]] = []
     document_offsets: list[npt.NDArray[np.int64]] = []
     for k, shard in enumerate(manifest["splits"][split]["shards"]):
@@ -146,6 +150,25 @@ def open_token_shards(folder: Path, split: str, *, rank: int = 0, world_size: in
         ids.append(map_array(tokens, dtype))
         document_offsets.append(np.fromfile(folder / split / f"offsets-{k:05}.bin", np.int64))
     return TokenShards(tuple(ids), tuple(document_offsets))
+
+
+def token_files(folder: Path) -> Iterator[RecordedFile]:
+    """The files of all shards, with their checksums."""
+    for split, entry in _read_manifest(folder)["splits"].items():
+        for shard in entry["shards"]:
+            yield from recorded_files(folder / split, shard.get("files"), folder / MANIFEST)
+
+
+def _read_manifest(folder: Path) -> JsonObject:
+    if not (folder / MANIFEST).is_file():
+        raise MissingFileError(f"{folder} has no finished token shards: run `codekiln train` first")
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT or manifest.get("dtype") not in ("uint16", "uint32"):
+        raise InvalidFileError(
+            f"{folder / MANIFEST} is damaged or of another version of Codekiln (format {FORMAT} is needed): "
+            f"remove {folder} and run the same command again"
+        )
+    return manifest
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype[np.unsignedinteger]:
