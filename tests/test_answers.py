@@ -1,5 +1,6 @@
 """Answers of a model, compared with the model itself, and with what its completer says to one request after the other."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from codekiln.generate.complete import Completer, CompletionParams, InfillReques
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.model.huggingface import load_model
 from codekiln.model.transformer import Transformer
+from codekiln.tokenizer.bpe import Tokenizer
 
 CODE = "def open_door(name, count=1):\n"
 HOLES = [
@@ -182,12 +184,62 @@ def test_the_likelihood_of_a_long_text_is_that_of_overlapping_windows(completer:
     assert sample.logprob == pytest.approx(expected, rel=1e-4) and sample.n_tokens == len(ids)
 
 
+def test_a_text_without_a_bos_has_no_bits_for_its_first_token(
+    completer: Completer, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "bos_ids", [])
+    text = "numéro = 1\nfor number in numbers:\n    pass\n"
+    ids = completer.tokenizer.encode_document(text)
+    sample = ask(completer, TextProblem(task_id="text", group="text", reference=text), Settings(preset="test"))
+    assert sample.logprob == pytest.approx(log_likelihood(model, ids, 1), rel=1e-4)
+    scored = b"".join(completer.tokenizer.token_bytes[token] for token in ids[1:])
+    assert (sample.n_tokens, sample.n_bytes) == (len(ids) - 1, len(scored)) and len(scored) < len(text.encode())
+
+
+def test_a_refused_prompt_is_an_error_of_its_samples_only(small_run: Path, model: Transformer) -> None:
+    completer = Completer.of_model(model, Tokenizer.load(small_run / "tokenizer.json"), pool_tokens=50)
+    long = replace(HOLES[1], prompt=HOLES[1].prompt * 9)
+    settings = Settings(preset="test", n_samples=3, temperatures=(0.8,))
+    found = {
+        question.problem.task_id: samples
+        for question, samples in ModelAnswers(completer, "test", settings).answer(
+            questions([HOLES[0], long, HOLES[2]], settings, 3)
+        )
+    }
+    assert [len(found[each]) for each in ("hole/0", "hole/1", "hole/2")] == [3, 3, 3]
+    assert not any(sample.error for each in ("hole/0", "hole/2") for sample in found[each])
+    for number, sample in enumerate(found["hole/1"]):
+        assert sample.key == ("test", "hole/1", 0.8, number) and sample.answers == ()
+        assert "24 new tokens" in sample.error and "there are 50" in sample.error
+
+
+def test_what_is_not_drawn_is_asked_once() -> None:
+    cloze = WordClozeProblem(task_id="c", group="c", prompt="", suffix="", reference="max")
+    text = TextProblem(task_id="t", group="t", reference="x")
+    settings = Settings(preset="test", n_samples=2, temperatures=(0.8, 0.2))
+    asked = [
+        (each.problem.task_id, each.temperature, each.n) for each in questions([cloze, text, HOLES[0]], settings, 9)
+    ]
+    assert asked == [("c", 0.8, 1), ("t", 0.8, 1), ("hole/0", 0.8, 2), ("hole/0", 0.2, 2)]
+
+
+def test_an_answer_ends_before_the_stop_strings_of_the_settings(completer: Completer) -> None:
+    settings = Settings(preset="test", method="infilling")
+    whole = ask(completer, HOLES[0], settings).texts[0]
+    assert len(whole) > 4
+    cut = ask(completer, HOLES[0], replace(settings, stop=(whole[3],)))
+    assert cut.texts[0] == whole[: whole.index(whole[3])] and cut.n_tokens > 0
+
+
 def test_a_model_that_cannot_infill_is_refused_before_it_answers(
     completer: Completer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Completer, "can_infill", False)
     with pytest.raises(ConfigError, match=r"cannot infill.*--method"):
         ModelAnswers(completer, "test", Settings(preset="test", method="infilling"))
+    cloze = WordClozeProblem(task_id="c", group="c", prompt="", suffix="", reference="max")
+    with pytest.raises(ConfigError, match=r"cannot infill.*infill-region.*--preset"):
+        ModelAnswers(completer, "test", Settings(preset="test")).samples_per_job([cloze])
     assert preset_settings("greedy", "functions", can_infill=False).method == "left-to-right"
 
 
@@ -203,6 +255,10 @@ def test_presets_are_the_settings_of_the_papers() -> None:
     incoder = settings("incoder", "functions")
     assert (incoder.n_samples, incoder.temperatures, incoder.method) == (200, (0.2, 0.8), "left-to-right")
     assert (incoder.hint, incoder.cut_rule) == (INCODER_HINT, "incoder")
+    for preset in PRESETS:
+        is_incoder = preset.startswith("incoder")
+        assert ("<|" in settings(preset, "holes").stop) == ("</code>" in settings(preset, "turns").stop) == is_incoder
+        assert (settings(preset, "docstrings").file_end == "\n<|/ file |>") == is_incoder
     single, reranked, infilled = (
         settings(preset, "holes") for preset in ("incoder-left-to-right", "incoder-reranking", "incoder")
     )

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from codekiln.errors import ConfigError
+from codekiln.evaluate import judging
 from codekiln.evaluate.held_out.load import held_out_names
 from codekiln.evaluate.judging import Judge
 from codekiln.evaluate.programs import TestedProgram, Verdict
 from codekiln.evaluate.samples import SampleKey
-from codekiln.evaluate.sandbox.sandbox import Sandbox
+from codekiln.evaluate.sandbox.sandbox import PENDING_PER_SLOT, Sandbox
 from codekiln.folders import folder_lock
 from tests.command import assert_refused, codekiln
 from tests.peers import published
@@ -226,6 +228,19 @@ def test_stored_samples_are_scored_and_wrong_files_are_named(tmp_path: Path) -> 
         ([], ("no samples",)),
     ):
         assert_refused(score(lines, "bad"), str(samples), *parts)
+    marked = b"\xef\xbb\xbf" + "".join(f"{line}\n" for line in right).encode()
+    samples.write_bytes(marked)  # a byte order mark is no part of the first line
+    arguments = ("evaluate", "--samples", samples, "--on", "humaneval", "--data", path.parent, "--limit", 6)
+    assert codekiln(*arguments, "--out", tmp_path / "marked").returncode == 0
+    assert results_of(tmp_path / "marked")["humaneval"]["metrics"]["pass@1"]["interval"]["value"] == 1.0
+    for option in (
+        ("--preset", "greedy"), ("--seed", 0), ("--weights", "float32"), ("--backend", "pytorch"), ("-n", 2),
+        ("--temperature", 0.5), ("--method", "infilling"), ("--endpoint", "http://127.0.0.1:9/v1"),
+    ):  # fmt: skip
+        done = codekiln(*arguments, "--out", tmp_path / "bad", *option)
+        assert done.returncode == 2 and f"{option[0]} has no effect with --samples" in " ".join(done.stderr.split())
+    samples.write_bytes(marked.decode().encode("utf-16"))
+    assert_refused(codekiln(*arguments, "--out", tmp_path / "bad"), "line 1", "not UTF-8")
     samples.write_bytes(b'{"task_id": "HumanEval/0", "completion": "\xff"}\n')
     done = codekiln(
         "evaluate", "--samples", samples, "--on", "humaneval", "--data", path.parent, "--out", tmp_path / "bad"
@@ -337,6 +352,32 @@ def test_an_exception_ends_the_judge_at_its_next_verdict() -> None:
         assert has_judged.wait(60)
         raise ZeroDivisionError
     assert len(judged) <= 2  # Without an exception, all seven are judged.
+
+
+@pytest.mark.process
+def test_at_most_some_programs_wait_for_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "MAX_WAITING", 3)
+    judged: list[SampleKey] = []
+    n_taken, most = 0, 0
+    with Judge(lambda: Sandbox(slots=1), lambda key, verdict, level: judged.append(key)) as judge:
+        for number in range(40):
+            judge.judge(("b", "quick", 0.0, number), TestedProgram(source="", tests="", cpu_seconds=1))
+            n_taken += 1
+            most = max(most, n_taken - len(judged))
+    assert sorted(judged) == [("b", "quick", 0.0, number) for number in range(40)]
+    assert most <= 3 + PENDING_PER_SLOT + 2  # those that wait, those in the sandbox, and one on each side
+
+
+@pytest.mark.process
+def test_a_sandbox_that_fails_does_not_leave_the_judge_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "MAX_WAITING", 2)
+
+    def fail() -> Sandbox:
+        raise ConfigError("no sandbox")
+
+    with pytest.raises(ConfigError, match="no sandbox"), Judge(fail, lambda key, verdict, level: None) as judge:
+        for number in range(20):
+            judge.judge(("b", "quick", 0.0, number), TestedProgram(source="", tests="", cpu_seconds=1))
 
 
 def children_of(pid: int) -> list[int]:

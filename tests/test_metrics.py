@@ -16,12 +16,14 @@ import pytest
 
 from codekiln.evaluate.bleu import sentence_bleu
 from codekiln.evaluate.metrics import (
+    Predictions,
     SampleCounts,
     best_pass_at_k,
     count_statuses,
     group_pass_rates,
     mean_interval,
     paired_difference,
+    paired_precision_recall,
     pass_at_k,
     pass_at_k_scores,
     precision_recall,
@@ -159,6 +161,37 @@ def test_ratio_interval_equals_a_slow_bootstrap() -> None:
     drawn = [rng.integers(0, 300, 300) for _ in range(3000)]
     low, high = np.quantile([parts[at].sum() / wholes[at].sum() for at in drawn], [0.025, 0.975])
     assert [found["low"], found["high"]] == pytest.approx([low, high], abs=0.01)
+
+
+def test_paired_precision_and_recall_equal_a_slow_bootstrap() -> None:
+    rng = np.random.default_rng(4)
+    ids = [str(n) for n in range(150)]
+
+    def predictions(fraction: float) -> Predictions:
+        predicted = rng.random(150) < 0.8
+        correct = predicted & (rng.random(150) < fraction)
+        return Predictions(*(dict(zip(ids, column.astype(float), strict=True)) for column in (predicted, correct)))
+
+    first, second = predictions(0.7), predictions(0.5)
+    found = paired_precision_recall(first, second, {each: each for each in ids})
+    # A problem that only one has is left out.
+    more = Predictions({**second.predicted, "x": 1.0}, {**second.correct, "x": 1.0})
+    again = paired_precision_recall(first, more, {each: each for each in ids})
+    assert again["f1"].interval == found["f1"].interval and again["f1"].n_left_out == 1
+
+    def scores(each: Predictions, drawn: Sequence[str]) -> list[float]:
+        correct = sum(each.correct[task_id] for task_id in drawn)
+        precision, recall = correct / sum(each.predicted[task_id] for task_id in drawn), correct / len(drawn)
+        return [precision, recall, 2 * precision * recall / (precision + recall)]
+
+    drawn = [[ids[k] for k in rng.integers(0, 150, 150)] for _ in range(3000)]
+    differences = np.array([np.subtract(scores(first, each), scores(second, each)) for each in drawn])
+    for k, name in enumerate(("precision", "recall", "f1")):
+        interval = found[name].interval
+        assert interval is not None and found[name].n_problems == 150
+        assert interval["value"] == pytest.approx(scores(first, ids)[k] - scores(second, ids)[k])
+        low, high = np.quantile(differences[:, k], [0.025, 0.975])
+        assert [interval["low"], interval["high"]] == pytest.approx([low, high], abs=0.015)
 
 
 def test_paired_difference_is_narrower_than_two_intervals() -> None:
