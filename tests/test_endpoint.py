@@ -110,17 +110,17 @@ def test_a_refused_prompt_is_an_error_of_its_samples_only(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "part"),
+    ("n", "status", "code", "part"),
     [
-        (401, "invalid_api_key", r"refused a problem \(401\)"),
-        (404, "model_not_found", r"refused a problem \(404\)"),
-        (400, "model_not_found", r"refused a problem \(400\)"),
-        (400, "unsupported_parameter", "refused all of the first problems"),
+        (1, 401, "invalid_api_key", r"refused a problem \(401\)"),
+        (1, 404, "model_not_found", r"refused a problem \(404\)"),
+        (1, 400, "model_not_found", r"refused a problem \(400\)"),
+        (8, 400, "unsupported_parameter", "refused all of the first problems"),
     ],
 )
-def test_a_cause_that_concerns_all_requests_ends_the_evaluation(status: int, code: str, part: str) -> None:
+def test_a_cause_that_concerns_all_requests_ends_the_evaluation(n: int, status: int, code: str, part: str) -> None:
     with answering_requests(lambda _: (status, "application/json", refusal(code))) as url:
-        asked = iter([question(task_id=f"MBPP/{k}") for k in range(11, 40)])
+        asked = iter([question(task_id=f"MBPP/{k}") for k in range(11, 11 + n)])
         with pytest.raises(ConfigError, match=part):
             list(EndpointAnswers(url, "m", "mbpp", SAMPLED).answer(asked))
 
