@@ -9,7 +9,7 @@ from codekiln.files import JsonObject, first_difference, read_json, sha256_of, w
 
 RECIPE_FILE = "recipe.json"
 FORMAT = 1  # of recipe.json and of stage records
-STAGE_NAMES = ("corpus", "tokenizer", "tokens", "index", "train", "evaluation", "functions")
+STAGE_NAMES = ("corpus", "tokenizer", "tokens", "index", "train", "evaluation", "recall", "functions")
 
 
 class StageRecord(TypedDict):
