@@ -13,7 +13,7 @@ from codekiln.generate.complete import Completer, CutPrompt
 from codekiln.generate.recall import N_HIDDEN, Gate, GateRow, Recall, RequestText, Searched
 from codekiln.generate.recall_kernels import N_FEATURES, N_INPUTS, N_PREDICTIONS, NO_WEIGHT
 
-MAX_STEPS, ROWS_PER_STEP = 800, 75
+MIN_STEPS, MAX_STEPS, ROWS_PER_STEP = 200, 800, 75
 BATCH_ROWS = 2048
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-3
 MIN_ROWS = 2000
@@ -81,7 +81,7 @@ def fit_gate(rows: Sequence[GateRow], seed: int = 0) -> Gate:
         raise ConfigError(
             f"{len(rows)} held-out tokens are too few to fit the weights of recall: {MIN_ROWS} are needed"
         )
-    n_steps = min(MAX_STEPS, len(rows) // ROWS_PER_STEP)
+    n_steps = max(MIN_STEPS, min(MAX_STEPS, len(rows) // ROWS_PER_STEP))
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.from_numpy(np.stack([row.inputs for row in rows]))
     predicted = torch.from_numpy(np.stack([row.predicted for row in rows])).float()
