@@ -51,7 +51,7 @@ def fit_and_measure(
 ) -> tuple[Gate, JsonObject]:
     """The gate for a model, and its results. With too few held-out tokens, it is the gate of the demo's model."""
     fitted, measured = split_repositories(completer, documents, config.seed)
-    chosen = _windows(completer, fitted, FIT_TOKENS, config.seed)
+    chosen = document_windows(completer, fitted, FIT_TOKENS, config.seed)
     with progress_bar("Recall: fit", sum(scored.n_tokens for _, scored, _ in chosen)) as progress:
         rows = record_rows(completer, corpus, [(scored, others) for _, scored, others in chosen], progress.advance)
     is_fitted = len(rows) >= MIN_ROWS
@@ -82,7 +82,7 @@ def _index(completer: Completer, documents: Sequence[Document]) -> OtherFiles | 
     return OtherFiles((sort_documents(ids, completer.tokenizer.vocab_size),)) if ids else None
 
 
-def _windows(
+def document_windows(
     completer: Completer, halves: Sequence[Half], max_tokens: int, seed: int
 ) -> list[tuple[Document, Scored, OtherFiles | None]]:
     """The beginnings of documents, drawn in turn from all repositories until there are `max_tokens`."""
@@ -114,10 +114,10 @@ def _bits_per_byte(
     completer: Completer, corpus: Searched | None, halves: Sequence[Half], gate: Gate, seed: int
 ) -> JsonObject:
     """Bits per byte of the model alone and in each setting, with the interval of the difference."""
-    chosen = _windows(completer, halves, MEASURED_TOKENS, seed)
+    chosen = document_windows(completer, halves, MEASURED_TOKENS, seed)
     if not chosen:
         return {"documents": 0}
-    n_bytes = np.array([_n_bytes(completer, scored) for _, scored, _ in chosen], float)
+    n_bytes = np.array([count_bytes(completer, scored) for _, scored, _ in chosen], float)
     names = [document.name for document, _, _ in chosen]
     bits: dict[str, np.ndarray] = {}
     with progress_bar("Recall: bits per byte", len(chosen) * (1 + len(SETTINGS))) as progress:
@@ -142,7 +142,8 @@ def _bits_per_byte(
     }
 
 
-def _n_bytes(completer: Completer, scored: Scored) -> int:
+def count_bytes(completer: Completer, scored: Scored) -> int:
+    """Bytes of the scored tokens."""
     table = completer.tokenizer.token_bytes
     return sum(len(table[token]) for rest in scored.rests for token in rest)
 
