@@ -1,4 +1,4 @@
-"""Builds a recipe into a run directory: seven stages, each of which resumes, and is skipped once it is finished."""
+"""Builds a recipe into a run directory: eight stages, each of which resumes, and is skipped once it is finished."""
 
 import dataclasses
 import math
@@ -20,10 +20,12 @@ from codekiln.corpus.writing import DROPPED
 from codekiln.errors import ConfigError
 from codekiln.evaluate.config import MEMORIZATION
 from codekiln.evaluate.memorization import evaluate_memorization
+from codekiln.evaluate.recall import fit_and_measure
 from codekiln.evaluate.run import evaluate_infilling, sample_report_functions
 from codekiln.files import JsonObject, first_difference, require_free_space, sha256_of, to_record
 from codekiln.folders import claim_folder, folder_lock, refuse_links, require_separate
 from codekiln.generate.complete import Completer
+from codekiln.generate.recall import run_gate
 from codekiln.index.build import MANIFEST as INDEX_MANIFEST
 from codekiln.index.build import IndexedTokens, build_index
 from codekiln.index.search import INDEX_FOLDER, open_run_index
@@ -369,6 +371,20 @@ def _index_manifest(job: Job) -> Path:
     return job.run / INDEX_FOLDER / INDEX_MANIFEST
 
 
+def _recall_inputs(job: Job) -> JsonObject:
+    return _model_inputs(job) | {"index": sha256_of(_index_manifest(job)), "config": job.record["infilling"]}
+
+
+def _recall(job: Job, inputs: JsonObject) -> JsonObject:
+    """Fits and measures recall. The gate is a file of the run."""
+    assert job.recipe.infilling is not None
+    index = open_run_index(job.run, job.run / TOKENIZER)
+    completer = Completer.load(job.run)
+    gate, result = fit_and_measure(completer, index, _validation_documents(job.run), job.recipe.infilling)
+    gate.save(run_gate(job.run))
+    return result
+
+
 def _functions_inputs(job: Job) -> JsonObject:
     return _model_inputs(job) | {"n_report_samples": job.recipe.n_report_samples}
 
@@ -409,6 +425,12 @@ STAGES = (
     ),
     Stage(name="train", inputs=_train_inputs, run=_lead_training),
     Stage(name="evaluation", inputs=_evaluation_inputs, run=_evaluate),
+    Stage(
+        name="recall",
+        inputs=_recall_inputs,
+        run=_recall,
+        is_on=lambda job: job.recipe.index is not None and job.recipe.infilling is not None,
+    ),
     Stage(name="functions", inputs=_functions_inputs, run=_functions),
 )
 assert tuple(stage.name for stage in STAGES) == STAGE_NAMES

@@ -17,6 +17,7 @@ STAGE_OUTPUTS = {
     "index": "index/manifest.json",
     "train": "model/config.json",
     "evaluation": None,
+    "recall": "recall/gate.safetensors",
     "functions": None,
 }
 STAGE_NAMES = tuple(STAGE_OUTPUTS)

@@ -41,7 +41,7 @@ from tests.small import (
     write_tree,
 )
 
-STAGES = ("corpus", "tokenizer", "tokens", "index", "train", "evaluation", "functions")
+STAGES = ("corpus", "tokenizer", "tokens", "index", "train", "evaluation", "recall", "functions")
 
 
 def code_of(run: Path) -> Path:
@@ -153,7 +153,7 @@ CARD = {  # the fixed form: those of published cards of code models, then what C
         "Learning rate", "Weight decay", "Schedule", "Precision", "Dropout", "Z-loss",
     ],
     "Training": ["Initialization", "Strategy", "Tokens and steps", "Hardware", "Time"],
-    "Results": ["Validation, left to right", "Infilling, single-line", "Infilling, span"],
+    "Results": ["Validation, left to right", "Infilling, single-line", "Infilling, span", "Recall"],
     "Corpus and costs": ["Licenses", "Languages", "Held out", "Memorization", "Energy", "Cost"],
 }  # fmt: skip
 

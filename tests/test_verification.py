@@ -24,6 +24,7 @@ FILES = (
     "checkpoints/step-00000016/shard-00001-model-00001-of-00001.safetensors",
     "checkpoints/step-00000020/shard-00001-model-00001-of-00001.safetensors",
     "model/model.safetensors",
+    "recall/gate.safetensors",
     "model/config.json",
     "model/tokenizer.json",
 )

@@ -1,5 +1,6 @@
 """Infilling on held-out documents: exact match and bits per byte, compared with the same model left to right."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,13 +60,19 @@ def greedy_settings(config: InfillingConfig, method: Method) -> Settings:
     return Settings(preset="greedy", method=method, max_new_tokens=config.max_new_tokens, seed=config.seed)
 
 
-def hole_answers(completer: Completer, problems: Sequence[HoleProblem], settings: Settings, *, title: str) -> list[str]:
-    """The first answer to each problem, in their order."""
+def hole_answers(
+    completer: Completer, problems: Sequence[HoleProblem], settings: Settings, *, title: str | None
+) -> list[str]:
+    """The first answer to each problem, in their order. Without a title, no progress is shown."""
     found: dict[str, str] = {}
-    with progress_bar(title, len(problems)) as progress:
-        for question, samples in ModelAnswers(completer, title, settings).answer(questions(problems, settings, 1)):
+    with contextlib.ExitStack() as stack:
+        progress = None if title is None else stack.enter_context(progress_bar(title, len(problems)))
+        for question, samples in ModelAnswers(completer, title or "", settings).answer(
+            questions(problems, settings, 1)
+        ):
             found[question.problem.task_id] = samples[0].answer
-            progress.advance(1)
+            if progress is not None:
+                progress.advance(1)
     return [found[problem.task_id] for problem in problems]
 
 

@@ -1,5 +1,6 @@
 """Fits the gate of recall on held-out documents: which prediction to trust when."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from codekiln.generate.complete import Completer, CutPrompt
 from codekiln.generate.recall import N_HIDDEN, Gate, GateRow, Recall, RequestText, Searched
 from codekiln.generate.recall_kernels import N_FEATURES, N_INPUTS, N_PREDICTIONS, NO_WEIGHT
 
-N_STEPS = 800
+MIN_STEPS, MAX_STEPS, ROWS_PER_STEP = 200, 800, 75
 BATCH_ROWS = 2048
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-3
 MIN_ROWS = 2000
@@ -80,6 +81,7 @@ def fit_gate(rows: Sequence[GateRow], seed: int = 0) -> Gate:
         raise ConfigError(
             f"{len(rows)} held-out tokens are too few to fit the weights of recall: {MIN_ROWS} are needed"
         )
+    n_steps = max(MIN_STEPS, min(MAX_STEPS, len(rows) // ROWS_PER_STEP))
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.from_numpy(np.stack([row.inputs for row in rows]))
     predicted = torch.from_numpy(np.stack([row.predicted for row in rows])).float()
@@ -91,18 +93,12 @@ def fit_gate(rows: Sequence[GateRow], seed: int = 0) -> Gate:
         for parameter in net.parameters():
             bound = N_INPUTS**-0.5
             parameter.copy_(torch.rand(parameter.shape, generator=generator) * 2 * bound - bound)
-    subsets = torch.tensor(
-        [
-            np.add(np.add(np.multiply(CORPUS, a), np.multiply(WORKSPACE, b)), np.multiply(REQUEST, c))
-            for a in (0, 1)
-            for b in (0, 1)
-            for c in (0, 1)
-            if a + b + c
-        ]
-    )
+    sources = torch.tensor([CORPUS, WORKSPACE, REQUEST])
+    chosen_sources = torch.tensor([bits for bits in itertools.product((0, 1), repeat=len(sources)) if any(bits)])
+    subsets = chosen_sources @ sources  # (7, K)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, N_STEPS)
-    for _ in range(N_STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    for _ in range(n_steps):
         chosen = torch.randint(len(rows), (BATCH_ROWS,), generator=generator)
         is_on = has_tokens[chosen] & (subsets[torch.randint(len(subsets), (BATCH_ROWS,), generator=generator)] > 0)
         optimizer.zero_grad()

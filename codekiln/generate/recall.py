@@ -11,10 +11,10 @@ Tokens that end a text keep the model's probability. Related: kNN-LM (Khandelwal
 and the mixing of contexts in PAQ (Mahoney 2005). B rows, V vocabulary, K predictions, F gate inputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ from codekiln.index.continuations import (
 
 SHORT_LENGTH = 4  # of the second match in an index, which has more places than the longest one
 MIN_LENGTH = 2  # shorter matches in an index say less than the model
-MIN_DRAFT_LENGTH = 3  # of a match that is worth a draft
+MIN_DRAFT_LENGTH = 2  # of a match that is worth a draft
 MAX_DRAFT = 16  # tokens
 MAX_OTHER_TOKENS = 32_768  # of a request's other texts; the first ones are left out
 N_HIDDEN = 32
@@ -49,7 +49,6 @@ def run_gate(run: Path) -> Path:
 
 
 Array = npt.NDArray[Any]
-_View = tuple[Array, Array, Array, Array, Array, Array, Array]
 Evidence = tuple[Continuations, ...]  # (K,): corpus longest and short, workspace longest and short, request
 
 
@@ -193,11 +192,9 @@ class Recall:
         rows = [number for number, each in enumerate(found) if any(len(c.ids) for c in each)]
         if self.gate is None or not rows:
             return logits
-        views = _views(logits, found, stop_ids, rows)
-        array = logits.cpu().numpy().copy()
-        stops = stop_ids.cpu().numpy()
-        for row, view in zip(rows, views, strict=True):
-            ids, values, stop = mix_row(*view, *self.gate.arrays)
+        array, stops = logits.cpu().numpy().copy(), stop_ids.cpu().numpy()
+        for row in rows:
+            ids, values, stop = mix_row(*_view(array[row], found[row], stops).inputs, *self.gate.arrays)
             array[row, ids] += values
             array[row, stops] += stop
         return torch.from_numpy(array).to(logits.device)
@@ -206,11 +203,12 @@ class Recall:
         """Records what a gate is fitted to, if that is wanted, for one target per row of logits (B, V)."""
         if self.record is None:
             return
-        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(targets, device=logits.device)[:, None])
-        views = _views(logits, found, stop_ids, range(len(found)))
-        for view, evidence, target, logprob in zip(views, found, targets, logprobs.flatten().tolist(), strict=True):
+        array, stops = logits.cpu().numpy(), stop_ids.cpu().numpy()
+        for row, evidence, target in zip(array, found, targets, strict=True):
+            view = _view(row, evidence, stops)
             predicted = [float(each.fractions[each.ids == target].sum()) for each in evidence]
-            self.record.append(GateRow(gate_inputs(*view), np.array(predicted), logprob))
+            logprob = float(row[target]) - view.log_total
+            self.record.append(GateRow(gate_inputs(*view.inputs), np.array(predicted), logprob))
 
 
 @dataclass(frozen=True)
@@ -222,24 +220,31 @@ class GateRow:
     logprob: float
 
 
-def _views(logits: Tensor, found: Sequence[Evidence], stop_ids: Tensor, rows: Sequence[int]) -> Iterator[_View]:
-    """What the gate sees of some rows of logits and their evidence: the arguments of `mix_row` before its weights."""
-    logprobs = logits.log_softmax(-1)
-    probabilities = logprobs.exp()
-    top, top_ids = logprobs.max(-1)
-    entropies = torch.special.entr(probabilities).sum(-1)
-    stops = probabilities[:, stop_ids].sum(-1)
-    numbers = torch.stack([entropies, top, top_ids.to(top.dtype), stops], 1).double().cpu().numpy()
-    array = logprobs.cpu().numpy()
-    for row in rows:
-        evidence = found[row]
-        ids = np.concatenate([each.ids for each in evidence])
-        yield (
-            np.array([each.length for each in evidence], np.float64),
-            np.array([each.count for each in evidence], np.float64),
-            np.cumsum([0, *(len(each.ids) for each in evidence)]),
-            ids,
-            np.concatenate([each.fractions for each in evidence]),
-            array[row, ids].astype(np.float64),
-            numbers[row],
-        )
+class _View(NamedTuple):
+    """What the gate sees of a row: the first arguments of `mix_row`, and the logarithm of the sum of exp(logits)."""
+
+    inputs: tuple[Array, Array, Array, Array, Array, Array, Array]
+    log_total: float
+
+
+def _view(logits: Array, evidence: Evidence, stops: Array) -> _View:
+    """`logits` (V,) in float32. Works in NumPy, whose calls take less time than PyTorch's for one row."""
+    top_id = int(logits.argmax())
+    top = float(logits[top_id])
+    shares = np.exp(logits - top)
+    total = float(shares.sum())
+    # An id that cannot be generated has the logit -inf, and 0 * -inf is no number.
+    finite = logits if logits.min() > -np.inf else np.maximum(logits, -1e9)
+    mean = float(shares @ finite) / total
+    log_total = top + float(np.log(total))
+    ids = np.concatenate([each.ids for each in evidence])
+    inputs = (
+        np.array([each.length for each in evidence], np.float64),
+        np.array([each.count for each in evidence], np.float64),
+        np.cumsum([0, *(len(each.ids) for each in evidence)]),
+        ids,
+        np.concatenate([each.fractions for each in evidence]),
+        logits[ids].astype(np.float64) - log_total,
+        np.array([log_total - mean, top - log_total, top_id, shares[stops].sum() / total]),
+    )
+    return _View(inputs, log_total)

@@ -166,7 +166,7 @@ class Workspace:
             self._left_out.pop(path, None)
             segment = self._of_file.pop(path, None)
             if segment is not None:
-                del segment.files[path]
+                segment.remove(path)
                 touched[id(segment)] = segment
         for path in present:
             if self._is_stopped.is_set():
@@ -178,7 +178,7 @@ class Workspace:
             if segment is None:
                 self._left_out[path] = f"over {MAX_TOKENS:,} tokens of all files"
                 continue
-            segment.files[path] = file
+            segment.add(path, file)
             self._of_file[path] = segment
             touched[id(segment)] = segment
             if segment.n_tokens >= SEGMENT_TOKENS:  # it is full: what was read so far can be searched
@@ -186,11 +186,11 @@ class Workspace:
         self._publish(touched.values())
 
     def _with_room(self, n_tokens: int) -> "_Segment | None":
+        if sum(each.n_tokens for each in self._segments) + n_tokens > MAX_TOKENS:
+            return None
         for segment in self._segments:
             if segment.n_tokens < SEGMENT_TOKENS:
                 return segment
-        if sum(each.n_tokens for each in self._segments) + n_tokens > MAX_TOKENS:
-            return None
         self._segments.append(_Segment())
         return self._segments[-1]
 
@@ -254,11 +254,15 @@ class _Segment:
 
     def __init__(self) -> None:
         self.files: dict[Path, _File] = {}
+        self.n_tokens = 0
         self.sorted: SortedTokens | None = None
 
-    @property
-    def n_tokens(self) -> int:
-        return sum(file.n_tokens for file in self.files.values())
+    def add(self, path: Path, file: _File) -> None:
+        self.files[path] = file
+        self.n_tokens += file.n_tokens
+
+    def remove(self, path: Path) -> None:
+        self.n_tokens -= self.files.pop(path).n_tokens
 
     def sort(self, vocab_size: int) -> None:
         pieces = [piece for file in self.files.values() for piece in file.pieces]

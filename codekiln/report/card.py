@@ -23,7 +23,7 @@ NOT_RECORDED = "not recorded"
 
 def write_card(run: Path) -> Path:
     """Writes CARD.md of a finished run."""
-    stages = {name: read_stage_record(run, name) for name in ("tokens", "train", "evaluation")}
+    stages = {name: read_stage_record(run, name) for name in ("tokens", "train", "evaluation", "recall")}
     require_made(run, "run")
     recipe, manifest = read_recipe(run), _read_manifest(run)
     lines = [f"# {recipe['name']}", ""]
@@ -56,6 +56,7 @@ def write_report(run: Path) -> Path:
         funnel=_drop_funnel(manifest),
         evaluation={kind: entry for kind, entry in evaluation.items() if kind != MEMORIZATION},
         memorization=evaluation.get(MEMORIZATION),
+        recall=_recall_rows(read_stage_record(run, "recall")["result"]),
         functions=read_stage_record(run, "functions")["result"]["functions"],
         seconds={name: read_stage_record(run, name)["seconds"] for name in STAGE_NAMES},
     )
@@ -269,7 +270,8 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
             "Time": f"{trained['seconds'] / 60:.1f} minutes, {trained['tokens_per_second']:,.0f} tokens per second, "
             f"{trained['matmul_efficiency']:.0%} of the matmul peak",
         },
-        "Results": dict(_result_lines(trained, stages["evaluation"]["result"])),
+        "Results": _result_lines(trained, stages["evaluation"]["result"])
+        | {"Recall": _format_recall(stages["recall"]["result"])},
         "Corpus and costs": {
             "Licenses": "; ".join(f"{row['license']} ({row['documents']:,})" for row in manifest["licenses"]),
             "Languages": "; ".join(
@@ -283,6 +285,43 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
             "Cost": NOT_RECORDED,
         },
     }
+
+
+RECALL_SETTINGS = {
+    "alone": "nothing (the model alone)",
+    "request": "text of the document itself",
+    "corpus": "the document and the training corpus",
+    "workspace": "the document, the training corpus and other files of the same repository",
+}
+
+
+def _format_recall(result: JsonObject) -> str:
+    lines = [
+        f"{row['setting']}: {row['bits_per_byte']} bits per byte, exact single lines {row['exact']}"
+        for row in _recall_rows(result)
+    ]
+    return "; ".join(lines) or "not measured"
+
+
+def _recall_rows(result: JsonObject) -> list[JsonObject]:
+    """What is mixed in, with the results on held-out documents and the difference from the model alone."""
+    bits, infilling = result.get("bits_per_byte", {}), result.get("infilling", {})
+    if not bits.get("documents") or not infilling.get("problems"):
+        return []
+    rows = []
+    for setting, title in RECALL_SETTINGS.items():
+        bits_entry, exact_entry = bits[setting], infilling[setting]
+        is_alone = setting == "alone"
+        rows.append(
+            {
+                "setting": title,
+                "bits_per_byte": f"{bits_entry if is_alone else bits_entry['value']:.3f}",
+                "bits_difference": "" if is_alone else _format_metric("bits_per_byte", bits_entry["difference"]),
+                "exact": _format_percent(exact_entry if is_alone else exact_entry["value"]),
+                "exact_difference": "" if is_alone else _format_percent(exact_entry["difference"]),
+            }
+        )
+    return rows
 
 
 def _overlap_text(overlap: JsonObject | None) -> str:
