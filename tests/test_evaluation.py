@@ -266,6 +266,10 @@ def test_wrong_arguments_are_refused_before_anything_is_written(small_run: Path,
         ((small_run, "--on", "held-out-span", "--method", "reranking", "--out", out), ("all candidates are equal",)),
         ((small_run, "--on", "bits-per-byte", "--against", tmp_path, "--out", out), ("results.json",)),
         ((tmp_path, "--on", "bits-per-byte", "--out", out), ("model",)),
+        (
+            ("m", "--endpoint", "http://127.0.0.1:9/v1", "--on", "held-out-span", "--weights", "int8", "--out", out),
+            ("--weights has no effect with", "--endpoint"),
+        ),
         (("--sandbox", "none"), ()),
     ):
         done = codekiln("evaluate", *arguments)

@@ -120,7 +120,7 @@ def test_samples_and_verdicts_are_read_one_at_a_time(tmp_path: Path) -> None:
     """40 MB of samples are read for the results and the page with less than a quarter of that in memory."""
     problems: list[Problem] = [program(k) for k in range(50)]
     filler = "#" * 10_000
-    samples = [sample(f"p/{k}", number, "x = 1\n") for k in range(50) for number in range(80)]
+    samples = [sample(f"p/{k}", number, "x = '\ud800'\n") for k in range(50) for number in range(80)]
     with (tmp_path / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(each) | {"texts": [filler]}) + "\n" for each in samples)
     with (tmp_path / "verdicts.jsonl").open("w", encoding="utf-8") as file:
@@ -144,6 +144,7 @@ def test_samples_and_verdicts_are_read_one_at_a_time(tmp_path: Path) -> None:
     assert peak < 10_000_000  # of which resampling needs 6
     assert value_of(found, "pass@1") == 0.5 and found["counts"]["samples"] == 4000
     assert page.read_text(encoding="utf-8").count("40 of 80 right") == 50
+    assert page.read_text(encoding="utf-8").count("x = &#39;?&#39;") == 250  # a surrogate, which no page can hold
 
 
 def test_an_incomplete_last_line_is_removed_and_a_second_sample_is_refused(tmp_path: Path) -> None:
