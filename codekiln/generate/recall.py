@@ -132,6 +132,7 @@ class SampleText:
         self._set(0, [*others, *text.before])
         self._n_written = 0
         self._guess = 4
+        self._last: tuple[tuple[Recall, int, tuple[int, ...]], Evidence] | None = None
 
     def _write(self, generated: Sequence[int]) -> int:
         """Sets the new tokens. Returns the number of all tokens."""
@@ -155,10 +156,15 @@ class SampleText:
 
     def find(self, recall: "Recall", generated: Sequence[int]) -> Evidence:
         """All predictions of the next token."""
+        key = (recall, len(generated), tuple(generated[-MAX_DRAFT:]))
+        if self._last is not None and self._last[0] == key:  # a draft was made from it
+            return self._last[1]
         n = self._write(generated)
         context = self._buffer[max(self._n_others, n - MAX_LENGTH) : n]
         found = [each for source in (recall.corpus, recall.workspace) for each in self._search(source, context)]
-        return (*found, find_in_text(self._buffer, n))
+        evidence = (*found, find_in_text(self._buffer, n))
+        self._last = key, evidence
+        return evidence
 
     def _search(self, source: Searched | None, context: Array) -> tuple[Continuations, Continuations]:
         shards = source.shards if source is not None else ()
