@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from codekiln.evaluate.judging import Judge
 from codekiln.evaluate.programs import TestedProgram, Verdict
 from codekiln.evaluate.samples import SampleKey
 from codekiln.evaluate.sandbox.sandbox import PENDING_PER_SLOT, Sandbox
+from codekiln.files import read_json, sha256_of
 from codekiln.folders import folder_lock
 from tests.command import assert_refused, codekiln
 from tests.peers import published
@@ -83,6 +85,29 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_recall_is_measured_against_the_model_alone(small_run: Path, tmp_path: Path) -> None:
+    (code := tmp_path / "code").mkdir()
+    (code / "repeated.py").write_text("def alpha_beta(gamma):\n    return gamma + 17\n\n\n" * 20, encoding="utf-8")
+    run = shutil.copytree(small_run, tmp_path / "run")
+    options = ("--on", "bits-per-byte", "--code", code)
+    for recall in ((), ("--recall",)):
+        done = codekiln("evaluate", run, *options, *recall)
+        assert done.returncode == 0, done.stderr
+    alone, mixed = (
+        results_of(run / "evaluation" / name)["bits-per-byte"]["metrics"]["bits_per_byte"]["interval"]["value"]
+        for name in ("greedy", "greedy-recall")
+    )
+    assert mixed < alone - 0.5
+    record = read_json(run / "evaluation" / "greedy-recall" / "results.json")["model"]["recall"]
+    assert record["index_sha256"] == sha256_of(run / "index" / "manifest.json")
+    assert record["gate_sha256"] == sha256_of(run / "recall" / "gate.safetensors")
+    done = codekiln("evaluate", run, *options, "--recall", "--against", run / "evaluation" / "greedy", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["differences"]
+    done = codekiln("evaluate", run, *options, "--recall", "--out", run / "evaluation" / "greedy")
+    assert_refused(done, "recall")  # of another model
 
 
 def test_every_benchmark_that_needs_no_download_is_measured(small_run: Path, code: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
-from codekiln.cli.generate import load_completer
+from codekiln.cli.generate import HasRecall, load_completer, use_recall
 from codekiln.cli.options import BackendName, BackendOption, Json, Seed, Weights, parse_path, print_table
 from codekiln.errors import ConfigError
 from codekiln.extras import import_optional
@@ -28,7 +28,7 @@ ModeName = Literal["split", "compat"]
 MethodName = Literal["left-to-right", "reranking", "infilling"]
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0915 - one step after the other
     context: typer.Context,
     model: Annotated[
         str | None,
@@ -59,8 +59,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for samples, verdicts and results (default: evaluation/PRESET in the run). An evaluation that was "
-            "interrupted is continued.",
+            help="Folder for samples, verdicts and results (default: evaluation/PRESET in the run, with -recall for "
+            "--recall). An evaluation that was interrupted is continued.",
             show_default=False,
             parser=parse_path,
         ),
@@ -121,6 +121,7 @@ def evaluate(
         bool, typer.Option("--sandbox-check", help="Attack the sandbox of this machine, and print what held.")
     ] = False,
     seed: Seed = 0,
+    has_recall: HasRecall = False,
     weights: Weights = "float32",
     backend: BackendOption = "pytorch",
     as_json: Json = False,
@@ -146,18 +147,16 @@ def evaluate(
             raise typer.BadParameter("--samples is for one benchmark")
         _refuse_options(context, "--samples", GENERATION_OPTIONS)
     if endpoint is not None:
-        _refuse_options(context, "--endpoint", ("weights", "backend"))
+        _refuse_options(context, "--endpoint", ("weights", "backend", "has_recall"))
     # Read first: this evaluation may take hours, and may write to the same folder.
     other = None if against is None else read_results(against)
-    folder = _output_folder(model, out, preset, is_local=endpoint is None)
+    folder = _output_folder(model, out, f"{preset}-recall" if has_recall else preset, is_local=endpoint is None)
     choice = _Choice(preset, method, n, tuple(temperature or ()), seed)
     chosen = {name: choice.settings(classes[name], can_infill=True) for name in names}
-    completer = (
-        load_completer(Path(model), backend, weights, default="float32")
-        if model is not None and endpoint is None
-        else None
-    )
-    if completer is not None:
+    completer, recall = None, None
+    if model is not None and endpoint is None:
+        completer = load_completer(Path(model), backend, weights, default="float32")
+        recall = use_recall(completer, Path(model)) if has_recall else None
         chosen = {name: choice.settings(classes[name], can_infill=completer.can_infill) for name in names}
     make_sandbox = partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names))
     sets = _problem_sets(
@@ -186,7 +185,7 @@ def evaluate(
         tasks.append(Task(found, settings, source))
     evaluation = Evaluation(
         folder,
-        _model_record(model, endpoint, samples, completer, backend),
+        _model_record(model, endpoint, samples, completer, backend, recall),
         make_sandbox,
         {"mode": verdict, "wanted": sandbox},
         tasks,
@@ -205,7 +204,7 @@ def evaluate(
 
 COMMANDS = (evaluate,)
 # Of a model that generates answers: stored samples have no use for them.
-GENERATION_OPTIONS = ("endpoint", "preset", "method", "n", "temperature", "seed", "weights", "backend")
+GENERATION_OPTIONS = ("endpoint", "preset", "method", "n", "temperature", "seed", "has_recall", "weights", "backend")
 
 
 def _refuse_options(context: typer.Context, used: str, names: Sequence[str]) -> None:
@@ -241,13 +240,13 @@ class _Choice:
         )
 
 
-def _output_folder(model: str | None, out: Path | None, preset: str, *, is_local: bool) -> Path:
+def _output_folder(model: str | None, out: Path | None, name: str, *, is_local: bool) -> Path:
     from codekiln.runs import RECIPE_FILE
 
     if out is not None:
         return out
     if model is not None and is_local and (Path(model) / RECIPE_FILE).is_file():
-        return Path(model) / "evaluation" / preset
+        return Path(model) / "evaluation" / name
     raise ConfigError("name a folder for the samples and the results with --out")
 
 
@@ -319,6 +318,7 @@ def _model_record(
     samples: Path | None,
     completer: "Completer | None",
     backend: BackendName,
+    recall: "JsonObject | None",
 ) -> "JsonObject":
     """What identifies the model: an evaluation does not continue with another one."""
     from codekiln.files import sha256_of
@@ -335,7 +335,7 @@ def _model_record(
         "backend": backend,
         "precision": completer.precision,
         "sha256": {path.name: sha256_of(path) for path in files},
-    }
+    } | ({} if recall is None else {"recall": recall})
 
 
 def _without_secrets(url: str) -> str:

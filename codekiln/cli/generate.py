@@ -33,7 +33,7 @@ from codekiln.cli.options import (
 )
 from codekiln.errors import CodekilnError, ConfigError
 from codekiln.extras import import_optional
-from codekiln.files import JsonObject, shorten
+from codekiln.files import JsonObject, sha256_of, shorten
 from codekiln.progress import ProgressTask, progress_bar
 
 if TYPE_CHECKING:
@@ -350,12 +350,13 @@ def _open_workspace(folder: Path | None, completer: "Completer") -> Iterator["Wo
 
 def use_recall(
     completer: "Completer", model: Path, tracer: "Tracer | None" = None, workspace: "Workspace | None" = None
-) -> None:
+) -> JsonObject:
     """Turns recall on, with the index of a run if it has one. `tracer` is open if its index is.
 
-    The gate is that of the run, or else the one that was fitted on the model of the demo.
+    The gate is that of the run, or else the one that was fitted on the model of the demo. Returns checksums of gate and index.
     """
     from codekiln.generate.recall import DEFAULT_GATE, Gate, Recall, run_gate
+    from codekiln.index.build import MANIFEST as INDEX_MANIFEST
     from codekiln.index.search import INDEX_FOLDER
 
     if tracer is None and (model / INDEX_FOLDER).is_dir():
@@ -363,6 +364,11 @@ def use_recall(
     path = run_gate(model)
     gate = Gate.load(path if path.is_file() else DEFAULT_GATE)
     completer.use_recall(Recall(gate, corpus=None if tracer is None else tracer.index, workspace=workspace))
+    manifest = model / INDEX_FOLDER / INDEX_MANIFEST
+    return {
+        "gate_sha256": sha256_of(path if path.is_file() else DEFAULT_GATE),
+        "index_sha256": None if tracer is None else sha256_of(manifest),
+    }
 
 
 def load_completer(folder: Path, backend: BackendName, weights: WeightsName, *, default: WeightsName) -> "Completer":
