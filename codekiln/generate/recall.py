@@ -42,12 +42,6 @@ N_HIDDEN = 32
 GATE_FILE = "gate.safetensors"
 DEFAULT_GATE = Path(__file__).parent / GATE_FILE  # fitted on the model of the demo
 
-
-def run_gate(run: Path) -> Path:
-    """The gate that was fitted for a run."""
-    return run / "recall" / GATE_FILE
-
-
 Array = npt.NDArray[Any]
 Evidence = tuple[Continuations, ...]  # (K,): corpus longest and short, workspace longest and short, request
 
@@ -109,6 +103,11 @@ class Gate:
     def arrays(self) -> tuple[Array, Array, Array, Array, Array, Array]:
         """The last arguments of `mix_row`."""
         return self.mean, self.scale, self.hidden_weight, self.hidden_bias, self.output_weight, self.output_bias
+
+
+def run_gate(run: Path) -> Path:
+    """The gate that was fitted for a run."""
+    return run / "recall" / GATE_FILE
 
 
 class SampleText:

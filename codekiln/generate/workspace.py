@@ -32,6 +32,8 @@ MAX_TOKENS = 20_000_000  # about 80 MB of code and 300 MB of memory; the files a
 WAIT_SECONDS = 0.05  # for other changes, before the first one is handled
 CHECK_SECONDS = 2.0  # how often a folder that was removed is looked for
 
+_OVER_LIMIT = "over the limit of tokens of all files"
+
 Ids = npt.NDArray[np.unsignedinteger]
 _log = logging.getLogger("codekiln.workspace")
 
@@ -168,7 +170,11 @@ class Workspace:
             if segment is not None:
                 segment.remove(path)
                 touched[id(segment)] = segment
+        if touched:  # there may be room for files that were left out
+            over = [path for path, reason in self._left_out.items() if reason == _OVER_LIMIT]
+            present = [*present, *(path for path in over if path not in present)]
         for path in present:
+            self._left_out.pop(path, None)
             if self._is_stopped.is_set():
                 return
             file = self._read(path)
@@ -176,7 +182,7 @@ class Workspace:
                 continue
             segment = self._with_room(file.n_tokens)
             if segment is None:
-                self._left_out[path] = f"over {MAX_TOKENS:,} tokens of all files"
+                self._left_out[path] = _OVER_LIMIT
                 continue
             segment.add(path, file)
             self._of_file[path] = segment
