@@ -145,7 +145,8 @@ def test_blocks_that_are_not_run_have_a_reason(block: Block) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["train demo", "train demo --out", "train demo --out x --no-such", "serve x --port many", "recipes shown x"]
+    "words",
+    ["train demo", "train demo --out", "train demo --out x --no-such", "serve x --port many", "recipes shown x"],
 )
 def test_wrong_commands_are_refused(words: str) -> None:
     with pytest.raises((click.exceptions.UsageError, AssertionError)):
