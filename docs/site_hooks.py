@@ -21,15 +21,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links as they are in the repository become links of the site. A file that is no page keeps its name only."""
-    folder = (ROOT if page.file.src_uri in ROOT_PAGES else ROOT / "docs" / page.file.src_uri).parent
-    if page.file.src_uri in ROOT_PAGES:
-        folder = ROOT
+    folder = ROOT if page.file.src_uri in ROOT_PAGES else (ROOT / "docs" / page.file.src_uri).parent
     to_docs = "../" * page.file.src_uri.count("/")
 
     def replace(match: re.Match[str]) -> str:
         text, target, anchor = match.groups(default="")
         path = (folder / target).resolve()
-        if target in ROOT_PAGES or path.parent == ROOT and path.name in ROOT_PAGES:
+        if path.parent == ROOT and path.name in ROOT_PAGES:
             return f"[{text}]({to_docs}{path.name}{anchor})"
         if not path.is_relative_to(ROOT) or not path.exists():
             return match.group(0)  # the strict build reports it

@@ -17,11 +17,11 @@ from tests.test_corpus_engine import ray_cluster
 from tests.test_docs import parse_command
 
 CLUSTER = ROOT / "docs" / "cluster"
-MANIFESTS = [
-    pytest.param(manifest, id=f"{path.name}: {manifest['kind']}")
+MANIFESTS: dict[str, dict[str, Any]] = {
+    f"{path.name}: {manifest['kind']}": manifest
     for path in sorted(CLUSTER.glob("*.yaml"))
     for manifest in yaml.safe_load_all(path.read_text(encoding="utf-8"))
-]
+}
 TINY: dict[str, object] = {
     "tokenizer.vocab_size": 384, "model.vocab_size": 384, "model.n_layers": 1, "model.d_model": 32, "model.n_heads": 2,
     "model.n_kv_heads": 1, "model.d_head": 16, "model.d_ff": 64, "model.context_length": 64, "train.total_tokens": 2048,
@@ -61,7 +61,7 @@ def test_slurm_script_trains_on_two_ranks(tmp_path: Path) -> None:
         (programs / name).chmod(0o755)
     path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", CLUSTER / "train.sbatch", *train_arguments(tmp_path)],
+        ["/bin/bash", CLUSTER / "train.sbatch", *train_arguments(tmp_path)],
         env=program_environment(
             PATH=path, SLURM_JOB_NODELIST="here", SLURM_JOB_NUM_NODES="1", SLURM_GPUS_ON_NODE="2", SLURM_JOB_ID="7",
             RENDEZVOUS_PORT="0", OMP_NUM_THREADS="1",
@@ -72,12 +72,12 @@ def test_slurm_script_trains_on_two_ranks(tmp_path: Path) -> None:
     assert_trained(tmp_path / "run")
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS)
+@pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS)
 def test_manifest_has_the_schema_of_kubernetes(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, "1.34", strict=True)
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS)
+@pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS)
 def test_commands_of_manifests_are_accepted(manifest: dict[str, Any]) -> None:
     if "template" in manifest["spec"]:
         (container,) = manifest["spec"]["template"]["spec"]["containers"]
@@ -86,7 +86,7 @@ def test_commands_of_manifests_are_accepted(manifest: dict[str, Any]) -> None:
 
 
 def test_pods_of_the_job_find_the_first_one() -> None:
-    service, job = (each.values[0] for each in MANIFESTS if str(each.id).startswith("train.yaml"))
+    service, job = MANIFESTS["train.yaml: Service"], MANIFESTS["train.yaml: Job"]
     name, pod = service["metadata"]["name"], job["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()

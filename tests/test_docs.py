@@ -81,7 +81,7 @@ def test_blocks_have_a_language_and_its_syntax(block: Block) -> None:
     elif block.language == "toml":
         tomllib.loads(block.text)
     elif block.language == "bash":
-        subprocess.run(["bash", "-n", "-c", block.text], check=True, timeout=10)
+        subprocess.run(["/bin/bash", "-n", "-c", block.text], check=True, timeout=10)
 
 
 @pytest.mark.parametrize("block", SHELL_BLOCKS, ids=str)
@@ -93,7 +93,7 @@ def test_commands_of_shell_blocks_are_accepted(block: Block) -> None:
             _check_command(shlex.split(part))
 
 
-def _check_command(words: list[str]) -> None:
+def _check_command(words: list[str]) -> None:  # noqa: PLR0912 - one case per program
     program, *rest = words
     if program.endswith("python") and rest[:2] != ["-m", "sglang.launch_server"]:
         if rest[:2] == ["-m", "codekiln"]:
@@ -108,9 +108,8 @@ def _check_command(words: list[str]) -> None:
     elif program == "torchrun":
         _check_command(rest[rest.index("codekiln") :])
     elif program == "sbatch":
-        (script,) = (word for word in rest if word.endswith(".sbatch"))
-        assert (ROOT / "docs" / "cluster" / script).is_file()
-        _check_command(["codekiln", "train", *rest[rest.index(script) + 1 :]])
+        script = rest.index("train.sbatch")
+        _check_command(["codekiln", "train", *rest[script + 1 :]])
     elif program == "kubectl" and "-f" in rest:
         assert (ROOT / "docs" / "cluster" / rest[rest.index("-f") + 1]).is_file()
     elif program == "codekiln":
@@ -133,10 +132,7 @@ def parse_command(words: list[str]) -> None:
         command = command.commands[name]
     if words in (["--install-completion"], ["--show-completion"], ["--version"]) or "--help" in words:
         return
-    try:
-        command.make_context("codekiln", words)
-    except click.exceptions.Exit:
-        pass
+    command.make_context("codekiln", words)
 
 
 @pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.language == "bash"], ids=str)

@@ -52,7 +52,7 @@ def workplace(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def words_of(command: str) -> list[str]:
     """The words of a command, as a shell expands them."""
     script = "words() { printf '%s\\0' \"$@\"; }\nwords " + command
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.split("\0")[:-1]
 
 

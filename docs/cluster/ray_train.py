@@ -17,7 +17,6 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 
-@ray.remote(max_restarts=0)
 class Node:
     """A node of the cluster, from which torchrun starts its ranks."""
 
@@ -25,7 +24,7 @@ class Node:
         """The address and a free port of this node."""
         with socket.socket() as free:
             free.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"  # type: ignore[no-untyped-call]
 
     def run(self, command: list[str]) -> int:
         """Runs a command to its end. Returns its exit status."""
@@ -45,8 +44,9 @@ def main() -> None:
     kind = "GPU" if "cuda" in options.arguments else "CPU"
     group = placement_group([{kind: options.processes}] * options.nodes, strategy="STRICT_SPREAD")
     ray.get(group.ready())
+    actor = ray.remote(Node)
     nodes = [
-        Node.options(
+        actor.options(
             num_cpus=options.processes if kind == "CPU" else 0,
             num_gpus=options.processes if kind == "GPU" else 0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=k),
