@@ -39,7 +39,7 @@ def workplace(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The current folder, and the home folder."""
     shutil.copytree(small_run, tmp_path / "runs" / "demo")
     shutil.copytree(small_run / "model", tmp_path / "models" / "base")
-    for package in ("corpus", "evaluate", "generate", "serve"):
+    for package in ("corpus", "generate"):
         shutil.copytree(ROOT / "codekiln" / package, tmp_path / "src" / package, ignore=lambda *_: {"playground"})
     project = tmp_path / "src" / "my-project"
     project.mkdir()

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group
@@ -45,7 +46,7 @@ def main() -> None:
     group = placement_group([{kind: options.processes}] * options.nodes, strategy="STRICT_SPREAD")
     ray.get(group.ready())
     actor = ray.remote(Node)
-    nodes = [
+    nodes: list[Any] = [
         actor.options(
             num_cpus=options.processes if kind == "CPU" else 0,
             num_gpus=options.processes if kind == "GPU" else 0,
