@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo playground check format test test-slow lint wheel clean
+.PHONY: demo docs playground check format test test-slow lint wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/codekiln demo --out runs/demo
@@ -28,6 +28,10 @@ lint: $(VENV)/.dev
 playground:
 	cd codekiln/serve/playground/src && npm ci --no-audit --no-fund && npm run build
 
+# The documentation as pages in site/, which need no network and no server: open site/index.html.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # The package as a file in dist/, from which it is installed without this folder.
 wheel: $(VENV)/.dev
 	$(BIN)/python -m hatchling build --target wheel --directory dist
@@ -51,4 +55,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) runs dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs dist site .mypy_cache .ruff_cache .pytest_cache

@@ -372,7 +372,8 @@ def _index_manifest(job: Job) -> Path:
 
 
 def _recall_inputs(job: Job) -> JsonObject:
-    return _model_inputs(job) | {"index": sha256_of(_index_manifest(job)), "config": job.record["infilling"]}
+    index = None if job.recipe.index is None else sha256_of(_index_manifest(job))
+    return _model_inputs(job) | {"index": index, "config": job.record["infilling"]}
 
 
 def _recall(job: Job, inputs: JsonObject) -> JsonObject:
