@@ -74,7 +74,15 @@ def run_command(command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
+# `codekiln plan` takes a minute.
+SLOW_GUIDES = ("cluster",)
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [pytest.param(guide, marks=pytest.mark.slow if guide.stem in SLOW_GUIDES else ()) for guide in GUIDES],
+    ids=lambda guide: guide.stem,
+)
 def test_commands_of_the_guide_run(guide: Path, workplace: Path) -> None:
     with ExitStack() as servers:
         address = ADDRESS

@@ -82,7 +82,8 @@ def train(
     stop_after: Annotated[
         str | None,
         typer.Option(
-            help="Stop after this stage: corpus, tokenizer, tokens, train, evaluation or functions.", show_default=False
+            help="Stop after this stage: corpus, tokenizer, tokens, index, train, evaluation, recall or functions.",
+            show_default=False,
         ),
     ] = None,
     code: Code = None,
