@@ -13,6 +13,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from codekiln.files import JsonObject
+from codekiln.machine import find_cxx_compiler, usable_cores
 
 DISTRIBUTION = "codekiln"
 MIN_PYTHON = (3, 11)
@@ -59,11 +60,6 @@ def report(checks: list[Check]) -> JsonObject:
     }
 
 
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def memory_bytes() -> int | None:
     """The memory of this machine, or of the container (cgroup version 2) if it has less; None if the system has no number."""
     try:
@@ -106,9 +102,8 @@ def _disk(folder: Path) -> Check:
 
 
 def _compiler() -> Check:
-    for name in (os.environ.get("CXX", "g++"), "g++", "clang++"):
-        if path := shutil.which(name):
-            return Check(name="C++ compiler", found=path, status="ok")
+    if path := find_cxx_compiler():
+        return Check(name="C++ compiler", found=path, status="ok")
     install = "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++, or dnf install gcc-c++"
     advice = f"{install}; without it, torch.compile is off on CPUs (about two thirds of the speed)"
     return Check(name="C++ compiler", found="none", status="optional", advice=advice)

@@ -9,7 +9,7 @@ import codekiln
 PACKAGE = Path(codekiln.__file__).parent
 LAYERS = (
     {"errors"},
-    {"files", "progress", "extras"},
+    {"files", "progress", "extras", "machine", "threads"},
     {"arrays", "folders", "hub", "metrics_log"},
     {"corpus", "tokenizer", "model", "index"},
     {"train", "generate", "convert"},

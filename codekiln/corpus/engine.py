@@ -17,6 +17,7 @@ from typing import Literal
 
 from codekiln.errors import CodekilnError, ConfigError, MissingPackageError
 from codekiln.extras import import_optional
+from codekiln.machine import usable_cores
 from codekiln.progress import print_line, progress_bar
 
 EngineKind = Literal["native", "ray"]
@@ -72,7 +73,7 @@ class Engine:
         """Processors that run tasks."""
         if self.kind == "ray":
             return max(1, int(import_optional("ray", "ray").cluster_resources().get("CPU", 1)))
-        return len(os.sched_getaffinity(0))
+        return usable_cores()
 
     def run(
         self, title: str, task: Callable[[int], None], finished: Callable[[int], Path], sizes: Sequence[int]

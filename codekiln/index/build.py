@@ -8,7 +8,6 @@ the names of all documents. The manifest is written last.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from codekiln.index.continuations import SortedTokens, ids_of_ranks
 from codekiln.index.kernels import join_documents, make_keys, rank_bits
 from codekiln.index.names import NAMES_FILE, write_names
 from codekiln.progress import progress_bar
+from codekiln.threads import results_in_order
 
 FORMAT = 1  # of the manifest and of the records of shards
 MANIFEST = "manifest.json"
@@ -117,15 +117,10 @@ def build_index(
     write_names(folder / NAMES_FILE, names, n_documents=plan.bounds[-1])
     shards: list[JsonObject] = []
     n_threads = min(N_SHARDS_AT_ONCE, os.cpu_count() or 1)
-    with progress_bar("Index", n_tokens) as progress, ThreadPoolExecutor(n_threads) as pool:
-        pending = [pool.submit(partial(_shard, plan), k) for k in range(n_shards)]
-        try:
-            for future in pending:
-                shards.append(future.result())
-                progress.advance(shards[-1]["tokens"])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with progress_bar("Index", n_tokens) as progress:
+        for shard in results_in_order(partial(_shard, plan), n_shards, n_threads):
+            shards.append(shard)
+            progress.advance(shard["tokens"])
     manifest: JsonObject = {"format": FORMAT, "dtype": plan.ranks.dtype.name, "vocab_size": tokens.vocab_size}
     manifest |= {"documents": plan.bounds[-1], "tokens": n_tokens - plan.bounds[-1], "inputs": inputs, "shards": shards}
     manifest["files"] = {name: checksum(folder / name) for name in (RANKS_FILE, NAMES_FILE)}

@@ -1,8 +1,6 @@
 """The training loop: batches in; weights, checkpoints and metrics out. B sequence, T position, V vocabulary."""
 
 import math
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from codekiln.errors import ConfigError, DivergedError
 from codekiln.files import JsonObject
+from codekiln.machine import find_cxx_compiler
 from codekiln.metrics_log import LOSS_WINDOW, METRICS_FILE, MetricSink, MetricsLog, MetricsRow, bits_per_byte
 from codekiln.model.configs import ModelConfig
 from codekiln.model.huggingface import CheckpointReader, read_config
@@ -212,7 +211,7 @@ def compile_loss(model: Transformer, world: World, runtime: RuntimeConfig) -> Lo
 
 def has_cxx_compiler() -> bool:
     """Whether torch.compile can build code for this CPU."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    return find_cxx_compiler() is not None
 
 
 def find_skip_reason(loss: float, norm: float, norm_history: Sequence[float], max_ratio: float) -> str | None:

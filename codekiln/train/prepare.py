@@ -6,7 +6,6 @@ only, so any number of threads writes the same bytes.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from codekiln.files import (
     write_json,
 )
 from codekiln.progress import progress_bar
+from codekiln.threads import results_in_order
 from codekiln.tokenizer.bpe import Tokenizer
 
 FORMAT = 1  # of the manifest and of the records of shards
@@ -46,16 +46,10 @@ def prepare_shards(corpus: Path, tokenizer_path: Path, folder: Path) -> JsonObje
     with progress_bar("Tokenize", total) as progress:
         for split, entry in corpus_splits.items():
             shards = []
-            work = partial(_shard, corpus, folder, split, tokenizer, inputs)
-            with ThreadPoolExecutor(N_SHARDS_AT_ONCE) as pool:
-                pending = [pool.submit(work, k, part) for k, part in enumerate(entry["parts"])]
-                try:
-                    for future in pending:
-                        shards.append(future.result())
-                        progress.advance(shards[-1]["documents"])
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+            work = partial(_shard, corpus, folder, split, tokenizer, inputs, entry["parts"])
+            for shard in results_in_order(work, len(entry["parts"]), N_SHARDS_AT_ONCE):
+                shards.append(shard)
+                progress.advance(shard["documents"])
             splits[split] = {
                 "documents": sum(shard["documents"] for shard in shards),
                 "tokens": sum(shard["tokens"] for shard in shards),
@@ -69,11 +63,11 @@ def prepare_shards(corpus: Path, tokenizer_path: Path, folder: Path) -> JsonObje
 
 
 def _shard(
-    corpus: Path, folder: Path, split: str, tokenizer: Tokenizer, inputs: JsonObject, k: int, part: JsonObject
+    corpus: Path, folder: Path, split: str, tokenizer: Tokenizer, inputs: JsonObject, parts: list[JsonObject], k: int
 ) -> JsonObject:
     """The record of a shard, which is written unless a complete one from the same inputs exists."""
     record_path = folder / split / f"shard-{k:05}.json"
-    origin = inputs | {"part": part["sha256"]}
+    origin = inputs | {"part": parts[k]["sha256"]}
     if (record := _read_record(record_path)) is None or record["inputs"] != origin:
         _write_shard(corpus, split, k, tokenizer, record_path, origin)
         record = read_json(record_path)
