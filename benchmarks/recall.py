@@ -34,9 +34,9 @@ from codekiln.evaluate.recall import (
 )
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.engine import FIRST_DRAFT, Engine
-from codekiln.generate.fit_recall import score_document
-from codekiln.generate.recall import MAX_DRAFT, Gate, Recall, RequestText, SampleText
+from codekiln.generate.recall import Gate, Recall, RequestText, SampleText, next_draft_limit
 from codekiln.generate.sampling import GREEDY
+from codekiln.generate.windows import score_document
 from codekiln.index.build import sort_documents
 from codekiln.index.search import INDEX_FOLDER, Index
 
@@ -96,9 +96,7 @@ def steps_of_true_text(ids: Ids, start: int, others: OtherFiles) -> tuple[int, i
         draft = text.draft(recall, ids[start:at], limit)
         n_right = next((k for k, token in enumerate(draft) if at + k >= len(ids) or ids[at + k] != token), len(draft))
         if draft:
-            limit = (
-                min(limit + 2, MAX_DRAFT) if n_right == len(draft) else max(limit // 2, 1) if n_right == 0 else limit
-            )
+            limit = next_draft_limit(limit, len(draft), n_right)
         at += n_right + 1
         n_steps += 1
     return len(ids) - start, n_steps

@@ -14,10 +14,11 @@ from codekiln.errors import CodekilnError, ConfigError, InvalidFileError, Missin
 from codekiln.evaluate.recall import split_repositories
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.engine import Engine
-from codekiln.generate.fit_recall import fit_gate, record_rows, score_document, scored_windows
+from codekiln.generate.fit_recall import fit_gate, record_rows
 from codekiln.generate.recall import Gate, GateRow, Recall, RequestText, SampleText, run_gate
 from codekiln.generate.recall_kernels import N_FEATURES, N_INPUTS, N_PREDICTIONS
 from codekiln.generate.sampling import GREEDY, SamplingParams
+from codekiln.generate.windows import score_document, scored_windows
 from codekiln.index.build import sort_documents
 from codekiln.index.continuations import MAX_READ, SortedTokens, find_continuations, find_in_text
 from codekiln.runs import read_stage_record

@@ -16,11 +16,11 @@ from codekiln.evaluate.problems.problem import (
 from codekiln.evaluate.problems.text import TextProblem
 from codekiln.evaluate.samples import Sample
 from codekiln.evaluate.settings import Settings
-from codekiln.generate.complete import Completer, Completion, CompletionParams, CutPrompt, InfillRequest
+from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
 from codekiln.generate.infilling import HoledDocument, InfillSettings, infill_jobs
 from codekiln.generate.postprocess import RAW
-from codekiln.generate.recall import RequestText
 from codekiln.generate.sampling import SamplingParams
+from codekiln.generate.windows import scored_windows
 from codekiln.generate.work import Work, run_all
 
 MAX_SAMPLES_PER_JOB = 50  # of a killed evaluation, those of a job that has not ended are generated again
@@ -262,22 +262,14 @@ class ModelAnswers:
 
         Of a text without a token before it, the first token has no probability: it is not among those that are scored.
         """
-        tokenizer, length = self._completer.tokenizer, self._completer.context_length
-        bos, ids = tokenizer.bos_ids, tokenizer.encode_document(problem.reference)
-        half = length // 2
-        jobs = []
-        for start in range(0, len(ids), half):
-            before = ids[max(0, start - half) : start] if start else bos
-            rest = ids[start : start + half]
-            if not before:
-                before, rest = rest[:1], rest[1:]
-            if rest:
-                prompt = CutPrompt(before, len(before), RequestText(tuple(ids[:start] or before)))
-                jobs.append(self._completer.submit_score(prompt, rest))
+        tokenizer = self._completer.tokenizer
+        ids = tokenizer.encode_document(problem.reference)
+        scored = scored_windows(self._completer, ids)
+        jobs = [self._completer.submit_score(*window) for window in zip(scored.prompts, scored.rests, strict=True)]
         yield jobs
         logprobs = [each.logprob for job in jobs for each in job.request.prompt_logprobs]
         n_bytes = len(problem.reference.encode())
-        if not bos:
+        if not tokenizer.bos_ids:
             n_bytes -= max(0, len(tokenizer.token_bytes[ids[0]]) - len(tokenizer.document_start.encode()))
         sample = self._sample(question, 0, [], [])
         return [replace(sample, logprob=sum(logprobs), n_tokens=len(logprobs), n_bytes=n_bytes)]

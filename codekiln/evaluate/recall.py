@@ -19,8 +19,9 @@ from codekiln.evaluate.problems.holes import HoleProblem
 from codekiln.evaluate.settings import Method
 from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer
-from codekiln.generate.fit_recall import MIN_ROWS, Scored, fit_gate, record_rows, score_document, scored_windows
+from codekiln.generate.fit_recall import MIN_ROWS, fit_gate, record_rows
 from codekiln.generate.recall import Gate, Recall, Searched
+from codekiln.generate.windows import Scored, score_document, scored_windows
 from codekiln.index.build import sort_documents
 from codekiln.index.continuations import SortedTokens
 from codekiln.progress import progress_bar

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from codekiln.errors import PromptError
 from codekiln.generate.prefix_cache import PrefixCache, Range, common_length
-from codekiln.generate.recall import MAX_DRAFT, Recall, RequestText, SampleText
+from codekiln.generate.recall import Recall, RequestText, SampleText, next_draft_limit
 from codekiln.generate.sampling import Row, SamplingParams, TokenLogprobs, sample, token_logprobs
 from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, Chunk, KVPool
 from codekiln.model.decoder import Decoder
@@ -283,7 +283,8 @@ class Engine:
                     return
                 # Nothing will be freed by waiting: a cached prefix lies where the first sample needs the place.
                 self._cache.drop_unused()
-                assert self._place(request), "a request that fits the pool found no room in an empty one"
+                if not self._place(request):
+                    raise AssertionError("a request that fits the pool found no room in an empty one")
             self._waiting.popleft()
             self._running.append(request)
             n_rows += len(request.sequences)
@@ -449,10 +450,7 @@ class Engine:
         assert each is not None and each.own is not None
         n_before = draft.chunk.n_before + 1 - len(draft.request.prompt)  # tokens that the sample had before
         n_accepted = len(each.tokens) - n_before - 1
-        if n_accepted == draft.n_draft:
-            each.draft_limit = min(each.draft_limit + 2, MAX_DRAFT)
-        elif n_accepted == 0:
-            each.draft_limit = max(each.draft_limit // 2, 1)
+        each.draft_limit = next_draft_limit(each.draft_limit, draft.n_draft, n_accepted)
         self.stats.drafted_tokens += draft.n_draft
         self.stats.accepted_tokens += n_accepted
         del each.own.tokens[len(each.own.tokens) - (draft.n_draft - n_accepted) :]

@@ -2,16 +2,16 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from codekiln.errors import ConfigError
-from codekiln.generate.complete import Completer, CutPrompt
-from codekiln.generate.recall import N_HIDDEN, Gate, GateRow, Recall, RequestText, Searched
+from codekiln.generate.complete import Completer
+from codekiln.generate.recall import N_HIDDEN, Gate, GateRow, Recall, Searched
 from codekiln.generate.recall_kernels import N_FEATURES, N_INPUTS, N_PREDICTIONS, NO_WEIGHT
+from codekiln.generate.windows import Scored, score_document
 
 MIN_STEPS, MAX_STEPS, ROWS_PER_STEP = 200, 800, 75
 BATCH_ROWS = 2048
@@ -19,39 +19,6 @@ LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-3
 MIN_ROWS = 2000
 # Which of the five predictions a row keeps, so that one gate serves with any sources.
 CORPUS, WORKSPACE, REQUEST = (1, 1, 0, 0, 0), (0, 0, 1, 1, 0), (0, 0, 0, 0, 1)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The tokens of a document after a place, in windows of the model's context that overlap by a half."""
-
-    prompts: tuple[CutPrompt, ...]
-    rests: tuple[list[int], ...]
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(map(len, self.rests))
-
-
-def scored_windows(completer: Completer, ids: Sequence[int], max_tokens: int) -> Scored:
-    """The first `max_tokens` tokens of a document. Without a token that begins texts, its first token is not scored."""
-    half = completer.context_length // 2
-    prompts: list[CutPrompt] = []
-    rests: list[list[int]] = []
-    for start in range(0, min(len(ids), max_tokens), half):
-        before = list(ids[max(0, start - half) : start]) if start else completer.tokenizer.bos_ids
-        rest = list(ids[start : min(start + half, max_tokens)])
-        if not before:
-            before, rest = rest[:1], rest[1:]
-        if rest:
-            prompts.append(CutPrompt(before, len(before), RequestText(tuple(ids[:start] or before))))
-            rests.append(rest)
-    return Scored(tuple(prompts), tuple(rests))
-
-
-def score_document(completer: Completer, scored: Scored) -> float:
-    """Bits of the scored tokens."""
-    return sum(completer.score(list(zip(scored.prompts, scored.rests, strict=True))))
 
 
 def record_rows(

@@ -46,6 +46,13 @@ Array = npt.NDArray[Any]
 Evidence = tuple[Continuations, ...]  # (K,): corpus longest and short, workspace longest and short, request
 
 
+def next_draft_limit(limit: int, n_drafted: int, n_accepted: int) -> int:
+    """How many tokens the next draft may have: more after one that was right, fewer after one that was wrong."""
+    if n_accepted == n_drafted:
+        return min(limit + 2, MAX_DRAFT)
+    return limit if n_accepted else max(limit // 2, 1)
+
+
 class Searched(Protocol):
     """An index, whose shards may change between steps."""
 
