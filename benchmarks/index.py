@@ -37,6 +37,7 @@ from codekiln.corpus.documents import read_names
 from codekiln.files import sha256_of
 from codekiln.index.build import IndexedTokens, build_index
 from codekiln.index.config import IndexConfig
+from codekiln.index.continuations import find_continuations
 from codekiln.index.search import Index
 from codekiln.train.prepare import TokenShards, open_token_shards, prepare_shards
 
@@ -107,15 +108,15 @@ def microseconds(ask: Callable[[Ids], object], contexts: list[Ids]) -> Times:
 
 
 def ask(index: Index, context: Ids) -> int:
-    return index.predict(context, LIMIT, with_end=True)[0].length
+    return find_continuations(index.shards, np.array(context), LIMIT).length
 
 
 def decode(index: Index, document: Ids) -> None:
     """Asks after each token, as a decoder does."""
     longest = 0
     for i in range(len(document)):
-        match, _ = index.predict(document[: i + 1], min(LIMIT, longest + 1), guess=longest + 1, with_end=True)
-        longest = match.length
+        context = np.array(document[max(0, i + 1 - LIMIT) : i + 1])
+        longest = find_continuations(index.shards, context, min(LIMIT, longest + 1), guess=longest + 1).length
 
 
 def first_documents(source: IndexedTokens, n_tokens: int) -> list[list[int]]:

@@ -16,6 +16,7 @@ from codekiln.index import build as building
 from codekiln.index.build import MANIFEST, IndexedTokens, build_index
 from codekiln.index.codes import encode_ranks, keep_suffixes_of_tokens, shortest_code
 from codekiln.index.config import IndexConfig
+from codekiln.index.continuations import MAX_READ, find_continuations
 from codekiln.index.names import SCHEMA, DocumentName
 from codekiln.index.search import Index, Place
 
@@ -132,9 +133,13 @@ def test_answers_are_those_of_brute_force(
             followers = followers_in(documents, tail, index.end_id if with_end else None)
             assert dict(zip(found.ids.tolist(), found.counts.tolist(), strict=True)) == followers
             assert sorted(found.ids.tolist()) == sorted(followers)
-            predicted = index.predict(context, limit, with_end=with_end)
-            assert predicted[0] == match
-            assert [each.tolist() for each in predicted[1]] == [each.tolist() for each in found]
+        predicted = find_continuations(index.shards, np.array(context, np.int64), limit)
+        assert (predicted.length, predicted.count) == (match.length, match.count)
+        if length and match.count <= MAX_READ:
+            followers = followers_in(documents, tail, None)
+            expected_fractions = {i: n / sum(followers.values()) for i, n in followers.items()}
+            fractions = dict(zip(predicted.ids.tolist(), predicted.fractions.tolist(), strict=True))
+            assert fractions == pytest.approx(expected_fractions)
     for number in range(len(documents)):
         assert index.document(number).tolist() == documents[number]
         assert index.name(number) == DocumentName(f"r{number % 3}", "1", f"{number}.py", "MIT")

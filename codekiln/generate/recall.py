@@ -25,6 +25,7 @@ from codekiln.arrays import load_arrays, save_arrays
 from codekiln.errors import InvalidFileError, MissingFileError
 from codekiln.generate.recall_kernels import N_INPUTS, N_PREDICTIONS, gate_inputs, mix_row
 from codekiln.index.continuations import (
+    GUESS,
     MAX_LENGTH,
     NONE,
     Continuations,
@@ -137,7 +138,7 @@ class SampleText:
         self._n_start = len(others) + len(text.before)
         self._set(0, [*others, *text.before])
         self._n_written = 0
-        self._guess = 4
+        self._guess = GUESS
         self._last: tuple[tuple[Recall, int, tuple[int, ...]], Evidence] | None = None
 
     def _write(self, generated: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from codekiln.index import kernels
 
 MAX_LENGTH = 64  # tokens of a match
+GUESS = 4  # about the length of a longest match in code that the index does not have
 MAX_READ = 32  # places of a match whose next token is read
 
 Array = npt.NDArray[Any]
@@ -78,20 +79,20 @@ NONE = Continuations(0, 0, np.empty(0, np.int64), np.empty(0), np.empty(0, np.in
 
 
 def find_continuations(
-    shards: Sequence[SortedTokens], context: Ids, limit: int = MAX_LENGTH, *, guess: int = 4
+    shards: Sequence[SortedTokens], context: Ids, limit: int = MAX_LENGTH, *, guess: int = GUESS
 ) -> Continuations:
     """The continuations of the longest end of `context`, of at most `limit` tokens, in several shards as in one.
 
     `guess` is a length to begin with: it changes the time and not the result.
     """
     found = [kernels.continuations(*each.searched, each.ids, context, limit, guess, MAX_READ) for each in shards]
-    if len(found) == 1:
-        length, count, ids, weights, places = found[0]
-        return Continuations(length, count, ids, _fractions(weights), places, shards)
     length = max((each[0] for each in found), default=0)
     if not length:
         return NONE
     kept = [(shard, *each) for shard, each in zip(shards, found, strict=True) if each[0] == length]
+    if len(kept) == 1:
+        shard, length, count, ids, weights, places = kept[0]
+        return Continuations(length, count, ids, _fractions(weights), places, (shard,))
     count = sum(each[2] for each in kept)
     ids, first, numbers = np.unique(np.concatenate([each[3] for each in kept]), return_index=True, return_inverse=True)
     fractions = _fractions(np.bincount(numbers, np.concatenate([each[4] for each in kept]), len(ids)))

@@ -336,30 +336,6 @@ def merge_counts(ranks: Array, counts: Array, other_ranks: Array, other_counts: 
 
 
 @_compiled
-def predict(
-    text: Array,
-    suffixes: Array,
-    keys: Array,
-    bits: int,
-    ranks: Array,
-    ids: Array,
-    context: Array,
-    limit: int,
-    guess: int,
-    with_end: bool,
-) -> tuple[int, int, int, Array, Array]:
-    """`longest_match`, and the ids of `next_ranks` after it, which are `ids` of ranks. The separator is the last of them."""
-    length, low, high = _longest(text, suffixes, keys, bits, _pattern(context, ranks, limit), guess)
-    found, counts = next_ranks(text, suffixes, keys, bits, ranks, length, low, high)
-    n = len(found)
-    if n and not with_end and found[n - 1] == len(ranks):
-        n -= 1
-    for i in range(n):
-        found[i] = ids[found[i]]
-    return length, low, high, found[:n], counts[:n]
-
-
-@_compiled
 def join_documents(
     ids: Array, ends: Array, first: int, last: int, ranks: Array, separator: int, out: Array, filled: int
 ) -> int:

@@ -15,12 +15,10 @@ from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, first_difference, read_json, sha256_of, verify_checksum
 from codekiln.index import kernels
 from codekiln.index.build import FORMAT, MANIFEST, RANKS_FILE, shard_paths
-from codekiln.index.continuations import SortedTokens, ids_of_ranks
+from codekiln.index.continuations import GUESS, MAX_LENGTH, SortedTokens, ids_of_ranks
 from codekiln.index.names import NAMES_FILE, DocumentName, DocumentNames
 
 INDEX_FOLDER = "index"  # of a run
-DEFAULT_LIMIT = 64  # tokens of a longest match
-GUESS = 4  # about the length of a longest match in code that the index does not have
 
 Ids = npt.NDArray[np.int64]
 NO_RANGE = (0, 0)
@@ -126,7 +124,7 @@ class Index:
         """Where a document is from."""
         return self.names[document]
 
-    def longest_match(self, context: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT, *, guess: int = GUESS) -> Match:
+    def longest_match(self, context: Sequence[int] | Ids, limit: int = MAX_LENGTH, *, guess: int = GUESS) -> Match:
         """The longest end of `context` that occurs in a document, of at most `limit` tokens, and where.
 
         `guess` is a length to begin with: it changes the time and not the result. After one more token, a match is at most
@@ -135,20 +133,7 @@ class Index:
         ids = np.asarray(context[-limit:], np.int64)
         return _joined([kernels.longest_match(*shard.searched, ids, limit, guess) for shard in self.shards])
 
-    def predict(
-        self, context: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT, *, guess: int = GUESS, with_end: bool = False
-    ) -> tuple[Match, NextTokens]:
-        """`longest_match` and its `next_tokens`, faster than both if there is one shard."""
-        if len(self.shards) != 1:
-            match = self.longest_match(context, limit, guess=guess)
-            return match, self.next_tokens(match, with_end=with_end)
-        ids = np.asarray(context[-limit:], np.int64)
-        length, low, high, ids, counts = kernels.predict(
-            *self.shards[0].searched, self._id_of_rank, ids, limit, guess, with_end
-        )
-        return Match(length, high - low, ((low, high),)), NextTokens(ids, counts)
-
-    def longest_matches(self, ids: Sequence[int] | Ids, limit: int = DEFAULT_LIMIT) -> Matches:
+    def longest_matches(self, ids: Sequence[int] | Ids, limit: int = MAX_LENGTH) -> Matches:
         """`longest_match` of every beginning of `ids`."""
         array = np.asarray(ids, np.int64)
         lengths, counts = np.zeros(len(array), np.int64), np.zeros(len(array), np.int64)
@@ -179,9 +164,6 @@ class Index:
         ranks, counts = rows[0] if rows else (_NONE, _NONE)
         for other in rows[1:]:
             ranks, counts = kernels.merge_counts(ranks, counts, *other)
-        return self._next_tokens(ranks, counts, with_end=with_end)
-
-    def _next_tokens(self, ranks: Ids, counts: Ids, *, with_end: bool) -> NextTokens:
         if not with_end and len(ranks) and ranks[-1] == self.end_id:  # the highest rank
             ranks, counts = ranks[:-1], counts[:-1]
         return NextTokens(self._id_of_rank[ranks], counts)
