@@ -11,7 +11,7 @@ from pathlib import Path
 from codekiln.corpus.documents import read_names
 from codekiln.corpus.steps.decontaminate import read_benchmark_texts
 from codekiln.index.names import DocumentName
-from codekiln.index.provenance import count_memorized
+from codekiln.index.provenance import count_in_matches
 from codekiln.index.search import Index
 from codekiln.index.text_search import TextSearch
 from codekiln.progress import progress_bar
@@ -106,4 +106,4 @@ def _shared(index: Index, ids: Sequence[int]) -> Shared:
         end = lengths.index(longest) + 1
         place = index.places(index.find(ids[end - longest : end]), 1)[0]
         source = index.name(place.document)
-    return Shared(n_tokens=len(ids), n_shared=count_memorized(index, ids), longest=longest, source=source)
+    return Shared(n_tokens=len(ids), n_shared=count_in_matches(lengths), longest=longest, source=source)

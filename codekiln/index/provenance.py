@@ -78,8 +78,13 @@ def find_verbatim(
 
 def count_memorized(index: Index, ids: Sequence[int], *, min_tokens: int = MEMORIZED_TOKENS) -> int:
     """How many tokens of a text are in a match of at least `min_tokens` tokens."""
+    return count_in_matches(index.longest_matches(ids, len(ids)).lengths.tolist(), min_tokens=min_tokens)
+
+
+def count_in_matches(lengths: Sequence[int], *, min_tokens: int = MEMORIZED_TOKENS) -> int:
+    """`count_memorized` from the length of the longest match that ends at each token."""
     n_memorized = covered_to = 0  # tokens before `covered_to` are counted
-    for end, length in enumerate(index.longest_matches(ids, len(ids)).lengths.tolist(), start=1):
+    for end, length in enumerate(lengths, start=1):
         if length >= min_tokens:
             n_memorized += end - max(covered_to, end - length)
             covered_to = end
