@@ -35,7 +35,7 @@ class Training:
 
 @dataclass(eq=False)
 class Traces:
-    """The stretches of the completions of an answer. `contexts` has the ids before those of each prompt."""
+    """The stretches of the completions of an answer. `contexts` are the ids that they continue, of each prompt."""
 
     training: Training
     contexts: Sequence[Sequence[int]]
@@ -51,7 +51,8 @@ class Traces:
         for number, text in texts.items():
             tokens = completions[number].tokens if number in completions else ()
             self._texts[number] = text
-            self._stretches[number] = tracer.find(text, tokens, self.contexts[number // self.n_per_prompt])
+            context = tracer.context_ids(self.contexts[number // self.n_per_prompt])
+            self._stretches[number] = tracer.find(text, tokens, context)
 
     def header(self, numbers: Iterable[int]) -> str:
         """The value of the header `Codekiln-Provenance` for some completions that were searched."""

@@ -134,11 +134,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Tokenized:
-    """The ids of each prompt, how many were cut off, and the ids that a completion of each continues, if it is traced."""
+    """The prompts, and how many of their tokens were cut off."""
 
     prompts: list[CutPrompt]
     n_cut_tokens: int
-    contexts: list[list[int]]
 
 
 class CompletionService:
@@ -222,7 +221,7 @@ class CompletionService:
 
     def _make_answer(self, request: Request, tokenized: _Tokenized, params: CompletionParams) -> Answer:
         lengths = [len(prompt.ids) for prompt in tokenized.prompts]
-        traces = Traces(self._training, tokenized.contexts, params.n)
+        traces = Traces(self._training, [prompt.text.before for prompt in tokenized.prompts], params.n)
         return Answer(lengths, tokenized.n_cut_tokens, params, traces, request.scope["state"])
 
     async def _draw_again(self, request: Request, answer: Answer, tokenized: _Tokenized) -> None:
@@ -253,7 +252,6 @@ class CompletionService:
             raise Refusal(400, f"max_tokens must be at most {limit} for this model", param="max_tokens")
         room = completer.context_length - max_new_tokens
         prompts: list[CutPrompt] = []
-        contexts: list[list[int]] = []
         n_cut_tokens = 0
         for given in query.prompts:
             prompt = self._recognize(given)
@@ -275,15 +273,7 @@ class CompletionService:
             completer.check(found.ids, query.params)
             n_cut_tokens += found.n_tokens - len(found.ids)
             prompts.append(found)
-            contexts.append(self._context(prompt))
-        return _Tokenized(prompts, n_cut_tokens, contexts)
-
-    def _context(self, prompt: Prompt) -> list[int]:
-        """The ids of the text that a completion continues, the last ones."""
-        tracer = self._training.tracer
-        if tracer is None:
-            return []
-        return tracer.context_ids(prompt.prompt if isinstance(prompt, InfillRequest) else prompt)
+        return _Tokenized(prompts, n_cut_tokens)
 
     def _recognize(self, prompt: Prompt) -> Prompt:
         """A prompt, or the text around the hole if it is in the template of another model and that is recognized."""
