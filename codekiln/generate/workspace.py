@@ -172,7 +172,7 @@ class Workspace:
                 touched[id(segment)] = segment
         if touched:  # there may be room for files that were left out
             over = [path for path, reason in self._left_out.items() if reason == _OVER_LIMIT]
-            present = [*present, *(path for path in over if path not in present)]
+            present = list(dict.fromkeys([*present, *over]))
         for path in present:
             self._left_out.pop(path, None)
             if self._is_stopped.is_set():
