@@ -27,6 +27,7 @@ PROMPT_STATUSES = (400, 413, 422)
 MAX_STOP = 4  # strings, in OpenAI's API. Answers are truncated here in any case.
 MAX_RETRIES = 4  # of a request to a busy server
 SECONDS = 600.0  # for one request
+SETTLE_SECONDS = 2.0  # for the other requests, after one that ends the evaluation
 UNKNOWN_MODEL = "model_not_found"  # OpenAI's code, which some servers send with the status 400
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -72,28 +73,39 @@ class EndpointAnswers:
         Raises ConfigError if the cause is not one prompt, for example an unknown model, or if the first `MAX_REFUSED` questions
         are all refused.
         """
+        open_: dict[Future[list[Sample]], Question] = {}
         with self._client() as client:
-            open_: dict[Future[list[Sample]], Question] = {}
-            refused: list[tuple[Question, list[Sample]]] = []  # before the first answer
-            has_answer = False
-            while True:
-                for question in itertools.islice(asked, MAX_OPEN - len(open_)):
-                    open_[self._submit(client, question)] = question
-                if not open_:
-                    yield from refused
-                    return
-                ended = wait(open_, return_when=FIRST_COMPLETED).done
-                for done in sorted(ended, key=lambda each: each.exception() is not None):  # so that no answer is lost
-                    question, samples = open_.pop(done), done.result()
-                    if samples[0].error and not has_answer:
-                        refused.append((question, samples))
-                        if len(refused) == MAX_REFUSED:
-                            raise ConfigError(f"{self._url} refused all of the first problems: {samples[0].error}")
-                        continue
-                    has_answer = True
-                    yield question, samples
-                    yield from refused
-                    refused.clear()
+            try:
+                yield from self._answer_all(client, asked, open_)
+            except Exception:
+                # The client does not close a connection that a request is just opening.
+                wait(open_, timeout=SETTLE_SECONDS)
+                raise
+
+    def _answer_all(
+        self, client: openai.OpenAI, asked: Iterator[Question], open_: dict[Future[list[Sample]], Question]
+    ) -> Iterator[tuple[Question, list[Sample]]]:
+        """`answer` with a client. `open_` has the questions that are being answered."""
+        refused: list[tuple[Question, list[Sample]]] = []  # before the first answer
+        has_answer = False
+        while True:
+            for question in itertools.islice(asked, MAX_OPEN - len(open_)):
+                open_[self._submit(client, question)] = question
+            if not open_:
+                yield from refused
+                return
+            ended = wait(open_, return_when=FIRST_COMPLETED).done
+            for done in sorted(ended, key=lambda each: each.exception() is not None):  # so that no answer is lost
+                question, samples = open_.pop(done), done.result()
+                if samples[0].error and not has_answer:
+                    refused.append((question, samples))
+                    if len(refused) == MAX_REFUSED:
+                        raise ConfigError(f"{self._url} refused all of the first problems: {samples[0].error}")
+                    continue
+                has_answer = True
+                yield question, samples
+                yield from refused
+                refused.clear()
 
     def _submit(self, client: openai.OpenAI, question: Question) -> Future[list[Sample]]:
         """Answers a question in a thread, which does not keep the process alive: Ctrl-C need not wait for open requests."""
