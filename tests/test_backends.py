@@ -17,7 +17,7 @@ from codekiln.generate.complete import Completer, CompletionParams
 from codekiln.generate.engine import Request
 from codekiln.generate.model_cache import model_cache_path
 from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs
-from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig, StarCoder2Config
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, Lfm2Config, ModelConfig, StarCoder2Config
 from codekiln.model.huggingface import load_model, save_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
@@ -30,6 +30,7 @@ ctranslate2 = pytest.importorskip(
     "ctranslate2", reason="ctranslate2 is not installed: pip install 'codekiln[ctranslate2]'"
 )
 from codekiln.generate.backends.ctranslate2 import CTranslate2Backend  # noqa: E402
+from codekiln.generate.backends.ctranslate2_model import write_ctranslate2  # noqa: E402
 from codekiln.generate.backends.llama_cpp import LlamaCppBackend  # noqa: E402
 
 pytestmark = pytest.mark.process
@@ -47,6 +48,7 @@ FAMILIES: dict[str, ModelConfig] = {
     "deepseek": KilnConfig(**SIZES, n_kv_heads=4, qk_norm=False, tie_embeddings=False, rope_scale=4.0, rope_base=1e5),
     "starcoder2": StarCoder2Config(**SIZES, n_kv_heads=2),
 }
+LFM2 = Lfm2Config(**SIZES, n_kv_heads=2, attention_layers=(1,))
 PROMPTS = ("def count(items):\n    ", "class", "import os\n\n\nfor path in ")
 Make = Callable[[Path, Tokenizer, TokenRules], Backend]
 
@@ -66,13 +68,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tokenizer.save(root / "tokenizer.json")
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     torch.manual_seed(0)
-    for name, config in FAMILIES.items():
+    models = FAMILIES | {"lfm2": LFM2}
+    for name, config in models.items():
         model = Transformer(config)
         with torch.no_grad():
             for key, weight in model.named_parameters():
                 weight.normal_(1.0 if key.endswith("norm.weight") else 0.0, 0.15)
         save_model(root / name, model, root / "tokenizer.json", hugging_face_configs(tokenizer, CONTEXT), ids)
-    return {name: root / name for name in FAMILIES}
+    return {name: root / name for name in models}
 
 
 def make_completer(folder: Path, make: Make) -> Completer:
@@ -135,7 +138,13 @@ def test_ctranslate2_generates_the_greedy_tokens_of_pytorch(
         assert (best - chosen).mean() < 0.5 * (best - logits.mean(-1)).mean()
 
 
-@pytest.mark.parametrize("family", ["codegen", "incoder", "llama", "qwen3"])
+def test_ctranslate2_refuses_a_model_with_convolutions(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no short convolutions: use --backend torch or --backend llama\.cpp"):
+        write_ctranslate2(Transformer(LFM2), 1024, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["codegen", "incoder", "llama", "qwen3", "lfm2"])
 def test_llama_cpp_generates_the_greedy_tokens_of_pytorch(folders: dict[str, Path], family: str) -> None:
     """llama.cpp keeps keys and values in half precision, and computes InCoder's GELU with tanh."""
     folder = folders[family]

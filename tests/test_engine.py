@@ -14,7 +14,7 @@ from codekiln.generate.complete import Completer
 from codekiln.generate.engine import Engine, Request
 from codekiln.generate.prefix_cache import PrefixCache, Range
 from codekiln.generate.sampling import GREEDY, SamplingParams
-from codekiln.model.configs import KilnConfig, ModelConfig, codegen, incoder
+from codekiln.model.configs import KilnConfig, Lfm2Config, ModelConfig, codegen, incoder
 from codekiln.model.decoder import Decoder, Int8Linear, Precision
 from codekiln.model.huggingface import load_model
 from codekiln.model.make_decoder import make_decoder
@@ -28,6 +28,7 @@ FAMILIES: list[ModelConfig] = [
     KilnConfig(**SMALL, n_kv_heads=2),
     type(codegen("350M"))(**SMALL, n_kv_heads=4, rotary_dim=8),
     type(incoder("1B"))(**SMALL, n_kv_heads=4),
+    Lfm2Config(**SMALL | {"n_layers": 4}, n_kv_heads=2, attention_layers=(1, 3)),
 ]
 
 
@@ -48,9 +49,10 @@ def model(request: pytest.FixtureRequest) -> Transformer:
     return random_model(request.param)
 
 
-@pytest.fixture(scope="module")
-def kiln() -> Transformer:
-    return random_model(FAMILIES[0])
+@pytest.fixture(scope="module", params=[FAMILIES[0], FAMILIES[3]], ids=lambda config: config.family)
+def modern(request: pytest.FixtureRequest) -> Transformer:
+    """A model with attention alone, and one that has convolutions too."""
+    return random_model(request.param)
 
 
 def random_prompts(seed: int, *lengths: int) -> list[list[int]]:
@@ -75,16 +77,16 @@ def test_greedy_tokens_have_the_greatest_logits(model: Transformer) -> None:
         assert_greedy(model, prompt, row, tolerance=2e-3)
 
 
-def test_requests_that_join_a_running_batch_have_the_tokens_that_they_have_alone(kiln: Transformer) -> None:
+def test_requests_that_join_a_running_batch_have_the_tokens_that_they_have_alone(modern: Transformer) -> None:
     params = [GREEDY, SamplingParams(temperature=1.0, seed=5), SamplingParams(temperature=0.7, top_k=20, seed=6)]
     prompts = random_prompts(2, 7, 300, 33)
     alone = []
     for prompt, sampling in zip(prompts, params, strict=True):
-        engine = make_engine(kiln, "int8")
+        engine = make_engine(modern, "int8")
         request = engine.add(prompt, sampling, max_new_tokens=24, n=2)
         run(engine, [request])
         alone.append(tokens_of(request))
-    engine = make_engine(kiln, "int8")
+    engine = make_engine(modern, "int8")
     requests = []
     for prompt, sampling in zip(prompts, params, strict=True):
         requests.append(engine.add(prompt, sampling, max_new_tokens=24, n=2))
@@ -95,17 +97,17 @@ def test_requests_that_join_a_running_batch_have_the_tokens_that_they_have_alone
     assert engine.n_running == 0 and engine.is_idle
 
 
-def test_samples_of_a_request_are_those_of_requests_with_one(kiln: Transformer) -> None:
+def test_samples_of_a_request_are_those_of_requests_with_one(modern: Transformer) -> None:
     """20 samples share the prompt; sample 0 alone has the prompt in its own range. The first tokens differ."""
     prompt = random_prompts(3, 50)[0]
     sampling = SamplingParams(temperature=1.2, top_p=0.95, seed=9)
-    engine = make_engine(kiln)
+    engine = make_engine(modern)
     many, one = (engine.add(prompt, sampling, max_new_tokens=12, n=n) for n in (20, 1))
     run(engine, [many, one])
     assert tokens_of(many)[0] == tokens_of(one)[0]
     assert len({tuple(tokens) for tokens in tokens_of(many)}) == 20
     for tokens in tokens_of(many)[:3]:  # each is likely under the reference: its logits are those of the whole row
-        logits = kiln(torch.tensor([[*prompt, *tokens]]))[0, len(prompt) - 1 : -1]
+        logits = modern(torch.tensor([[*prompt, *tokens]]))[0, len(prompt) - 1 : -1]
         assert logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).min() > -14
 
 
@@ -127,21 +129,21 @@ def test_logprobs_are_those_of_the_transformer(model: Transformer) -> None:
         assert scored == pytest.approx(values[19 : len(prompt) - 1].tolist(), abs=1e-3)
 
 
-def test_prompts_are_scored_without_new_tokens(kiln: Transformer) -> None:
+def test_prompts_are_scored_without_new_tokens(modern: Transformer) -> None:
     prompt = random_prompts(5, 700)[0][:500]
-    engine = make_engine(kiln)
+    engine = make_engine(modern)
     request = engine.add(prompt, GREEDY, max_new_tokens=0, score_from=0)
     run(engine, [request])
-    values = kiln(torch.tensor([prompt]))[0].log_softmax(-1)[:-1].gather(1, torch.tensor(prompt)[1:, None]).flatten()
+    values = modern(torch.tensor([prompt]))[0].log_softmax(-1)[:-1].gather(1, torch.tensor(prompt)[1:, None]).flatten()
     assert [each.logprob for each in request.prompt_logprobs] == pytest.approx(values.tolist(), abs=1e-3)
     assert tokens_of(request) == [[]] and engine.is_idle
 
 
-def test_a_cached_prefix_is_not_read_again_and_changes_nothing(kiln: Transformer) -> None:
+def test_a_cached_prefix_is_not_read_again_and_changes_nothing(modern: Transformer) -> None:
     """An editing session: each prompt is a beginning of the text before with some other tokens after it."""
     rng = random.Random(6)
     text = random_prompts(6, 200)[0]
-    session, fresh = make_engine(kiln), make_engine(kiln)
+    session, fresh = make_engine(modern), make_engine(modern)
     for turn in range(6):
         text = text[: len(text) - rng.randrange(10)] + [rng.randrange(300) for _ in range(rng.randrange(1, 12))]
         cached = session.add(text, GREEDY, max_new_tokens=8)
@@ -151,12 +153,12 @@ def test_a_cached_prefix_is_not_read_again_and_changes_nothing(kiln: Transformer
         other = fresh.add(text, GREEDY, max_new_tokens=8, cache_key=str(turn))
         run(fresh, [other])
         assert other.n_cached_tokens == 0
-        assert_greedy(kiln, text, tokens_of(cached)[0], tolerance=2e-3)
+        assert_greedy(modern, text, tokens_of(cached)[0], tolerance=2e-3)
     assert session.stats.prompt_tokens - session.stats.cached_prompt_tokens < 300
 
 
-def test_a_prompt_that_is_being_read_is_not_read_twice(kiln: Transformer) -> None:
-    engine = make_engine(kiln)
+def test_a_prompt_that_is_being_read_is_not_read_twice(modern: Transformer) -> None:
+    engine = make_engine(modern)
     first, *tails = random_prompts(13, 300, 5, 20, 40)
     prompts = [first + tail for tail in tails]
     requests = [engine.add(prompt, GREEDY, max_new_tokens=5) for prompt in prompts]
@@ -164,11 +166,11 @@ def test_a_prompt_that_is_being_read_is_not_read_twice(kiln: Transformer) -> Non
     run(engine, [*requests, other])
     assert [each.n_cached_tokens for each in requests] == [0, 300, 300] and other.n_cached_tokens == 0
     for prompt, request in zip(prompts, requests, strict=True):
-        assert_greedy(kiln, prompt, tokens_of(request)[0], tolerance=2e-3)
+        assert_greedy(modern, prompt, tokens_of(request)[0], tolerance=2e-3)
 
 
-def test_cached_prefixes_are_not_shared_between_keys(kiln: Transformer) -> None:
-    engine = make_engine(kiln)
+def test_cached_prefixes_are_not_shared_between_keys(modern: Transformer) -> None:
+    engine = make_engine(modern)
     prompt = random_prompts(7, 40)[0]
     first, same, other = (engine.add(prompt, GREEDY, max_new_tokens=4, cache_key=key) for key in ("a", "a", "b"))
     run(engine, [first])
@@ -198,10 +200,10 @@ def test_drafts_change_no_token_and_are_accepted_where_text_repeats(small_run: P
             assert drafting.stats.accepted_tokens > 0 and drafting.stats.steps < plain.stats.steps
 
 
-def test_rejected_drafts_leave_nothing_in_the_cache(kiln: Transformer) -> None:
+def test_rejected_drafts_leave_nothing_in_the_cache(modern: Transformer) -> None:
     """Two tokens in random order: their n-grams repeat, and drafts are wrong half of the time."""
     prompt = random_prompts(12, 40)[0]
-    engine = make_engine(kiln)
+    engine = make_engine(modern)
     two = SamplingParams(temperature=2.0, top_p=1.0, seed=1, logit_bias=((1, 100.0), (2, 100.0)))
     request = engine.add(prompt, two, max_new_tokens=60)
     run(engine, [request])
@@ -210,15 +212,15 @@ def test_rejected_drafts_leave_nothing_in_the_cache(kiln: Transformer) -> None:
     again = engine.add([*prompt, *tokens_of(request)[0]], GREEDY, max_new_tokens=20)
     run(engine, [again])
     assert again.n_cached_tokens >= len(prompt) + 59
-    assert_greedy(kiln, again.prompt, tokens_of(again)[0], tolerance=2e-3)
+    assert_greedy(modern, again.prompt, tokens_of(again)[0], tolerance=2e-3)
 
 
-def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest_prefix(kiln: Transformer) -> None:
-    decoder = make_decoder(kiln, "float32")
+def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest_prefix(modern: Transformer) -> None:
+    decoder = make_decoder(modern, "float32")
     none = frozenset[int]()
     engine = Engine(decoder, stop_token_ids=none, forbidden_token_ids=none, pool_tokens=700)
     prompts = random_prompts(9, 200, 200, 200, 200, 200)
-    expected = make_engine(kiln).generate(prompts, GREEDY, max_new_tokens=20)
+    expected = make_engine(modern).generate(prompts, GREEDY, max_new_tokens=20)
     requests = [engine.add(prompt, GREEDY, max_new_tokens=20) for prompt in prompts]
     engine.step()
     assert engine.n_running >= 2 and engine.n_waiting >= 1
@@ -229,10 +231,14 @@ def test_a_full_pool_makes_requests_wait_and_forgets_the_oldest_prefix(kiln: Tra
     assert all(len(tokens) == 100 for tokens in tokens_of(many))
 
 
-def test_a_cached_prefix_makes_room_for_the_samples_of_a_request(kiln: Transformer) -> None:
+def test_a_cached_prefix_makes_room_for_the_samples_of_a_request(modern: Transformer) -> None:
     none = frozenset[int]()
     engine = Engine(
-        make_decoder(kiln, "float32"), stop_token_ids=none, forbidden_token_ids=none, pool_tokens=128, has_drafts=False
+        make_decoder(modern, "float32"),
+        stop_token_ids=none,
+        forbidden_token_ids=none,
+        pool_tokens=128,
+        has_drafts=False,
     )
     [prompt] = random_prompts(14, 60)
     run(engine, [engine.add(prompt, GREEDY, max_new_tokens=40)])  # its range is most of the pool
@@ -243,8 +249,8 @@ def test_a_cached_prefix_makes_room_for_the_samples_of_a_request(kiln: Transform
         engine.add(prompt, SamplingParams(temperature=1.0), max_new_tokens=69, n=3)
 
 
-def test_cancelled_requests_leave_the_batch_at_once(kiln: Transformer) -> None:
-    engine = make_engine(kiln)
+def test_cancelled_requests_leave_the_batch_at_once(modern: Transformer) -> None:
+    engine = make_engine(modern)
     first, second, third = (engine.add(p, GREEDY, max_new_tokens=100, n=2) for p in random_prompts(10, 20, 30, 400))
     for _ in range(3):
         engine.step()

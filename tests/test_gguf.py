@@ -19,7 +19,7 @@ from codekiln.errors import OutputExistsError
 from codekiln.files import read_json, write_json
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
-from codekiln.model.configs import KilnConfig, ModelConfig, StarCoder2Config
+from codekiln.model.configs import KilnConfig, Lfm2Config, ModelConfig, StarCoder2Config
 from codekiln.model.huggingface import load_model, save_model
 from codekiln.model.transformer import Transformer
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
@@ -40,7 +40,8 @@ SIZES: dict[str, Any] = {
     "context_length": CONTEXT,
 }  # fmt: skip
 FAMILIES = (
-    "codegen", "incoder", "qwen3", "qwen2", "llama", "smollm", "starcoder2", "granite", "deepseek", "code_llama", "codegen25",
+    "codegen", "incoder", "qwen3", "qwen2", "llama", "smollm", "lfm2", "starcoder2", "granite", "deepseek", "code_llama",
+    "codegen25",
 )  # fmt: skip
 # llama.cpp sums in another order, and computes GELU with tanh from a table in half precision.
 TOLERANCE = dict.fromkeys(FAMILIES, 2e-4) | {"codegen": 4e-3, "incoder": 2e-2, "starcoder2": 4e-3}
@@ -154,6 +155,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     llama = {"qk_norm": False, "tie_embeddings": False, "n_kv_heads": 4}
     biases = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
     released: dict[str, ModelConfig] = {
+        "lfm2": Lfm2Config(**SIZES | {"n_layers": 3}, attention_layers=(1,), tie_embeddings=False),
         "starcoder2": StarCoder2Config(**SIZES),
         "granite": KilnConfig(**SIZES | llama | biases),
         "deepseek": KilnConfig(**SIZES | llama, rope_scale=4.0, rope_base=1e5),
@@ -163,7 +165,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, shape in released.items():
         path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
         match name:
-            case "starcoder2" | "granite":
+            case "lfm2" | "starcoder2" | "granite":
                 save_starcoder2(path, texts, 1024)
             case "deepseek":
                 save_deepseek_coder(path, texts, 1024)

@@ -74,8 +74,8 @@ def run_command(command: str) -> str:
     return done.stdout
 
 
-# `codekiln plan` takes a minute.
-SLOW_GUIDES = ("cluster",)
+# These take half a minute or more each.
+SLOW_GUIDES = ("cluster", "finetune", "measure")
 
 
 @pytest.mark.parametrize(

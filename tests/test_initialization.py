@@ -11,10 +11,10 @@ import torch
 import transformers
 
 from codekiln.errors import ConfigError
-from codekiln.model.configs import codegen
+from codekiln.model.configs import Lfm2Config, codegen
 from codekiln.model.huggingface import load_model
 from codekiln.model.initialization import init_weights
-from codekiln.model.transformer import Transformer
+from codekiln.model.transformer import Block, Transformer
 from codekiln.train.checkpoint import list_checkpoints
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import NextToken
@@ -54,6 +54,21 @@ def test_weights_of_codegen_are_drawn_as_jaxformer_draws_them() -> None:
     }  # fmt: skip
     for name in weights.keys() - matrices:
         assert bool((weights[name] == (1 if name.endswith("norm.weight") else 0)).all()), name
+
+
+def test_convolutions_start_as_the_identity_and_keep_the_variance_of_their_input() -> None:
+    config = Lfm2Config(
+        n_layers=2, d_model=256, n_heads=4, n_kv_heads=4, d_head=64, d_ff=512, vocab_size=512, context_length=64,
+        attention_layers=(1,), conv_width=4,
+    )  # fmt: skip
+    model = Transformer(config)
+    init_weights(model, torch.Generator().manual_seed(0))
+    block = model.blocks[0]
+    assert isinstance(block, Block) and block.convolution is not None and block.attention is None
+    x = torch.randn(8, 64, 256, generator=torch.Generator().manual_seed(1))
+    assert not block.convolution(x, None).any()  # its projection into the residual stream starts at zero
+    weights = block.convolution.kernel.weight.detach()
+    assert weights.shape == (256, 1, 4) and float((weights**2).sum(-1).mean()) == pytest.approx(1, abs=0.1)
 
 
 def test_weights_of_incoder_are_drawn_as_transformers_draws_them(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The transformer compared with Qwen3 of Transformers, its cache, packing, and the model directory."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from codekiln.errors import ConfigError
 from codekiln.generate.sampling import GREEDY
-from codekiln.model.configs import KilnConfig
+from codekiln.model.configs import KilnConfig, Lfm2Config, ModelConfig, config_from_record
 from codekiln.model.huggingface import load_model, save_model
 from codekiln.model.initialization import init_weights
 from codekiln.model.transformer import Transformer
@@ -42,9 +44,21 @@ SHAPES = [
         norm_eps=1e-5,
     ),
 ]
+HYBRID = Lfm2Config(
+    n_layers=5,
+    d_model=48,
+    n_heads=4,
+    n_kv_heads=2,
+    d_head=12,
+    d_ff=64,
+    vocab_size=400,
+    context_length=32,
+    attention_layers=(1, 4),
+    conv_width=4,
+)
 
 
-def random_model(config: KilnConfig, seed: int = 0) -> Transformer:
+def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
     """A model whose weights are all random, also those that are zero or one at the start of training."""
     model = Transformer(config)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +68,7 @@ def random_model(config: KilnConfig, seed: int = 0) -> Transformer:
     return model.eval()
 
 
-def random_ids(config: KilnConfig, rows: int, length: int, seed: int = 1) -> Tensor:
+def random_ids(config: ModelConfig, rows: int, length: int, seed: int = 1) -> Tensor:
     return torch.randint(0, config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
@@ -73,7 +87,7 @@ def saved(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Path:
 
 @pytest.mark.parametrize("config", SHAPES, ids=str)
 def test_logits_and_gradients_equal_those_of_transformers(
-    config: KilnConfig, tokenizer: Tokenizer, tmp_path: Path
+    config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     ours = random_model(config)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(ours, tokenizer, tmp_path), dtype=torch.float32)
@@ -99,16 +113,19 @@ def test_greedy_tokens_equal_those_of_transformers(tokenizer: Tokenizer, tmp_pat
     assert_greedy(lambda ids: theirs(ids).logits, prompt[0].tolist(), tokens, tolerance=1e-3)
 
 
-@pytest.mark.parametrize("config", SHAPES, ids=str)
-def test_parameter_count_is_exact(config: KilnConfig) -> None:
+@pytest.mark.parametrize("config", [*SHAPES, HYBRID], ids=str)
+def test_parameter_count_is_exact(config: ModelConfig) -> None:
     with torch.device("meta"):
         model = Transformer(config)
     assert sum(weight.numel() for weight in model.parameters()) == config.n_parameters
 
 
-def test_packed_documents_do_not_see_each_other() -> None:
-    config = SHAPES[0]
+@pytest.mark.parametrize("config", [SHAPES[0], HYBRID], ids=str)
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_packed_documents_do_not_see_each_other(config: ModelConfig, has_mask: bool) -> None:
     model = random_model(config)
+    if has_mask:  # as on GPUs: attention that drops weights takes a mask; 1e-30 drops none
+        model.train().set_dropout(0.0, 1e-30)
     a, b = random_ids(config, 1, 6, seed=2), random_ids(config, 1, 9, seed=3)
     packed = model.hidden_states(torch.cat([a, b], dim=1), document_ids=torch.tensor([[0] * 6 + [1] * 9]))
     # Rotary positions are relative, so a document may begin anywhere in a sequence.
@@ -117,7 +134,7 @@ def test_packed_documents_do_not_see_each_other() -> None:
 
 
 def test_saved_model_is_loaded_equal(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    for n, config in enumerate(SHAPES):
+    for n, config in enumerate([*SHAPES, HYBRID]):
         model = random_model(config)
         loaded = load_model(saved(model, tokenizer, tmp_path / str(n)))
         ids = random_ids(config, 1, 8)
@@ -136,6 +153,17 @@ def test_damaged_model_directory_is_reported(tokenizer: Tokenizer, tmp_path: Pat
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"MambaForCausalLM.*Qwen3ForCausalLM"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("numbers", [(0, 5), (2, 1), (1, 1), (-1,), (True,)])
+def test_numbers_of_layers_with_attention_are_checked(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"model.attention_layers is .* increasing numbers of layers below 5"):
+        dataclasses.replace(HYBRID, attention_layers=numbers)
+
+
+def test_config_of_a_hybrid_model_is_read_from_its_record() -> None:
+    record = json.loads(json.dumps({"kind": "Lfm2Config"} | dataclasses.asdict(HYBRID)))
+    assert config_from_record(record) == HYBRID
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:

@@ -63,6 +63,16 @@ CONFIGS: dict[str, transformers.PretrainedConfig] = {
         vocab_size=300, max_position_embeddings=64,
         rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
     ),
+    "lfm2": transformers.Lfm2Config(
+        num_hidden_layers=4, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
+        block_auto_adjust_ff_dim=False, vocab_size=300, max_position_embeddings=64, tie_word_embeddings=True,
+        layer_types=["conv", "full_attention", "conv", "conv"],
+    ),
+    "lfm2, wider kernel, feed-forward width as released": transformers.Lfm2Config(
+        num_hidden_layers=2, hidden_size=48, num_attention_heads=3, num_key_value_heads=3, intermediate_size=192,
+        block_multiple_of=32, vocab_size=300, max_position_embeddings=64, conv_L_cache=5, full_attn_idxs=[1],
+        tie_word_embeddings=False,
+    ),
     "starcoder2": transformers.Starcoder2Config(
         num_hidden_layers=2, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
         vocab_size=300, max_position_embeddings=128, sliding_window=64, embedding_dropout=0.0, residual_dropout=0.0,

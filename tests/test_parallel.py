@@ -112,6 +112,12 @@ def test_tensor_parallel_ranks_drop_what_one_process_drops(small_run: Path, tmp_
 
 
 @pytest.mark.slow
+def test_two_ranks_with_convolutions_equal_one_process(small_run: Path, tmp_path: Path) -> None:
+    one = finish_training(1, small_run, tmp_path / "one", config="lfm2", muon=True)
+    assert_same(one, finish_training(2, small_run, tmp_path / "two", config="lfm2", muon=True))
+
+
+@pytest.mark.slow
 def test_ranks_with_dropout_resume_exactly(small_run: Path, tmp_path: Path) -> None:
     dropped: dict[str, Any] = {"config": "incoder", "dropout": 0.2, "attention_dropout": 0.1, "n_steps": 8}
     straight = finish_training(2, small_run, tmp_path / "straight", **dropped, save_every=5)
@@ -160,6 +166,7 @@ def test_two_compiled_ranks_equal_one_process(alone: dict[str, Path], small_run:
     assert_same(alone["kiln"], finish_training(2, small_run, tmp_path / "compiled", compile=True), tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_two_by_two_ranks_equal_one_process(alone: dict[str, Path], small_run: Path, tmp_path: Path) -> None:
     assert_same(
         alone["incoder"],

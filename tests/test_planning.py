@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from codekiln.model.configs import codegen, kiln
+from codekiln.errors import ConfigError
+from codekiln.model.configs import Lfm2Config, codegen, kiln
 from codekiln.model.transformer import Transformer
 from codekiln.planning.estimate import ACCELERATORS, ParallelSettings, StepEstimate, estimate_step, search_settings
 from codekiln.train.config import AdamWConfig, MuonConfig, TrainConfig
@@ -144,6 +145,17 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
             estimate(n_ranks=n_ranks, tensor_parallel=8)
     with pytest.raises(ValueError, match=r"context_length is 128.*64"):
         estimate_step(replace(PLAN, context_length=128), SMALL, A100, ParallelSettings(n_ranks=1, micro_batch_size=1))
+
+
+def test_a_step_of_a_model_with_convolutions_is_estimated() -> None:
+    config = Lfm2Config(
+        n_layers=3, d_model=64, n_heads=4, n_kv_heads=2, d_head=16, d_ff=128, vocab_size=512, context_length=64,
+        attention_layers=(1,),
+    )  # fmt: skip
+    step = estimate_step(PLAN, config, IN_FLOAT32, ParallelSettings(n_ranks=2, micro_batch_size=2))
+    assert step.memory["weights"] == pytest.approx(4.0 * config.n_parameters / 2, rel=0.01)
+    with pytest.raises(ConfigError, match=r"lfm2 cannot be split over tensor-parallel ranks"):
+        estimate_step(PLAN, config, A100, ParallelSettings(n_ranks=2, micro_batch_size=2, tensor_parallel=2))
 
 
 def test_plan_command_prints_days_and_the_launch_command() -> None:

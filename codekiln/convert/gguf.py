@@ -3,6 +3,7 @@
 - `kiln`: qwen3, qwen2 or llama.
 - CodeGen: phi2, with attention and feed-forward layer in parallel after one norm, and partial RoPE. RoPE channels are
   permuted, because phi2 rotates halves and CodeGen neighbors; biases that CodeGen does not have are zero.
+- LFM2: lfm2.
 - StarCoder2: starcoder2.
 - InCoder: gpt2. The sinusoids become the table of positions, and the scaled embedding is stored apart from the output
   layer. llama.cpp computes GELU by tanh and InCoder's is exact, so logits differ slightly (docs/models.md).
@@ -19,7 +20,7 @@ from torch import Tensor
 from codekiln.errors import ConfigError
 from codekiln.files import JsonObject, atomic_write
 from codekiln.model.architectures import KILN_TYPES, kiln_architecture
-from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig, StarCoder2Config
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, Lfm2Config, ModelConfig, StarCoder2Config
 from codekiln.model.huggingface import CheckpointReader, read_config
 from codekiln.model.transformer import POSITION_OFFSET, sinusoids
 from codekiln.progress import progress_bar
@@ -44,6 +45,9 @@ _BLOCK_NAMES = {
     "attention.out": "attn_output",
     "attention.q_norm": "attn_q_norm",
     "attention.k_norm": "attn_k_norm",
+    "convolution.in_proj": "shortconv.in_proj",
+    "convolution.kernel": "shortconv.conv",
+    "convolution.out": "shortconv.out_proj",
     "mlp_norm": "ffn_norm",
     "mlp.gate": "ffn_gate",
     "mlp.up": "ffn_up",
@@ -107,6 +111,13 @@ def gguf_architecture(config: ModelConfig) -> str:
                     f"{config.n_heads} * {config.d_head} is not {config.d_model}"
                 )
             return name
+        case Lfm2Config():
+            if config.n_heads * config.d_head != config.d_model:
+                raise ConfigError(
+                    f"llama.cpp's lfm2 requires n_heads * d_head == d_model: "
+                    f"{config.n_heads} * {config.d_head} is not {config.d_model}"
+                )
+            return "lfm2"
         case StarCoder2Config():
             return "starcoder2"
         case CodeGenConfig():
@@ -124,7 +135,11 @@ def _write_fields(writer: gguf.GGUFWriter, config: ModelConfig, name: str) -> No
     writer.add_block_count(config.n_layers)
     writer.add_feed_forward_length(config.d_ff)
     writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
+    if isinstance(config, Lfm2Config):
+        writer.add_head_count_kv([config.n_kv_heads * (i in config.attention_layers) for i in range(config.n_layers)])
+        writer.add_shortconv_l_cache(config.conv_width)
+    else:
+        writer.add_head_count_kv(config.n_kv_heads)
     writer.add_key_length(config.d_head)
     writer.add_value_length(config.d_head)
     if config.norm == "rms":
@@ -140,7 +155,7 @@ def _write_fields(writer: gguf.GGUFWriter, config: ModelConfig, name: str) -> No
 
 
 def _type(name: str, tensor: Tensor, wanted: str) -> gguf.GGMLQuantizationType:
-    if tensor.ndim == 1 or name == "position_embd.weight":
+    if tensor.ndim == 1 or name == "position_embd.weight" or name.endswith(".shortconv.conv.weight"):
         return TYPES["f32"]
     blocks_fit = tensor.shape[1] % gguf.GGML_QUANT_SIZES[TYPES["q8_0"]][0] == 0
     return TYPES["f16"] if wanted == "q8_0" and not blocks_fit else TYPES[wanted]
@@ -155,7 +170,9 @@ def _gguf_tensors(
         part, _, kind = name.rpartition(".")
         if not part.startswith("blocks."):
             rows = weight[:n_ids] if part in ("embedding", "lm_head") else weight
-            yield f"{_MODEL_NAMES[part]}.{kind}", rows * config.embedding_scale if part == "embedding" else rows
+            is_lfm2_norm = part == "norm" and isinstance(config, Lfm2Config)
+            model_name = "token_embd_norm" if is_lfm2_norm else _MODEL_NAMES[part]
+            yield f"{model_name}.{kind}", rows * config.embedding_scale if part == "embedding" else rows
             if part == "embedding" and config.tie_embeddings and config.embedding_scale != 1:
                 yield "output.weight", rows
             continue
@@ -168,7 +185,8 @@ def _gguf_tensors(
                 yield f"blk.{number}.attn_qkv.{kind}", torch.cat(joined)
             continue
         is_turned = inner in ("attention.q", "attention.k")
-        yield f"blk.{number}.{_BLOCK_NAMES[inner]}.{kind}", _permute_rope(config, weight) if is_turned else weight
+        shaped = _permute_rope(config, weight) if is_turned else weight.squeeze(1) if weight.ndim == 3 else weight
+        yield f"blk.{number}.{_BLOCK_NAMES[inner]}.{kind}", shaped
         if isinstance(config, CodeGenConfig) and inner.startswith("attention."):
             # phi2 has biases here, and CodeGen does not.
             yield f"blk.{number}.{_BLOCK_NAMES[inner]}.bias", weight.new_zeros(weight.shape[0])

@@ -4,6 +4,7 @@ The first of config.json's `architectures` selects one. Tensor names are those o
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from codekiln.errors import InvalidFileError
 from codekiln.files import JsonObject, shorten
-from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig, StarCoder2Config
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, Lfm2Config, ModelConfig, StarCoder2Config
 
 # Groups of CodeGen's fused projection, one for each core that it was trained on: 4 on a TPU v4, and 8 on the TPU v3 of
 # CodeGen2's 1B and 3.7B.
@@ -196,6 +197,72 @@ def kiln_architecture(config: KilnConfig) -> str:
             )
 
 
+def _read_lfm2(record: JsonObject) -> Lfm2Config:
+    _must_be(record, "conv_bias", False)
+    n_layers, d_model = _field(record, "num_hidden_layers"), _field(record, "hidden_size")
+    heads = _field(record, "num_attention_heads")
+    rope_base, rope_scale = _read_rope({"rope_theta": 1e6} | record)
+    kinds = record.get("layer_types")
+    if kinds is None:
+        chosen = record.get("full_attn_idxs")
+        attention_layers = tuple(range(n_layers)) if chosen is None else tuple(chosen)
+    else:
+        if unknown := set(kinds) - {"full_attention", "conv"}:
+            raise InvalidFileError(
+                f"unsupported layer_types {shorten(sorted(unknown))}; supported: full_attention and conv"
+            )
+        attention_layers = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    d_ff = _field(record, "block_ff_dim", "intermediate_size")
+    if record.get("block_auto_adjust_ff_dim", True):
+        d_ff, multiplier = int(2 * d_ff / 3), record.get("block_ffn_dim_multiplier", 1.0)
+        if multiplier is not None:
+            unit = _field(record, "block_multiple_of", default=256)
+            d_ff = unit * math.ceil(int(multiplier * d_ff) / unit)
+    return Lfm2Config(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=heads,
+        n_kv_heads=_field(record, "num_key_value_heads", default=heads),
+        d_head=_field(record, "head_dim", default=d_model // heads),
+        d_ff=d_ff,
+        vocab_size=_field(record, "vocab_size"),
+        context_length=_field(record, "max_position_embeddings"),
+        rope_base=rope_base,
+        rope_scale=rope_scale,
+        norm_eps=_field(record, "norm_eps", default=1e-5),
+        tie_embeddings=bool(record.get("tie_embedding", record.get("tie_word_embeddings", True))),
+        attention_layers=attention_layers,
+        conv_width=_field(record, "conv_L_cache", default=3),
+    )
+
+
+def _write_lfm2(config: Lfm2Config) -> JsonObject:
+    numbers = config.attention_layers
+    return {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "num_hidden_layers": config.n_layers,
+        "layer_types": ["full_attention" if i in numbers else "conv" for i in range(config.n_layers)],
+        "hidden_size": config.d_model,
+        "block_dim": config.d_model,  # vLLM reads these two
+        "conv_dim": config.d_model,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.d_head,
+        "intermediate_size": config.d_ff,
+        "block_auto_adjust_ff_dim": False,
+        "block_multiple_of": 1,
+        "block_ffn_dim_multiplier": 1.0,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        **_write_rope(config),
+        "norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "conv_bias": False,
+        "conv_L_cache": config.conv_width,
+    }
+
+
 def _read_codegen(record: JsonObject) -> CodeGenConfig:
     _must_be(record, "activation_function", "gelu_new")
     _must_be(record, "tie_word_embeddings", False)
@@ -342,6 +409,23 @@ _LLAMA_BLOCK = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
+_LFM2_NAMES = _LLAMA_NAMES | {"norm": "model.embedding_norm"}
+_LFM2_BLOCK = {
+    "attention_norm": "operator_norm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.out_proj",
+    "attention.q_norm": "self_attn.q_layernorm",
+    "attention.k_norm": "self_attn.k_layernorm",
+    "convolution.in_proj": "conv.in_proj",
+    "convolution.kernel": "conv.conv",
+    "convolution.out": "conv.out_proj",
+    "mlp_norm": "ffn_norm",
+    "mlp.gate": "feed_forward.w1",
+    "mlp.up": "feed_forward.w3",
+    "mlp.down": "feed_forward.w2",
+}
 _STARCODER2_BLOCK = {
     **{name: hf_name for name, hf_name in _LLAMA_BLOCK.items() if not name.startswith("mlp.")},
     "mlp.up": "mlp.c_fc",
@@ -386,8 +470,11 @@ CODEGEN2 = dataclasses.replace(CODEGEN, groups=CODEGEN2_GROUPS)
 STARCODER2 = HFArchitecture(
     "Starcoder2ForCausalLM", "model.layers.", _LLAMA_NAMES, _STARCODER2_BLOCK, _read_starcoder2, _write_starcoder2
 )
+LFM2 = HFArchitecture("Lfm2ForCausalLM", "model.layers.", _LFM2_NAMES, _LFM2_BLOCK, _read_lfm2, _write_lfm2)
 INCODER = HFArchitecture("XGLMForCausalLM", "model.layers.", _XGLM_NAMES, _XGLM_BLOCK, _read_incoder, _write_incoder)
-ARCHITECTURES = {layout.architecture: layout for layout in (*_KILN_ARCHITECTURES, STARCODER2, CODEGEN, GPTJ, INCODER)}
+ARCHITECTURES = {
+    layout.architecture: layout for layout in (*_KILN_ARCHITECTURES, LFM2, STARCODER2, CODEGEN, GPTJ, INCODER)
+}
 
 
 def architecture_of(record: JsonObject) -> HFArchitecture:
@@ -419,6 +506,8 @@ def native_architecture(config: ModelConfig) -> HFArchitecture:
     match config:
         case KilnConfig():
             return ARCHITECTURES[kiln_architecture(config)]
+        case Lfm2Config():
+            return LFM2
         case CodeGenConfig():
             return CODEGEN
         case InCoderConfig():

@@ -1,6 +1,6 @@
-"""Keys and values of the tokens that sequences have read, in one pool, and the attention of a flat batch over them.
+"""What layers keep of the tokens that sequences have read, in one pool, and the attention of a flat batch over it.
 
-N token of the batch, H head, K key head, S token of the pool, d channel of a head.
+N token of the batch, H head, K key head, S token of the pool, d channel of a head, D model width, W width of a convolution.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codekiln.model.configs import ModelConfig
+from codekiln.model.configs import Lfm2Config, ModelConfig
 
 HAS_KERNELS = importlib.util.find_spec("numba") is not None
 # Longer chunks of one sequence use PyTorch's attention, which is faster for them.
@@ -24,25 +24,35 @@ Array = npt.NDArray[Any]
 
 
 class Attend(Protocol):
-    """Stores the keys and values of new tokens, and attends to all tokens that each of them may see."""
+    """Stores what layers keep of new tokens, and reads that of the tokens that each of them may see. Layers with attention, and
+    those with a convolution, are numbered apart."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, H, d), k and v (N, K, d) to (N, H * d)."""
         ...
 
+    def convolve(self, layer: int, gated: Tensor, kernel: Tensor) -> Tensor:
+        """The convolution of the inputs `gated` (N, D) with `kernel` (D, W): (N, D)."""
+        ...
+
 
 class KVPool:
-    """Keys and values of all layers, each (layers, S, K, d). A sequence has ranges of consecutive tokens in it."""
+    """Keys and values of layers with attention, each (layers, S, K, d), and the inputs of convolutions (layers, S, D).
+
+    A sequence has ranges of consecutive tokens in it.
+    """
 
     def __init__(self, config: ModelConfig, n_tokens: int, *, like: Tensor) -> None:
-        shape = (config.n_layers, n_tokens, config.n_kv_heads, config.d_head)
+        n_attention = len(config.attention_numbers)
+        shape = (n_attention, n_tokens, config.n_kv_heads, config.d_head)
         self.config, self.n_tokens = config, n_tokens
         # Memory that was never written is not resident.
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        self.inputs = like.new_empty(config.n_layers - n_attention, n_tokens, config.d_model)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Copies a range of tokens to another place."""
-        for pool in (self.keys, self.values):
+        for pool in (self.keys, self.values, self.inputs):
             pool[:, target : target + n_tokens] = pool[:, source : source + n_tokens].clone()
 
 
@@ -90,9 +100,14 @@ class BatchAttention:
             [np.arange(c.n_before + 1, c.n_before + c.n_new + 1) for c in small] or [np.empty(0, np.int64)]
         )
         self._shared = _shared_prefixes(small)
+        # (N, W - 1): where the tokens before each token are, the nearest first; -1 before the first of a sequence.
+        self._earlier = np.empty((len(self._slots), 0), np.int64)
+        if isinstance(pool.config, Lfm2Config):
+            self._earlier = np.concatenate([_earlier_slots(c, pool.config.conv_width - 1) for c in chunks])
         self._has_kernels = HAS_KERNELS and pool.keys.is_cpu and pool.keys.dtype == torch.float32
         if self._has_kernels:
             self._key_arrays, self._value_arrays = pool.keys.numpy(), pool.values.numpy()
+            self._input_arrays = pool.inputs.numpy()
 
     @property
     def is_small(self) -> bool:
@@ -114,6 +129,24 @@ class BatchAttention:
             out[at : at + chunk.n_new] = y
             at += chunk.n_new
         return out
+
+    def convolve(self, layer: int, gated: Tensor, kernel: Tensor) -> Tensor:
+        """The convolution of the inputs `gated` (N, D) with `kernel` (D, W): (N, D)."""
+        inputs = self._pool.inputs[layer]
+        inputs.index_copy_(0, self._slots_tensor, gated)
+        earlier = torch.from_numpy(self._earlier).to(gated.device)
+        y = gated * kernel[:, -1]
+        for distance in range(1, kernel.shape[1]):
+            slots = earlier[:, distance - 1]
+            before = torch.where((slots >= 0)[:, None], inputs[slots.clamp(min=0)], 0)
+            y = y + before * kernel[:, -1 - distance]
+        return y
+
+    def convolve_arrays(self, layer: int, product: Array, kernel: Array, out: Array) -> None:
+        """The same for arrays, with both gates: the joint projection `product` (N, 3 D) to `out` (N, D)."""
+        from codekiln.model import cpu_kernels  # noqa: PLC0415 - an optional package
+
+        cpu_kernels.convolve(product, kernel, self._slots, self._earlier, self._input_arrays[layer], out)
 
     def attend_arrays(self, layer: int, q: Array, k: Array, v: Array, out: Array) -> None:
         """The same for arrays, if the batch `is_small`. The result is written to `out` (N, H * d)."""
@@ -185,6 +218,15 @@ class _SoftmaxStates:
     maxima: Tensor
     sums: Tensor
     sums_of_values: Tensor
+
+
+def _earlier_slots(chunk: Chunk, n: int) -> Array:
+    """The places in the pool of the `n` tokens before each new token, (n_new, n), the nearest first."""
+    places = chunk.n_before + np.arange(chunk.n_new)[:, None] - np.arange(1, n + 1)  # in its own range
+    in_prefix = places + chunk.prefix_length
+    before = np.where(in_prefix >= 0, chunk.prefix_start + in_prefix, -1)
+    found: Array = np.where(places >= 0, chunk.start + places, before)
+    return found
 
 
 def _shared_prefixes(chunks: Sequence[Chunk]) -> list[_SharedPrefix]:

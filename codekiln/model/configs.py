@@ -1,7 +1,8 @@
 """Model configs. A family is a class: its class attributes select the architecture, its fields are the sizes.
 
-`codegen` and `incoder` are the two published systems, every size with its exact number of parameters. `kiln` is the modern
-family: exactly the architecture of Qwen3 (or Qwen2, or Llama), which other software runs without custom code.
+`codegen` and `incoder` are the two published systems, every size with its exact number of parameters. `kiln` and `lfm2` are
+modern families, exactly the architectures of Qwen3 (or Qwen2, or Llama) and LFM2, which other software runs without custom
+code.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ MAX_SIZES = {
     "vocab_size": 2_000_000,
     "context_length": 20_000_000,
     "rotary_dim": 10_000,
+    "conv_width": 100,
 }
 
 
@@ -47,7 +49,7 @@ class ModelConfig:
     `vocab_size` is the number of rows of the embedding. The tokenizer may have fewer ids; unused rows are never sampled.
     """
 
-    family: ClassVar[Literal["kiln", "codegen", "incoder", "starcoder2"]]
+    family: ClassVar[Literal["kiln", "lfm2", "codegen", "incoder", "starcoder2"]]
     norm: ClassVar[Literal["layer", "rms"]]
     # Activation of the feed-forward layer. The gated one (SwiGLU) has a third projection.
     activation: ClassVar[Literal["gelu_tanh", "gelu", "silu_gated"]]
@@ -79,7 +81,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, bool):
+            if not isinstance(value, bool | tuple):
                 _check_size(name, value)
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
@@ -103,6 +105,11 @@ class ModelConfig:
         return 1.0
 
     @property
+    def attention_numbers(self) -> tuple[int, ...]:
+        """The numbers of the layers that have attention, from 0. The others have a short convolution."""
+        return tuple(range(self.n_layers))
+
+    @property
     def n_parameters(self) -> int:
         """All weights. A tied embedding counts once."""
         d, q, kv = self.d_model, self.n_heads * self.d_head, self.n_kv_heads * self.d_head
@@ -110,8 +117,10 @@ class ModelConfig:
         attention = 2 * d * (q + kv) + (q + 2 * kv) * self.qkv_bias + d * self.out_bias + 2 * self.d_head * self.qk_norm
         n_up = 2 if self.activation == "silu_gated" else 1  # projections from d to d_ff
         mlp = d * self.d_ff * (n_up + 1) + (n_up * self.d_ff + d) * self.mlp_bias
-        block = attention + mlp + norm * (1 if self.parallel_residual else 2)
-        return self.n_layers * block + norm + self._embeddings + self.vocab_size * self.has_head_bias
+        shared = mlp + norm * (1 if self.parallel_residual else 2)
+        n_attention = len(self.attention_numbers)
+        blocks = self.n_layers * shared + n_attention * attention + (self.n_layers - n_attention) * self._convolution
+        return blocks + norm + self._embeddings + self.vocab_size * self.has_head_bias
 
     @property
     def flops_per_token(self) -> float:
@@ -124,11 +133,16 @@ class ModelConfig:
         Attention over a sequence of T tokens counts half of the T x T scores (PaLM, appendix B).
         """
         multiplying = self.n_parameters - self._embeddings + self.vocab_size * self.d_model
-        return 6.0 * multiplying + 6.0 * self.n_layers * self.n_heads * self.d_head * seq_len
+        return 6.0 * multiplying + 6.0 * len(self.attention_numbers) * self.n_heads * self.d_head * seq_len
 
     @property
     def _embeddings(self) -> int:
         return self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+
+    @property
+    def _convolution(self) -> int:
+        """Weights of a short convolution."""
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +160,43 @@ class KilnConfig(ModelConfig):
 
     norm_eps: float = 1e-6
     qk_norm: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lfm2Config(ModelConfig):
+    """Short gated convolutions in most layers, and grouped-query attention with QK-norm in the layers `attention_layers`; the
+    rest as in Qwen3 (LFM2, arXiv 2511.23404).
+
+    A convolution reads `conv_width` tokens, so it costs less than attention, and a copy of the last tokens comes without
+    learning.
+    """
+
+    family = "lfm2"
+    norm = "rms"
+    activation = "silu_gated"
+    position_encoding = "rope_half"
+
+    qk_norm: bool = True
+    attention_layers: tuple[int, ...]
+    conv_width: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attention_layers", tuple(self.attention_layers))  # a list in the record of a recipe
+        super().__post_init__()
+        numbers = self.attention_layers
+        if not all(type(i) is int and 0 <= i < self.n_layers for i in numbers) or list(numbers) != sorted(set(numbers)):
+            raise ConfigError(
+                f"model.attention_layers is {str(numbers)[:100]}: it must be increasing numbers of layers below "
+                f"{self.n_layers}"
+            )
+
+    @property
+    def attention_numbers(self) -> tuple[int, ...]:
+        return self.attention_layers
+
+    @property
+    def _convolution(self) -> int:
+        return 4 * self.d_model * self.d_model + self.conv_width * self.d_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codekiln.model import cpu_kernels as kernels
 from codekiln.model.cache import Attend, BatchAttention
-from codekiln.model.decoder import Decoder, DecoderLayer, Precision
+from codekiln.model.decoder import Decoder, DecoderAttention, DecoderLayer, Precision
 from codekiln.model.transformer import POSITION_OFFSET, RMSNorm, Transformer, sinusoids
 
 # Of more tokens, PyTorch's operators are faster, because they use all cores.
@@ -42,10 +42,17 @@ class _Layer:
     """Arrays of a layer of the decoder."""
 
     def __init__(self, layer: DecoderLayer) -> None:
-        self.qkv, self.out, self.up, self.down = layer.qkv, layer.out, layer.up, layer.down
+        mixer = layer.mixer
+        self.number, self.out, self.up, self.down = mixer.number, mixer.out, layer.up, layer.down
         self.attention_norm = _Norm.of(layer.attention_norm)
         self.mlp_norm = None if layer.mlp_norm is None else _Norm.of(layer.mlp_norm)
-        self.head_scales = np.empty((0, 0), np.float32) if layer.head_scales is None else layer.head_scales.numpy()
+        self.head_scales, self.kernel = np.empty((0, 0), np.float32), None
+        if isinstance(mixer, DecoderAttention):
+            self.into = mixer.qkv
+            if mixer.head_scales is not None:
+                self.head_scales = mixer.head_scales.numpy()
+        else:
+            self.into, self.kernel = mixer.in_proj, mixer.kernel.numpy()
 
 
 class CpuDecoder(Decoder):
@@ -69,15 +76,19 @@ class CpuDecoder(Decoder):
         x = embedded.numpy()
         cosine, sine = self._angle_arrays(positions)
         is_half = config.position_encoding == "rope_half"
-        y, heads_out, inner = (np.empty((N, width), np.float32) for width in (D, H * d, config.d_ff))
+        y, heads_out, convolved, inner = (np.empty((N, width), np.float32) for width in (D, H * d, D, config.d_ff))
         q, k, v = (np.empty((N, n, d), np.float32) for n in (H, K, K))
-        for number, layer in enumerate(self._arrays):
+        for layer in self._arrays:
             norm = layer.attention_norm
             kernels.normalize(x, norm.weight, norm.bias, norm.eps, norm.is_rms, y)
-            product = layer.qkv.apply(y)
-            kernels.split_heads(product, layer.head_scales, config.norm_eps, cosine, sine, is_half, q, k, v)
-            attend.attend_arrays(number, q, k, v, heads_out)
-            attended = x + layer.out.apply(heads_out)
+            product = layer.into.apply(y)
+            if layer.kernel is None:
+                kernels.split_heads(product, layer.head_scales, config.norm_eps, cosine, sine, is_half, q, k, v)
+                attend.attend_arrays(layer.number, q, k, v, heads_out)
+                attended = x + layer.out.apply(heads_out)
+            else:
+                attend.convolve_arrays(layer.number, product, layer.kernel, convolved)
+                attended = x + layer.out.apply(convolved)
             if (second := layer.mlp_norm) is not None:
                 kernels.normalize(attended, second.weight, second.bias, second.eps, second.is_rms, y)
             kernels.activate(layer.up.apply(y), self._activation, inner)

@@ -165,6 +165,32 @@ def attend(
 
 
 @_compiled
+def convolve(product: Array, kernel: Array, slots: Array, earlier: Array, inputs: Array, out: Array) -> None:
+    """A short convolution with its gates: the joint projection `product` (N, 3 D), gates and inputs, to `out` (N, D).
+
+    `kernel` is (D, W). Gated inputs are stored in the places `slots` (N,) of `inputs` (S, D). The tokens before token n are
+    in the places `earlier[n]` (W - 1), the nearest first; -1 where there is none.
+    """
+    n_tokens, width = out.shape
+    last = kernel.shape[1] - 1
+    for n in range(n_tokens):
+        row, stored = product[n], inputs[slots[n]]
+        for i in range(width):
+            stored[i] = row[i] * row[2 * width + i]
+    for n in range(n_tokens):
+        row, y, stored = product[n], out[n], inputs[slots[n]]
+        for i in range(width):
+            y[i] = stored[i] * kernel[i, last]
+        for distance in range(1, last + 1):
+            if earlier[n, distance - 1] >= 0:
+                before = inputs[earlier[n, distance - 1]]
+                for i in range(width):
+                    y[i] += before[i] * kernel[i, last - distance]
+        for i in range(width):
+            y[i] *= row[width + i]
+
+
+@_compiled
 def store(k: Array, v: Array, slots: Array, keys: Array, values: Array) -> None:
     """Stores k and v (N, K, d) in the places `slots` (N,) of `keys` and `values` (S, K, d)."""
     for n in range(slots.shape[0]):

@@ -17,8 +17,10 @@ from codekiln.extras import import_optional
 from codekiln.model.cache import Attend
 from codekiln.model.transformer import (
     POSITION_OFFSET,
+    Attention,
     Block,
     RMSNorm,
+    ShortConvolution,
     Transformer,
     sinusoids,
 )
@@ -88,18 +90,13 @@ def _linear_of(precision: Precision) -> Callable[[Tensor, Tensor | None], Linear
             assert_never(precision)
 
 
-class DecoderLayer:
-    """A block of the transformer with the projections of queries, keys and values in one, and of gate and up in one."""
+class DecoderAttention:
+    """Attention with the projections of queries, keys and values in one. `number` counts the layers with attention."""
 
-    def __init__(self, block: Block, layer: int, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
-        attention, mlp = block.attention, block.mlp
-        self.layer, self.config = layer, attention.config
+    def __init__(self, attention: Attention, number: int, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
+        self.number, self.config = number, attention.config
         self.qkv = linear(*_concatenate(attention.q, attention.k, attention.v))
         self.out = linear(attention.out.weight, attention.out.bias)
-        self.up = linear(*(_concatenate(mlp.up) if mlp.gate is None else _concatenate(mlp.gate, mlp.up)))
-        self.down = linear(mlp.down.weight, mlp.down.bias)
-        self.activation, self.is_gated = mlp.activation, mlp.gate is not None
-        self.attention_norm, self.mlp_norm = block.attention_norm, block.mlp_norm
         self.head_scales: Tensor | None = None  # of QK-norm, (H + K, d_head)
         if isinstance(attention.q_norm, RMSNorm) and isinstance(attention.k_norm, RMSNorm):
             q_scale = attention.q_norm.weight.expand(self.config.n_heads, -1)
@@ -110,13 +107,52 @@ class DecoderLayer:
         """x (N, D) to (N, D)."""
         config = self.config
         H, K = config.n_heads, config.n_kv_heads
-        y = self.attention_norm(x)
-        heads = self.qkv(y).view(-1, H + 2 * K, config.d_head)
+        heads = self.qkv(x).view(-1, H + 2 * K, config.d_head)
         qk = heads[:, : H + K]
         if self.head_scales is not None:
             qk = F.rms_norm(qk, (config.d_head,), None, config.norm_eps) * self.head_scales
         qk = rotate(qk)
-        attended = x + self.out(attend(self.layer, qk[:, :H], qk[:, H:], heads[:, H + K :]))
+        return self.out(attend(self.number, qk[:, :H], qk[:, H:], heads[:, H + K :]))
+
+
+class DecoderConvolution:
+    """A short convolution. `number` counts the layers with one."""
+
+    def __init__(
+        self, convolution: ShortConvolution, number: int, linear: Callable[[Tensor, Tensor | None], Linear]
+    ) -> None:
+        self.number = number
+        self.in_proj = linear(convolution.in_proj.weight, None)
+        self.kernel = convolution.kernel.weight.squeeze(1).contiguous()  # (D, W)
+        self.out = linear(convolution.out.weight, None)
+
+    def __call__(self, x: Tensor, attend: Attend) -> Tensor:
+        """x (N, D) to (N, D)."""
+        gate_before, gate_after, inner = self.in_proj(x).chunk(3, dim=-1)
+        return self.out(gate_after * attend.convolve(self.number, gate_before * inner, self.kernel))
+
+
+class DecoderLayer:
+    """A block of the transformer with the projections of gate and up in one."""
+
+    def __init__(self, block: Block, number: int, linear: Callable[[Tensor, Tensor | None], Linear]) -> None:
+        mlp = block.mlp
+        self.mixer: DecoderAttention | DecoderConvolution
+        if block.attention is not None:
+            self.mixer = DecoderAttention(block.attention, number, linear)
+        else:
+            assert block.convolution is not None
+            self.mixer = DecoderConvolution(block.convolution, number, linear)
+        self.up = linear(*(_concatenate(mlp.up) if mlp.gate is None else _concatenate(mlp.gate, mlp.up)))
+        self.down = linear(mlp.down.weight, mlp.down.bias)
+        self.activation, self.is_gated = mlp.activation, mlp.gate is not None
+        self.attention_norm, self.mlp_norm = block.attention_norm, block.mlp_norm
+
+    def __call__(self, x: Tensor, rotate: Callable[[Tensor], Tensor], attend: Attend) -> Tensor:
+        """x (N, D) to (N, D)."""
+        y = self.attention_norm(x)
+        mixer = self.mixer
+        attended = x + (mixer(y, rotate, attend) if isinstance(mixer, DecoderAttention) else mixer(y, attend))
         inner = self.up(y if self.mlp_norm is None else self.mlp_norm(attended))
         if self.is_gated:
             gate, up = inner.chunk(2, -1)
@@ -137,7 +173,12 @@ class Decoder:
             model = model.to(dtype)
             self.embedding = model.embedding.weight
             blocks = [block for block in model.blocks if isinstance(block, Block)]
-            self.layers = [DecoderLayer(block, layer, linear) for layer, block in enumerate(blocks)]
+            n_before = {True: 0, False: 0}  # layers with attention, and with a convolution
+            self.layers = []
+            for block in blocks:
+                has_attention = block.attention is not None
+                self.layers.append(DecoderLayer(block, n_before[has_attention], linear))
+                n_before[has_attention] += 1
             self.norm = model.norm
             self._head = linear(model.lm_head.weight, model.lm_head.bias)
             self.angles = self._rotary_table() if model.config.n_rotary else None

@@ -7,11 +7,15 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from codekiln.model.configs import Initialization, ModelConfig
+from codekiln.model.configs import Initialization, Lfm2Config, ModelConfig
 from codekiln.model.transformer import Transformer
 
 INIT_STD = 0.02
-_INTO_RESIDUAL = ("attention.out.weight", "mlp.down.weight")  # what blocks add to the residual stream
+_INTO_RESIDUAL = (
+    "attention.out.weight",
+    "convolution.out.weight",
+    "mlp.down.weight",
+)  # what blocks add to the residual stream
 
 
 def init_weights(
@@ -24,7 +28,8 @@ def init_weights(
     """Fills a model with random weights. Biases start at zero, norms at one.
 
     "codekiln": normal with std 0.02, and zero for projections into the residual stream, so that blocks start as the identity.
-    An untied embedding has std 1, because norms rescale what blocks read, and its output layer starts at zero.
+    An untied embedding has std 1, because norms rescale what blocks read, and its output layer starts at zero. A convolution of
+    width W has std 1 / sqrt(W).
 
     "jaxformer", CodeGen's code: normal, truncated at two standard deviations. The std is 1 / sqrt(inputs); for projections
     into the residual stream 2 / (layers * sqrt(d_model)), and for the embedding 1 / sqrt(vocabulary).
@@ -57,6 +62,8 @@ def init_weights(
 def _codekiln_std(name: str, config: ModelConfig) -> float:
     if name.endswith((*_INTO_RESIDUAL, "lm_head.weight")):
         return 0.0
+    if isinstance(config, Lfm2Config) and name.endswith("convolution.kernel.weight"):
+        return 1 / math.sqrt(config.conv_width)
     return 1.0 if name == "embedding.weight" and not config.tie_embeddings else INIT_STD
 
 

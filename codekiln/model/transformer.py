@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codekiln.model.configs import ModelConfig
+from codekiln.model.configs import Lfm2Config, ModelConfig
 from codekiln.model.varlen_attention import document_attention
 
 POSITION_OFFSET = 2  # in fairseq, positions begin after a padding row (InCoder's code)
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         if rotary is not None:
             rotate = rotate_halves if config.position_encoding == "rope_half" else rotate_pairs
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if document_ids is not None:
+        if document_ids is not None and mask is None:
             y = document_attention(q, k, v, document_ids)
         else:
             grouped = config.n_heads != config.n_kv_heads
@@ -92,6 +92,33 @@ class Attention(nn.Module):
                 enable_gqa=grouped,
             )
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, -1))
+        return out
+
+
+class ShortConvolution(nn.Module):
+    """A causal convolution of each channel, between two gates that are computed from the same input (LFM2)."""
+
+    def __init__(self, config: Lfm2Config) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        # Its weight is (D, 1, W), of the oldest token first.
+        self.kernel = nn.Conv1d(config.d_model, config.d_model, config.conv_width, groups=config.d_model, bias=False)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x: Tensor, document_ids: Tensor | None) -> Tensor:
+        """x (B, T, D) to (B, T, D). With `document_ids` (B, T), tokens of other documents are not read."""
+        T = x.shape[1]
+        gate_before, gate_after, inner = self.in_proj(x).chunk(3, dim=-1)
+        gated = gate_before * inner
+        weights = self.kernel.weight.squeeze(1).to(gated.dtype)
+        y = gated * weights[:, -1]
+        for distance in range(1, weights.shape[1]):
+            earlier = F.pad(gated, (0, 0, distance, 0))[:, :T]
+            if document_ids is not None:
+                is_same = F.pad(document_ids, (distance, 0), value=-2)[:, :T] == document_ids
+                earlier = earlier * is_same[..., None]
+            y = y + earlier * weights[:, -1 - distance]
+        out: Tensor = self.out(gate_after * y)
         return out
 
 
@@ -113,12 +140,15 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and a pre-norm feed-forward layer, one after the other or in parallel on one norm."""
+    """Pre-norm attention, or a short convolution, and a pre-norm feed-forward layer, one after the other or in parallel on one
+    norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
-        self.attention = Attention(config)
+        has_attention = layer in config.attention_numbers
+        self.attention = Attention(config) if has_attention else None
+        self.convolution = ShortConvolution(config) if not has_attention and isinstance(config, Lfm2Config) else None
         self.mlp_norm = None if config.parallel_residual else _norm(config)
         self.mlp = FeedForward(config)
         self.dropout = 0.0  # of what each layer adds to the residual stream, in training
@@ -131,7 +161,12 @@ class Block(nn.Module):
         document_ids: Tensor | None,
     ) -> Tensor:
         y = self.attention_norm(x)
-        attended = x + _drop(self.attention(y, rotary, mask, document_ids), self)
+        if self.attention is not None:
+            mixed = self.attention(y, rotary, mask, document_ids)
+        else:
+            assert self.convolution is not None
+            mixed = self.convolution(y, document_ids)
+        attended = x + _drop(mixed, self)
         out: Tensor = attended + _drop(self.mlp(y if self.mlp_norm is None else self.mlp_norm(attended)), self)
         return out
 
@@ -170,7 +205,7 @@ class Transformer(nn.Module):
         if not weight.is_meta:  # there `normal_` does nothing, but imports PyTorch's compiler, which takes a second
             nn.init.normal_(weight)
         self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = _norm(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.has_head_bias)
         self.cross_entropy = CrossEntropy()
@@ -231,7 +266,7 @@ class Transformer(nn.Module):
                 positions = positions_within(document_ids)
             drops_attention = self.training and self.attention_dropout > 0
             if ids.device.type != "cpu" or drops_attention:  # varlen attention is for CPUs, and drops nothing
-                mask, document_ids = _mask_within(document_ids), None
+                mask = _mask_within(document_ids)
         if positions is None:
             positions = torch.arange(T, device=ids.device).expand(B, T)
         x = self.embedding(ids) * config.embedding_scale

@@ -82,6 +82,7 @@ def _tokenizer(tokenizer: JsonObject) -> str:
 
 _ARCHITECTURES = {
     "KilnConfig": "kiln: RMSNorm, rotary, grouped-query attention, SwiGLU; as Qwen3, Qwen2 or Llama",
+    "Lfm2Config": "LFM2: RMSNorm, short gated convolutions and grouped-query attention, rotary, SwiGLU",
     "CodeGenConfig": "CodeGen: LayerNorm, attention and feed-forward layer in parallel, partly rotary, GELU; as GPT-J",
     "StarCoder2Config": "StarCoder2: LayerNorm, rotary, grouped-query attention, GELU",
     "InCoderConfig": "InCoder: LayerNorm, sinusoids, GELU, tied embeddings; as XGLM",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from codekiln.extras import import_optional
 from codekiln.train.config import LoraConfig
 
-TARGETS = r"blocks\.\d+\.(attention\.(q|k|v|out)|mlp\.(gate|up|down))"
+TARGETS = r"blocks\.\d+\.(attention\.(q|k|v|out)|convolution\.(in_proj|out)|mlp\.(gate|up|down))"
 _ADAPTER = "default"  # the name that PEFT gives a single adapter
 
 

@@ -43,9 +43,9 @@ def _build_muon(model: nn.Module, config: MuonConfig) -> tuple[torch.optim.Optim
     tables = {name: weight for name, weight in named if weight.ndim == 2 and not name.startswith("blocks.")}
     # A tied output layer has the name of the embedding.
     embedding = [tables.pop("embedding.weight")] if "lm_head.weight" in tables else []
-    vectors = [weight for _, weight in named if weight.ndim < 2]
+    others = [weight for _, weight in named if weight.ndim != 2]  # norms, biases and kernels of convolutions
     muon = Muon(matrices, lr=config.muon_lr, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay)
-    groups: list[dict[str, Any]] = [{"params": [*tables.values()]}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": [*tables.values()]}, {"params": others, "weight_decay": 0.0}]
     if embedding:
         groups.append({"params": embedding, "lr": config.embedding_lr, "weight_decay": 0.0})
     adamw = torch.optim.AdamW(

@@ -32,7 +32,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from codekiln.errors import ConfigError, RankError
-from codekiln.model.configs import ModelConfig
+from codekiln.model.configs import Lfm2Config, ModelConfig
 from codekiln.model.transformer import Transformer
 
 # A rank that waits this long in a collective gives up. torchrun notices a rank that died at once.
@@ -199,6 +199,8 @@ def parallelize_model(model: Transformer, world: World) -> None:
         return
     n_tensor = mesh["tensor"].size()
     if n_tensor > 1:
+        if isinstance(config, Lfm2Config):
+            raise ConfigError("the layers of lfm2 cannot be split over tensor-parallel ranks: use --tensor-parallel 1")
         for name in ("n_heads", "n_kv_heads", "d_ff"):
             if getattr(config, name) % n_tensor:
                 raise ConfigError(

@@ -13,7 +13,7 @@ from unittest import mock
 
 from torch.distributed.tensor import DTensor
 
-from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, ModelConfig
+from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, Lfm2Config, ModelConfig
 from codekiln.model.tensors import named_weights, save_safetensors
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.config import AdamWConfig, MuonConfig, RuntimeConfig, TrainConfig
@@ -29,6 +29,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "kiln": KilnConfig(**SHAPE, n_kv_heads=2, d_head=16, d_ff=64),
     "kiln, untied": KilnConfig(**SHAPE, n_kv_heads=2, d_head=16, d_ff=64, tie_embeddings=False),
     "codegen": CodeGenConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128, rotary_dim=4),
+    "lfm2": Lfm2Config(**SHAPE, n_kv_heads=2, d_head=8, d_ff=64, attention_layers=(1,)),
     "incoder": InCoderConfig(**SHAPE, n_kv_heads=4, d_head=8, d_ff=128),
 }
 

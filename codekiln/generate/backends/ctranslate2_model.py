@@ -15,6 +15,7 @@ import torch
 from ctranslate2.specs import attention_spec, common_spec, transformer_spec
 from torch import Tensor, nn
 
+from codekiln.errors import ConfigError
 from codekiln.files import read_json, write_json
 from codekiln.folders import atomic_folder
 from codekiln.generate.model_cache import model_cache_path
@@ -76,7 +77,12 @@ def _agreement(path: Path, sequences: Sequence[Sequence[int]]) -> float:
 
 
 def write_ctranslate2(model: Transformer, n_ids: int, path: Path) -> None:
-    """Writes a model in a folder. Rows of the embedding and the output layer from `n_ids` on are left out."""
+    """Writes a model in a folder. Rows of the embedding and the output layer from `n_ids` on are left out.
+
+    Raises ConfigError for a model with convolutions.
+    """
+    if len(model.config.attention_numbers) < model.config.n_layers:
+        raise ConfigError("CTranslate2 has no short convolutions: use --backend torch or --backend llama.cpp")
     spec = _specification(model, n_ids)
     spec.validate()
     spec.optimize()
@@ -126,6 +132,7 @@ def _specification(model: Transformer, n_ids: int) -> transformer_spec.Transform
 
 def _set_block(layer: transformer_spec.TransformerDecoderLayerSpec, block: Block, config: ModelConfig) -> None:
     attention, mlp = block.attention, block.mlp
+    assert attention is not None
     if block.mlp_norm is None:
         _set_norm(layer.shared_layer_norm, block.attention_norm)
     else:
