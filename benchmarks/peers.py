@@ -16,3 +16,12 @@ def nanogpt(path: Path, *, context: int, vocab_size: int, n_layers: int, n_heads
     spec.loader.exec_module(module)
     model: nn.Module = module.GPT(module.GPTConfig(context, vocab_size, n_layers, n_heads, d_model, 0.0, bias=False))
     return model
+
+
+def nanochat(*, context: int, vocab_size: int, n_layers: int, n_heads: int, d_model: int) -> nn.Module:
+    """nanochat's model with random weights. Its repository must be on PYTHONPATH. All layers see the whole context."""
+    module = importlib.import_module("nanochat.gpt")
+    config = module.GPTConfig(context, vocab_size, n_layers, n_heads, n_heads, d_model, window_pattern="L")
+    model: nn.Module = module.GPT(config)
+    model.init_weights()  # type: ignore[operator]
+    return model

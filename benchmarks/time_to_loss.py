@@ -1,23 +1,30 @@
-"""Loss after equal time: Codekiln in a third of the time, against nanoGPT and Transformers' CodeGen.
+"""Loss after equal processor time: Codekiln against nanochat, nanoGPT and Transformers' CodeGen.
 
-Run: `python benchmarks/time_to_loss.py RUN --nanogpt model.py [--seconds 180] [--size 1M]`. RUN is a finished run of the
-demo, whose corpus is read. `model.py` is the file of nanoGPT's repository. All models have the shape of the demo's model, or
-of `--size`, and see the same documents. The peers are compiled and train for `--seconds` with AdamW as nanoGPT trains small
-models: warm-up, then a cosine to a tenth, at two learning rates. Codekiln trains for a third of that time. The first step,
-which compiles, is not timed. Bits per byte are measured on the same held-out documents, left to right, in windows of 256
-tokens.
+Run: `python benchmarks/time_to_loss.py RUN --nanochat FOLDER [--nanogpt FILE] [--size 1M] [--seconds 60 240] [--seeds 0 1 2]`.
+RUN is a run of the demo with a corpus, whose training split all contenders read. FOLDER is nanochat's repository, FILE is
+`model.py` of nanoGPT's. All models have the number of layers and the width of the demo's model, or of `--size`.
+
+Each contender is a process with one thread, and two run at a time, so that both have the same machine. Seconds are
+processor seconds of training steps; the first steps, which compile, are not counted. Peers are compiled. nanoGPT and
+Transformers' CodeGen train with AdamW as nanoGPT trains small models, at two learning rates. nanochat trains with its own
+optimizer and schedules, in two settings, the best that were found: its rates as they are with 8 sequences per step, and half
+of them with 4 (it scales rates by the root of the batch size). Bits per byte are measured on the same held-out documents, left
+to right, in windows of 256 tokens.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,9 +37,9 @@ from torch import Tensor, nn
 
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.sample import balanced_sample
-from codekiln.metrics_log import bits_per_byte, read_metrics
-from codekiln.model.configs import ModelConfig, kiln
-from codekiln.recipes.demo import demo
+from codekiln.metrics_log import bits_per_byte
+from codekiln.model.configs import ModelConfig
+from codekiln.recipes.demo import demo, demo_model
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.codegen import load_pretrained
 from codekiln.tokenizer.config import TokenizerConfig
@@ -42,21 +49,28 @@ from codekiln.train.loop import train
 from codekiln.train.objectives import NextToken
 from codekiln.train.prepare import open_token_shards, prepare_shards
 
-CONTEXT, ROWS = 256, 16
-N_TEXTS, TEXT_CHARACTERS = 150, 4000
-RATES = (1e-3, 3e-3)
-PEERS = (
-    ("nanoGPT", "ours"),
-    ("nanoGPT", "codegen-nl"),
-    ("Transformers' CodeGen", "codegen"),
-)
+CONTEXT = 256
+N_TEXTS, TEXT_CHARACTERS = 100, 4000
+MICRO_ROWS = 8  # sequences of a forward pass
+N_WARM_STEPS = 20  # of ours, before its speed is measured
 
 
-def shape(size: str) -> ModelConfig:
-    if size == "1M":
-        return demo().model
-    config = kiln(size, vocab_size=demo().model.vocab_size, context_length=CONTEXT)
-    return dataclasses.replace(config, tie_embeddings=True)
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A way to train. `rate` is the learning rate, or for nanochat the factor of its rates."""
+
+    name: str
+    tokenizer: str
+    rate: float
+    rows: int
+
+
+OURS = Contender("Codekiln", "ours", 1.0, demo().train.global_batch_size)
+NANOCHAT = [Contender("nanochat", "ours", 1.0, 8), Contender("nanochat", "ours", 0.5, 4)]
+NANOGPT = [Contender("nanoGPT", "ours", rate, 16) for rate in (1e-3, 3e-3)]
+CODEGEN = [Contender("Transformers' CodeGen", "codegen", rate, 16) for rate in (1e-3, 3e-3)]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Update = Callable[[int, float], None]
 
 
 def held_out_bits(logits_of: Callable[[Tensor], Tensor], tokenizer: Tokenizer, texts: Sequence[str]) -> float:
@@ -67,35 +81,85 @@ def held_out_bits(logits_of: Callable[[Tensor], Tensor], tokenizer: Tokenizer, t
         windows += [ids[at : at + CONTEXT + 1] for at in range(0, len(ids) - 1, CONTEXT)]
     nats = 0.0
     with torch.no_grad():
-        for start in range(0, len(windows), ROWS):
-            rows = windows[start : start + ROWS]
-            padded = torch.zeros(ROWS, CONTEXT + 1, dtype=torch.long)
-            known = torch.zeros(ROWS, CONTEXT)
+        for start in range(0, len(windows), MICRO_ROWS):
+            rows = windows[start : start + MICRO_ROWS]
+            padded = torch.zeros(MICRO_ROWS, CONTEXT + 1, dtype=torch.long)
+            known = torch.zeros(MICRO_ROWS, CONTEXT)
             for r, row in enumerate(rows):
                 padded[r, : len(row)] = torch.tensor(row)
                 known[r, : len(row) - 1] = 1
-            logits = logits_of(padded[:, :-1]).float().flatten(0, 1)
+            logits = logits_of(padded[:, :-1].contiguous()).float().flatten(0, 1)
             losses = F.cross_entropy(logits, padded[:, 1:].flatten(), reduction="none")
             nats += float((losses * known.flatten()).sum())
     return bits_per_byte(nats, sum(len(text.encode()) for text in texts))
 
 
-def peer(name: str, config: ModelConfig, vocab_size: int, nanogpt: Path) -> tuple[nn.Module, Callable[..., Any]]:
-    """A peer's model, and what computes (logits, loss) of ids and targets."""
-    if name == "nanoGPT":
-        model = peers.nanogpt(
-            nanogpt,
-            context=CONTEXT,
-            vocab_size=vocab_size,
-            n_layers=config.n_layers,
-            n_heads=config.n_heads,
-            d_model=config.d_model,
-        )
-        return model, torch.compile(model)
+def nanochat(config: ModelConfig, vocab_size: int, factor: float) -> tuple[nn.Module, Loss, Update]:
+    """Its model, and its optimizer with the schedules of its base_train.py. `factor` scales its learning rates."""
+    model: Any = peers.nanochat(
+        context=CONTEXT,
+        vocab_size=vocab_size,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        d_model=config.d_model,
+    )
+    optimizer = model.setup_optimizer(
+        unembedding_lr=0.008 * factor, embedding_lr=0.3 * factor, matrix_lr=0.02 * factor, scalar_lr=0.5 * factor
+    )
+    compiled = torch.compile(model, dynamic=False)
+
+    def update(step: int, share: float) -> None:
+        decay = max(0.0, (share - 0.35) / 0.65)
+        # 10 steps of warm-up instead of 40: the shortest runs have 60 steps.
+        lr_factor = min(1.0, (step + 1) / 10) * (1 - 0.95 * decay)
+        momentum = 0.85 + 0.12 * min(1.0, step / 400)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * lr_factor
+            if group["kind"] == "muon":
+                group["momentum"] = min(momentum, 0.97 - 0.07 * decay)
+                group["weight_decay"] = 0.28 * 0.5 * (1 + math.cos(math.pi * share))
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+
+    return model, compiled, update
+
+
+def adamw(model: nn.Module, rate: float) -> Update:
+    """AdamW as nanoGPT trains small models: warm-up, then a cosine to a tenth."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
+
+    def update(step: int, share: float) -> None:
+        factor = share / 0.02 if share < 0.02 else 0.1 + 0.45 * (1 + math.cos(math.pi * (share - 0.02) / 0.98))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * max(factor, 0.01)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return update
+
+
+def nanogpt(config: ModelConfig, vocab_size: int, file: Path) -> tuple[nn.Module, Loss, Callable[[Tensor], Tensor]]:
+    model = peers.nanogpt(
+        file,
+        context=CONTEXT,
+        vocab_size=vocab_size,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        d_model=config.d_model,
+    )
+    compiled: Any = torch.compile(model)
+    return model, lambda ids, targets: compiled(ids, targets)[1], lambda ids: compiled(ids, ids)[0]
+
+
+def codegen(config: ModelConfig, vocab_size: int) -> tuple[nn.Module, Loss, Callable[[Tensor], Tensor]]:
     import transformers  # noqa: PLC0415 - in its own process alone
 
-    # Its heads come in groups of four.
-    heads = max(4, config.n_heads)
+    heads = max(4, config.n_heads)  # its heads come in groups of four
     model = transformers.CodeGenForCausalLM(
         transformers.CodeGenConfig(
             vocab_size=vocab_size,
@@ -108,133 +172,169 @@ def peer(name: str, config: ModelConfig, vocab_size: int, nanogpt: Path) -> tupl
         )
     )
 
-    def both(ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(input_ids=ids, use_cache=False).logits
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    def forward(ids: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits
 
-    return model, torch.compile(both)
+    logits_of: Any = torch.compile(forward)
+    return model, lambda ids, targets: F.cross_entropy(logits_of(ids).flatten(0, 1), targets.flatten()), logits_of
 
 
-def train_peer(
-    name: str, config: ModelConfig, folder: Path, texts: Sequence[str], seconds: float, rate: float, nanogpt: Path
-) -> dict[str, float]:
+def train_peer(contender: Contender, config: ModelConfig, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     vocab_size = -(-tokenizer.vocab_size // 64) * 64
-    torch.manual_seed(0)
-    model, both = peer(name, config, vocab_size, nanogpt)
+    torch.manual_seed(seed)
+    match contender.name:
+        case "nanochat":
+            model, loss_of, update = nanochat(config, vocab_size, contender.rate)
+            logits_of: Any = loss_of
+        case "nanoGPT":
+            model, loss_of, logits_of = nanogpt(config, vocab_size, Path(os.environ["NANOGPT"]))
+            update = adamw(model, contender.rate)
+        case _:
+            model, loss_of, logits_of = codegen(config, vocab_size)
+            update = adamw(model, contender.rate)
     shards = open_token_shards(folder / "tokens", "train")
-    order = np.random.default_rng(0).permutation(shards.n_documents)
+    order = np.random.default_rng(seed).permutation(shards.n_documents)
     stream = np.concatenate(
         [part for i in order.tolist() for part in ([tokenizer.eos_id], shards.slice(i, 0, int(shards.lengths()[i])))]
     ).astype(np.int64)
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng((seed, 1))
+    n_parts = max(1, contender.rows // MICRO_ROWS)
     used, n_steps = 0.0, 0
     while used < seconds:
-        begun = time.perf_counter()
-        starts = rng.integers(0, len(stream) - CONTEXT - 1, ROWS)
-        ids = torch.from_numpy(np.stack([stream[at : at + CONTEXT + 1] for at in starts]))
-        share = used / seconds
-        factor = share / 0.02 if share < 0.02 else 0.1 + 0.45 * (1 + math.cos(math.pi * (share - 0.02) / 0.98))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * max(factor, 0.01)
-        both(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())[1].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        used += time.perf_counter() - begun if n_steps else 0.0
+        begun = time.process_time()
+        for _ in range(n_parts):
+            starts = rng.integers(0, len(stream) - CONTEXT - 1, contender.rows // n_parts)
+            ids = torch.from_numpy(np.stack([stream[at : at + CONTEXT + 1] for at in starts]))
+            loss = loss_of(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()) / n_parts
+            loss.backward()  # type: ignore[no-untyped-call]
+        update(n_steps, used / seconds)
+        used += time.process_time() - begun if n_steps else 0.0
         n_steps += 1
-    bits = held_out_bits(lambda ids: both(ids.contiguous(), ids.contiguous())[0], tokenizer, texts)
+    bits = held_out_bits(logits_of, tokenizer, held_out_texts(folder))
     parameters = sum(p.numel() for p in model.parameters())
-    return {"bits": bits, "tokens": n_steps * ROWS * CONTEXT, "seconds": used, "parameters": parameters}
+    return {"bits": bits, "tokens": n_steps * contender.rows * CONTEXT, "seconds": used, "parameters": parameters}
 
 
-def train_ours(config: ModelConfig, folder: Path, texts: Sequence[str], seconds: float) -> dict[str, float]:
-    """By our trainer, on as many tokens as the seconds are enough for at the speed of twenty steps before."""
+def train_ours(config: ModelConfig, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
+    """By our trainer, on as many tokens as the seconds are enough for at the speed of some steps before."""
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     plan = dataclasses.replace(
-        demo().train,
-        objective=NextToken(),
-        global_batch_size=ROWS,
-        eval_every=10**6,
-        eval_sequences=1,
-        save_every=10**6,
+        demo().train, objective=NextToken(), eval_every=10**6, eval_sequences=1, save_every=10**6, seed=seed
     )
-    speed = 1.0
-    for n_tokens in (20 * ROWS * CONTEXT, None):
-        with tempfile.TemporaryDirectory() as run:
+    step_tokens = plan.global_batch_size * CONTEXT
+
+    def run(n_steps: int) -> tuple[nn.Module, float]:
+        """The model, and the processor seconds of its training, with those of the start and the end."""
+        begun = time.process_time()
+        with tempfile.TemporaryDirectory() as temporary:
             model = train(
-                dataclasses.replace(plan, total_tokens=n_tokens or int(speed * seconds)),
+                dataclasses.replace(plan, total_tokens=n_steps * step_tokens),
                 config,
                 tokens=folder / "tokens",
                 tokenizer=tokenizer,
-                run=Path(run),
-                runtime=RuntimeConfig(),
+                run=Path(temporary),
+                runtime=RuntimeConfig(micro_batch_tokens=MICRO_ROWS * CONTEXT),
                 inputs={},
             )
-            rows = read_metrics(Path(run) / "metrics.jsonl")
-        speed = ROWS * CONTEXT / statistics.median(row["seconds"] for row in rows[1:])
-    bits = held_out_bits(model, tokenizer, texts)
-    used = sum(row["seconds"] for row in rows[1:])
-    return {"bits": bits, "tokens": rows[-1]["tokens"], "seconds": used, "parameters": config.n_parameters}
+        return model, time.process_time() - begun
+
+    run(1)  # compiles
+    few, many = (run(n)[1] for n in (N_WARM_STEPS, 3 * N_WARM_STEPS))
+    step_seconds = (many - few) / (2 * N_WARM_STEPS)
+    n_steps = round(seconds / step_seconds)
+    model, total = run(n_steps)
+    used = total - (few - N_WARM_STEPS * step_seconds)
+    bits = held_out_bits(model, tokenizer, held_out_texts(folder))
+    return {"bits": bits, "tokens": n_steps * step_tokens, "seconds": used, "parameters": config.n_parameters}
+
+
+def held_out_texts(folder: Path) -> list[str]:
+    texts: list[str] = json.loads((folder / "texts.json").read_text())
+    return texts
+
+
+def prepare(run: Path, name: str, folder: Path) -> None:
+    """A tokenizer, the shards of the corpus in its ids, and the held-out texts."""
+    folder.mkdir()
+    if name == "ours":
+        sample = [document.text for document in balanced_sample(run / "corpus", "train", 6_000_000, 0)]
+        tokenizer = train_tokenizer(TokenizerConfig(vocab_size=demo().model.vocab_size), sample)
+    else:
+        tokenizer = load_pretrained(name)
+    tokenizer.save(folder / "tokenizer.json")
+    prepare_shards(run / "corpus", folder / "tokenizer.json", folder / "tokens")
+    # Every fourth document, so that many repositories are in it.
+    documents = islice(read_documents(run / "corpus", "validation"), 0, 4 * N_TEXTS, 4)
+    (folder / "texts.json").write_text(json.dumps([document.text[:TEXT_CHARACTERS] for document in documents]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="model.py of nanoGPT")
-    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--nanochat", type=Path, help="nanochat's repository")
+    parser.add_argument("--nanogpt", type=Path, help="model.py of nanoGPT")
+    parser.add_argument("--codegen", action="store_true", help="also Transformers' CodeGen")
     parser.add_argument("--size", default="1M")
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of the peers")
-    parser.add_argument("--work", nargs=4, help="be one contender: name, folder, seconds, rate")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60.0, 240.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", nargs=4, help="be one contender: its fields, folder, seconds and seed")
     arguments = parser.parse_args()
-    config = shape(arguments.size)
-    documents = islice(read_documents(arguments.run / "corpus", "validation"), N_TEXTS)
-    texts = [document.text[:TEXT_CHARACTERS] for document in documents]
+    config = demo_model(arguments.size)
     if arguments.work:
-        name, folder, seconds, rate = arguments.work
-        if name == "ours":
-            found = train_ours(config, Path(folder), texts, float(seconds))
+        torch.set_num_threads(1)
+        fields, folder, seconds, seed = arguments.work
+        contender = Contender(**json.loads(fields))
+        if contender == OURS:
+            found = train_ours(config, Path(folder), float(seconds), int(seed))
         else:
-            found = train_peer(name, config, Path(folder), texts, float(seconds), float(rate), arguments.nanogpt)
+            found = train_peer(contender, config, Path(folder), float(seconds), int(seed))
         print(json.dumps(found))
         return
+    contenders = [
+        OURS,
+        *(NANOCHAT if arguments.nanochat else []),
+        *(NANOGPT if arguments.nanogpt else []),
+        *(CODEGEN if arguments.codegen else []),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NANOGPT": str(arguments.nanogpt), "NANOCHAT_DTYPE": "float32"}
+    environment["PYTHONPATH"] = str(arguments.nanochat)
     with tempfile.TemporaryDirectory() as temporary:
-        folders = {name: Path(temporary) / name for name in ("ours", "codegen-nl", "codegen")}
-        for name, folder in folders.items():
-            folder.mkdir()
-            if name == "ours":
-                sample = [
-                    document.text for document in balanced_sample(arguments.run / "corpus", "train", 6_000_000, 0)
-                ]
-                train_tokenizer(TokenizerConfig(vocab_size=demo().model.vocab_size), sample).save(
-                    folder / "tokenizer.json"
-                )
-            else:
-                load_pretrained(name).save(folder / "tokenizer.json")
-            prepare_shards(arguments.run / "corpus", folder / "tokenizer.json", folder / "tokens")
+        for name in {contender.tokenizer for contender in contenders}:
+            prepare(arguments.run, name, Path(temporary) / name)
+        results: dict[tuple[Contender, float], list[float]] = defaultdict(list)
 
-        def result(name: str, tokenizer: str, seconds: float, rate: float) -> float:
-            work = ["--work", name, str(folders[tokenizer]), str(seconds), str(rate)]
-            command = [sys.executable, __file__, *sys.argv[1:], *work]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found = json.loads(done.stdout.splitlines()[-1])
+        def result(contender: Contender, seconds: float, seed: int) -> None:
+            fields = json.dumps(dataclasses.asdict(contender))
+            work = ["--work", fields, str(Path(temporary) / contender.tokenizer), str(seconds), str(seed)]
+            command = [sys.executable, __file__, str(arguments.run), "--size", arguments.size, *work]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            one = json.loads(done.stdout.splitlines()[-1])
             print(
-                f"| {name} | {tokenizer} | {found['parameters']:,} | {rate or '–'} | {found['seconds']:.0f} | "
-                f"{found['tokens']:,} | {found['bits']:.3f} |",
+                f"| {contender.name} | {contender.tokenizer} | {one['parameters']:,} | {contender.rate:g} | "
+                f"{contender.rows} | {seed} | {one['seconds']:.0f} | {one['tokens']:,} | {one['bits']:.3f} |",
                 flush=True,
             )
-            return float(found["bits"])
+            results[contender, seconds].append(one["bits"])
 
-        print("| | tokenizer | parameters | rate | seconds | tokens | bits per byte |\n|---|---|---|---|---|---|---|")
-        ours = result("ours", "ours", arguments.seconds / 3, 0)
-        wanted = [peer for k, peer in enumerate(PEERS) if arguments.only is None or k in arguments.only]
-        best = min(result(name, tokenizer, arguments.seconds, rate) for name, tokenizer in wanted for rate in RATES)
-        print(f"\nours in a third of the time: {ours:.3f}, the best of the others: {best:.3f}")
+        print("| | tokenizer | parameters | rate | sequences | seed | seconds | tokens | bits per byte |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [
+                pool.submit(result, contender, seconds, seed)
+                for seconds in arguments.seconds
+                for seed in arguments.seeds
+                for contender in contenders
+            ]
+            for job in jobs:
+                job.result()
+    print("\n| | rate | sequences | seconds | mean bits per byte | lowest to highest |\n|---|---|---|---|---|---|")
+    for (contender, at), bits in results.items():
+        print(
+            f"| {contender.name} | {contender.rate:g} | {contender.rows} | {at:g} | {statistics.mean(bits):.3f} | "
+            f"{min(bits):.3f} to {max(bits):.3f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ def init_weights(
 ) -> None:
     """Fills a model with random weights. Biases start at zero, norms at one.
 
-    "codekiln": normal with std 0.02, and zero for projections into the residual stream, so that blocks start as the identity.
-    An untied embedding has std 1, because norms rescale what blocks read, and its output layer starts at zero. A convolution of
+    "codekiln": zero for projections into the residual stream, so that blocks start as the identity. Projections of a block's
+    input have std 1 / sqrt(d_model), and those into the feed-forward layer 0.4 of that (nanochat). A tied embedding has std
+    0.02. An untied one has std 1, because norms rescale what blocks read, and its output layer starts at zero. A convolution of
     width W has std 1 / sqrt(W).
 
     "jaxformer", CodeGen's code: normal, truncated at two standard deviations. The std is 1 / sqrt(inputs); for projections
@@ -64,7 +65,9 @@ def _codekiln_std(name: str, config: ModelConfig) -> float:
         return 0.0
     if isinstance(config, Lfm2Config) and name.endswith("convolution.kernel.weight"):
         return 1 / math.sqrt(config.conv_width)
-    return 1.0 if name == "embedding.weight" and not config.tie_embeddings else INIT_STD
+    if name == "embedding.weight":
+        return INIT_STD if config.tie_embeddings else 1.0
+    return (0.4 if ".mlp." in name else 1.0) / math.sqrt(config.d_model)
 
 
 def _jaxformer_std(name: str, n_inputs: int, config: ModelConfig) -> float:
