@@ -7,9 +7,8 @@ RUN is a run of the demo with a corpus, whose training split all contenders read
 Each contender is a process with one thread, and two run at a time, so that both have the same machine. Seconds are
 processor seconds of training steps; the first steps, which compile, are not counted. Peers are compiled. nanoGPT and
 Transformers' CodeGen train with AdamW as nanoGPT trains small models, at two learning rates. nanochat trains with its own
-optimizer and schedules, in two settings, the best that were found: its rates as they are with 8 sequences per step, and half
-of them with 4 (it scales rates by the root of the batch size). Bits per byte are measured on the same held-out documents, left
-to right, in windows of 256 tokens.
+optimizer, schedules and rates, and 8 sequences per step. Bits per byte are measured on the same held-out documents, left to
+right, in windows of 256 tokens.
 """
 
 import argparse
@@ -57,7 +56,7 @@ N_WARM_STEPS = 20  # of ours, before its speed is measured
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A way to train. `rate` is the learning rate, or for nanochat the factor of its rates."""
+    """A way to train. `rate` is the learning rate of AdamW, or a factor of the rates of the contender's own recipe."""
 
     name: str
     tokenizer: str
@@ -66,7 +65,7 @@ class Contender:
 
 
 OURS = Contender("Codekiln", "ours", 1.0, demo().train.global_batch_size)
-NANOCHAT = [Contender("nanochat", "ours", 1.0, 8), Contender("nanochat", "ours", 0.5, 4)]
+NANOCHAT = [Contender("nanochat", "ours", 1.0, 8)]
 NANOGPT = [Contender("nanoGPT", "ours", rate, 16) for rate in (1e-3, 3e-3)]
 CODEGEN = [Contender("Transformers' CodeGen", "codegen", rate, 16) for rate in (1e-3, 3e-3)]
 Loss = Callable[[Tensor, Tensor], Tensor]
