@@ -9,7 +9,8 @@ empty, and gets about 20 MB:
     pile/           texts: documentation, in the files of The Pile. The name of a part is that of a package
     bigquery/       six languages, in the tables of BigQuery's export of GitHub
     bigpython/      Python: each folder is a package
-    github/         Python and JavaScript: each folder is a package
+    github/         more Python: each folder is a package
+    gitlab/         JavaScript: each folder is a package
     stackexchange/  threads, in the form of the Stack Exchange dump
     packages.json   versions and licenses
 
@@ -269,7 +270,9 @@ def write_repositories(folder: Path, texts: Iterable[Text]) -> None:
 def write_threads(folder: Path, texts: Iterable[Text]) -> int:
     """Posts.xml and Comments.xml of the docstrings of Python files. Returns the number of threads."""
     folder.mkdir(parents=True)
-    posts, comments, n_bytes, n_threads = [], [], 0, 0
+    posts: list[str] = []
+    comments: list[str] = []
+    n_bytes = n_threads = 0
     for text in texts:
         for title, question, paragraphs in docstrings(text):
             note = paragraphs.pop() if len(paragraphs) > 3 else None
@@ -350,13 +353,14 @@ def main() -> None:
         "pile": select((*prose, *installed_descriptions()), PROSE_BYTES),
         "bigquery": export,
         "bigpython": select(python["bigpython"], PYTHON_BYTES),
-        "github": select(python["github"], PYTHON_BYTES) + select(script, LANGUAGE_BYTES),
+        "github": select(python["github"], PYTHON_BYTES),
+        "gitlab": select(script, LANGUAGE_BYTES),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_pile(folder / "pile", parts["pile"])
     write_export(folder / "bigquery", parts["bigquery"])
-    write_repositories(folder / "bigpython", parts["bigpython"])
-    write_repositories(folder / "github", parts["github"])
+    for name in ("bigpython", "github", "gitlab"):
+        write_repositories(folder / name, parts[name])
     n_threads = write_threads(folder / "stackexchange" / SITE, parts["bigpython"])
     versions = {
         name: sorted({(text.package, text.version, text.license) for text in texts}) for name, texts in parts.items()

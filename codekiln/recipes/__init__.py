@@ -36,7 +36,7 @@ RECIPES: dict[str, NamedRecipe] = {
         "the small twin of CodeGen: NL, Multi and Mono, in minutes on two cores",
         tiny.codegen_tiny,
         tiny.CODEGEN_SOURCES,
-        tiny.CODEGEN_DATA_FOLDERS,
+        codegen.DATA_FOLDERS,
     ),
     **{
         f"codegen-{size}": NamedRecipe(
@@ -51,7 +51,7 @@ RECIPES: dict[str, NamedRecipe] = {
         "the small twin of InCoder: code and threads, in minutes on two cores",
         tiny.incoder_tiny,
         tiny.INCODER_SOURCES,
-        tiny.INCODER_DATA_FOLDERS,
+        incoder.DATA_FOLDERS,
     ),
     **{
         f"incoder-{size}": NamedRecipe(

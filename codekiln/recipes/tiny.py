@@ -6,7 +6,7 @@ optimizer, clipping, decay, initialization and losses. docs/papers.md lists each
 With `data`, they read the folders that `benchmarks/twin_data.py` writes, in the forms of the papers' data sets. Repositories
 are read from folders, because there is no forge to fetch them from.
 
-All steps of CodeGen are divided by 500, except the warm-up: 6 steps would be too few for Adam's second moments. The steps of
+All steps of CodeGen are divided by 1,000, except the warm-up: 3 steps would be too few for Adam's second moments. The steps of
 InCoder keep the ratio of its warm-up. Learning rates are Codekiln's, with the papers' ratios between stages.
 """
 
@@ -30,24 +30,22 @@ from codekiln.train.config import AdamWConfig
 from codekiln.train.schedules import WarmupCosine, WarmupPolynomial
 
 CONTEXT = 256
-VALIDATION_FRACTION = 0.05  # a hundredth of a small corpus would be a few files
+VALIDATION_FRACTION = 0.03  # a hundredth of a small corpus would be a few files
 MEMORY_BYTES = 500_000_000  # of the tokenizer: 2 MB of text
-EVAL_EVERY = SAVE_EVERY = 50
+EVAL_EVERY, SAVE_EVERY = 25, 50
 
-CODEGEN_DATA_FOLDERS = codegen.DATA_FOLDERS
-INCODER_DATA_FOLDERS = ("github", "bigquery", "stackexchange")
 
-_PAPER_SIZES = "Codekiln: about 1M parameters; the ratios of d_ff and of rotary channels are those of 350M"
+_SIZES = "Codekiln: about 1M parameters; the ratios of d_ff and of rotary channels are those of 350M"
 CODEGEN_SOURCES = codegen.SOURCES | {
     "nl: corpus.sources": "Codekiln: texts that packages ship, in The Pile's form",
     "multi: corpus.sources": "Codekiln: files that packages ship, in the form of BigQuery's export",
     "mono: corpus.sources": "Codekiln: Python of installed packages",
-    "tokenizer": "section 2.2: GPT-2's rule of splitting, trained on the first stage; with tokens for white space from Multi on",
-    "model": _PAPER_SIZES,
-    "train.total_tokens": "jaxformer's steps, divided by 500",
+    "tokenizer": "section 2.2: GPT-2's rule of splitting; trained on the first stage, and with white space from Multi on",
+    "model": _SIZES,
+    "train.total_tokens": "jaxformer's steps, divided by 1,000",
     "train.global_batch_size": "Codekiln",
     "train.optimizer.lr": "Codekiln; the ratio of the stages is that of 350M",
-    "train.optimizer.schedule": "jaxformer's steps, divided by 500; the warm-up is Codekiln's",
+    "train.optimizer.schedule": "jaxformer's steps, divided by 1,000; the warm-up is Codekiln's",
 }
 INCODER_SOURCES = incoder.SOURCES | {
     "corpus.sources": "Codekiln: files and texts that packages ship, in the forms of section 3.1",
@@ -70,12 +68,12 @@ class _Stage:
 
 
 _STAGES: Mapping[str, _Stage] = {  # 350k, 150k and 150k steps; 300k and 147k until the end of the cosine
-    "nl": _Stage(n_steps=700, decay_steps=600, lr=3.0e-3),
-    "multi": _Stage(n_steps=300, decay_steps=294, lr=1.8e-3),
-    "mono": _Stage(n_steps=300, decay_steps=294, lr=1.8e-3),
+    "nl": _Stage(n_steps=350, decay_steps=300, lr=3.0e-3),
+    "multi": _Stage(n_steps=150, decay_steps=147, lr=1.8e-3),
+    "mono": _Stage(n_steps=150, decay_steps=147, lr=1.8e-3),
 }
 _CODEGEN_BATCH = 8
-_CODEGEN_WARMUP = 30
+_CODEGEN_WARMUP = 20
 
 _CODEGEN_MODEL = CodeGenConfig(
     n_layers=4,
@@ -131,7 +129,9 @@ def _codegen_stage(large: Recipe, source: Source | None) -> Recipe:
             sources=large.corpus.sources if source is None else (source,),
             validation_fraction=VALIDATION_FRACTION,
         ),
-        tokenizer=_CODEGEN_TOKENIZER if large.name == "nl" else InheritedTokenizer(has_white_space=large.name == "multi"),
+        tokenizer=_CODEGEN_TOKENIZER
+        if large.name == "nl"
+        else InheritedTokenizer(has_white_space=large.name == "multi"),
         model=_CODEGEN_MODEL,
         train=replace(
             large.train,
@@ -150,8 +150,8 @@ def incoder_tiny(code: Path | None = None, license: str | None = None, data: Pat
     large = incoder.incoder("6B", code, license)
     optimizer = large.train.optimizer
     assert isinstance(optimizer, AdamWConfig) and isinstance(optimizer.schedule, WarmupPolynomial)
-    n_steps, batch_size = 640, 16
-    warmup_steps = 75  # 1,500 of 12,798 in the paper, if nothing was accumulated
+    n_steps, batch_size = 600, 8
+    warmup_steps = 70  # 1,500 of 12,798 in the paper, if nothing was accumulated
     return replace(
         large,
         name="incoder-tiny",
@@ -178,6 +178,7 @@ def incoder_tiny(code: Path | None = None, license: str | None = None, data: Pat
 def _incoder_sources(data: Path) -> tuple[Source, ...]:
     return (
         LocalRepositories(folder=data / "github"),
+        LocalRepositories(folder=data / "gitlab"),
         GitHubExport(folder=str(data / "bigquery"), languages=("Python", "Jupyter")),
         StackExchange(folder=data / "stackexchange"),
     )
