@@ -40,7 +40,7 @@ def measure(codegen: Path, out: Path) -> dict[tuple[str, str], dict[str, float]]
             words = ("evaluate", codegen / model, "--on", "bits-per-byte", "--code", codegen / kind, "--out", folder)
             subprocess.run([sys.executable, "-m", "codekiln", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            found[model, kind] = results["benchmarks"]["bits-per-byte"]["metrics"]["bits_per_byte"]
+            found[model, kind] = results["benchmarks"]["bits-per-byte"]["metrics"]["bits_per_byte"]["interval"]
     return found
 
 
