@@ -90,7 +90,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def test_held_out_documents_of_another_run_are_measured(small_run: Path, tmp_path: Path) -> None:
     """A model folder has no corpus. With the run of its model named, the results are those of the run."""
     model = shutil.copytree(small_run / "model", tmp_path / "model")
-    values = []
+    values: list[Any] = []
     for measured, options in ((small_run, ()), (model, ("--code", small_run))):
         out = tmp_path / f"results-{len(values)}"
         done = codekiln("evaluate", measured, "--on", "bits-per-byte", "--out", out, *options)

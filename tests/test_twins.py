@@ -57,9 +57,9 @@ def test_twins_scale_the_schedules_of_the_papers() -> None:
             each.train.total_tokens // (each.train.global_batch_size * each.model.context_length)
             for each in (twin, stage)
         ]
-        assert steps[0] * 1000 == steps[1]
+        assert steps[0] * 500 == steps[1]
         schedules = [dataclasses.asdict(each.train.optimizer.schedule) for each in (twin, stage)]  # type: ignore[call-overload]
-        assert schedules[0]["decay_steps"] * 1000 == schedules[1]["decay_steps"]
+        assert schedules[0]["decay_steps"] * 500 == schedules[1]["decay_steps"]
         assert schedules[0]["min_lr_ratio"] == schedules[1]["min_lr_ratio"]
     small_rates = [twin.train.optimizer.peak_lr for twin in small.recipes]
     assert small_rates[1] / small_rates[0] == pytest.approx(1.8 / 3.0) and small_rates[1] == small_rates[2]
@@ -230,9 +230,12 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"{command}\n{done.stderr[-4000:]}"
-            if words[0].endswith("twin_data.py") and "not available here" in done.stdout:
-                pytest.skip(f"the data of the twins is not complete: {done.stdout.splitlines()[-1]}")
-            (folder / f"{words[0].rpartition('/')[2]}.out").write_text(done.stdout, encoding="utf-8")
+            if words[0].endswith("twin_data.py"):
+                export = next(line for line in done.stdout.splitlines() if line.startswith("bigquery:"))
+                if missing := [name for name in script.CODE if f" {name} " not in export]:
+                    pytest.skip(
+                        f"no {', '.join(missing)} here: the data of the twins needs apt-get and npm, with a network"
+                    )
     yield folder
 
 
@@ -267,4 +270,4 @@ def test_twin_of_incoder_learns_and_infills(twins: Path) -> None:
     documents = list(read_documents(run / "corpus", "train"))
     assert {document.source for document in documents} == {"tree", "github", "stackexchange"}
     results = json.loads((run / "evaluation" / "incoder" / "results.json").read_text(encoding="utf-8"))["benchmarks"]
-    assert len(results) >= 7 and all(each["problems"] > 0 for each in results.values())
+    assert len(results) == 6 and all(each["n_problems"] > 0 for each in results.values())

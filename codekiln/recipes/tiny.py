@@ -6,7 +6,7 @@ optimizer, clipping, decay, initialization and losses. docs/papers.md lists each
 With `data`, they read the folders that `benchmarks/twin_data.py` writes, in the forms of the papers' data sets. Repositories
 are read from folders, because there is no forge to fetch them from.
 
-All steps of CodeGen are divided by 1,000, except the warm-up: 3 steps would be too few for Adam's second moments. The steps of
+All steps of CodeGen are divided by 500, except the warm-up: 6 steps would be too few for Adam's second moments. The steps of
 InCoder keep the ratio of its warm-up. Learning rates are Codekiln's, with the papers' ratios between stages.
 """
 
@@ -42,10 +42,10 @@ CODEGEN_SOURCES = codegen.SOURCES | {
     "mono: corpus.sources": "Codekiln: Python of installed packages",
     "tokenizer": "section 2.2: GPT-2's rule of splitting; trained on the first stage, and with white space from Multi on",
     "model": _SIZES,
-    "train.total_tokens": "jaxformer's steps, divided by 1,000",
+    "train.total_tokens": "jaxformer's steps, divided by 500",
     "train.global_batch_size": "Codekiln",
     "train.optimizer.lr": "Codekiln; the ratio of the stages is that of 350M",
-    "train.optimizer.schedule": "jaxformer's steps, divided by 1,000; the warm-up is Codekiln's",
+    "train.optimizer.schedule": "jaxformer's steps, divided by 500; the warm-up is Codekiln's",
 }
 INCODER_SOURCES = incoder.SOURCES | {
     "corpus.sources": "Codekiln: files and texts that packages ship, in the forms of section 3.1",
@@ -68,12 +68,12 @@ class _Stage:
 
 
 _STAGES: Mapping[str, _Stage] = {  # 350k, 150k and 150k steps; 300k and 147k until the end of the cosine
-    "nl": _Stage(n_steps=350, decay_steps=300, lr=3.0e-3),
-    "multi": _Stage(n_steps=150, decay_steps=147, lr=1.8e-3),
-    "mono": _Stage(n_steps=150, decay_steps=147, lr=1.8e-3),
+    "nl": _Stage(n_steps=700, decay_steps=600, lr=3.0e-3),
+    "multi": _Stage(n_steps=300, decay_steps=294, lr=1.8e-3),
+    "mono": _Stage(n_steps=300, decay_steps=294, lr=1.8e-3),
 }
 _CODEGEN_BATCH = 8
-_CODEGEN_WARMUP = 20
+_CODEGEN_WARMUP = 30
 
 _CODEGEN_MODEL = CodeGenConfig(
     n_layers=4,
