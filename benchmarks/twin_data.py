@@ -20,7 +20,7 @@ comment. The score is the number of paragraphs. The dump can name Stack Exchange
 CC-BY-SA-4.0; the texts are under the licenses of their packages.
 
 Each Python package is in one of bigquery/, bigpython/ and github/, chosen by the hash of its name. No part therefore holds out
-code that another part trains on.
+Python that another part trains on.
 """
 
 import argparse
@@ -239,10 +239,14 @@ def write_pile(folder: Path, texts: Iterable[Text]) -> None:
 
 
 def write_export(folder: Path, texts: Iterable[Text]) -> None:
+    """Each package is split into 16 repositories, by the hashes of its files.
+
+    Validation holds out whole repositories. Some languages have four packages, so that it would hold out one language only.
+    """
     tables: dict[str, list[dict[str, object]]] = {"files": [], "contents": [], "licenses": []}
     licenses: dict[str, str] = {}
     for text in texts:
-        repository, number = f"packages/{text.package}", hash_of(text.text)[:40]
+        repository, number = f"{text.package}/part-{text.order[0]}", hash_of(text.text)[:40]
         licenses[repository] = text.license
         tables["files"].append({"repo_name": repository, "path": text.path, "id": number, "mode": 33188})
         tables["contents"].append({"id": number, "content": text.text, "binary": False})
