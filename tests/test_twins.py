@@ -247,7 +247,7 @@ def bits_per_byte(twins: Path, model: str, kind: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)  # with the commands of the guide
 def test_each_stage_of_codegen_improves_its_own_kind_of_text(twins: Path) -> None:
     start = read_metrics(twins / "runs" / "codegen-tiny" / "1-nl" / "metrics.jsonl")
     first = next(row["validation_bits_per_byte"] for row in start if row.get("validation_bits_per_byte"))
@@ -261,7 +261,7 @@ def test_each_stage_of_codegen_improves_its_own_kind_of_text(twins: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)  # with the commands of the guide
 def test_twin_of_incoder_learns_and_infills(twins: Path) -> None:
     run = twins / "runs" / "incoder-tiny"
     rows = read_metrics(run / "metrics.jsonl")
