@@ -17,7 +17,7 @@ from codekiln.corpus.engine import CorpusOptions
 from codekiln.corpus.pipeline import build_corpus, read_fingerprints
 from codekiln.corpus.sample import balanced_sample
 from codekiln.corpus.writing import DROPPED
-from codekiln.errors import ConfigError
+from codekiln.errors import ConfigError, MissingFileError
 from codekiln.evaluate.config import MEMORIZATION
 from codekiln.evaluate.memorization import evaluate_memorization
 from codekiln.evaluate.recall import fit_and_measure
@@ -32,7 +32,7 @@ from codekiln.index.search import INDEX_FOLDER, open_run_index
 from codekiln.metrics_log import METRICS_FILE, MetricSink, read_metrics, summarize
 from codekiln.model.huggingface import TOKENIZER, read_config, require_vocabulary, save_model, stop_token_ids_in
 from codekiln.model.tensors import named_weights
-from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
+from codekiln.recipe import InheritedTokenizer, PretrainedTokenizer, Recipe, StagedRecipe
 from codekiln.runs import (
     RECIPE_FILE,
     STAGE_NAMES,
@@ -45,7 +45,7 @@ from codekiln.runs import (
     write_stage_record,
 )
 from codekiln.tokenizer.bpe import Tokenizer, hugging_face_configs
-from codekiln.tokenizer.codegen import PRETRAINED, load_pretrained
+from codekiln.tokenizer.codegen import PRETRAINED, load_pretrained, with_white_space
 from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.config import RuntimeConfig
@@ -230,16 +230,33 @@ def _corpus(job: Job, inputs: JsonObject) -> JsonObject:
 
 
 def _tokenizer_inputs(job: Job) -> JsonObject:
-    return {"corpus": sha256_of(job.run / "corpus" / MANIFEST), "config": job.record["tokenizer"]}
+    inputs = {"corpus": sha256_of(job.run / "corpus" / MANIFEST), "config": job.record["tokenizer"]}
+    if isinstance(job.recipe.tokenizer, InheritedTokenizer):
+        inputs["inherited"] = sha256_of(_inherited_tokenizer(job.recipe))
+    return inputs
+
+
+def _inherited_tokenizer(recipe: Recipe) -> Path:
+    """The file of the tokenizer that a recipe inherits. Raises ConfigError or MissingFileError if there is none."""
+    if recipe.init_from is None:
+        raise ConfigError(f"the recipe {recipe.name} inherits its tokenizer, and init_from names no model: name one")
+    path = recipe.init_from / TOKENIZER
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist: the recipe {recipe.name} inherits the tokenizer of its model")
+    return path
 
 
 def _tokenizer(job: Job, inputs: JsonObject) -> JsonObject:
-    """Trains on a sample in which all languages have equal shares, or copies a pretrained tokenizer."""
+    """Trains on a sample in which all languages have equal shares, or copies another tokenizer."""
     config = job.recipe.tokenizer
     match config:
         case PretrainedTokenizer():
             load_pretrained_tokenizer(config).save(job.run / TOKENIZER)
             return {"pretrained": config.name}
+        case InheritedTokenizer():
+            tokenizer = Tokenizer.load(path := _inherited_tokenizer(job.recipe))
+            (with_white_space(tokenizer) if config.has_white_space else tokenizer).save(job.run / TOKENIZER)
+            return {"inherited": str(path)}
         case TokenizerConfig():
             sample = list(balanced_sample(job.run / "corpus", "train", config.sample_bytes, config.seed))
             train_tokenizer(config, [document.text for document in sample]).save(job.run / TOKENIZER)

@@ -20,12 +20,23 @@ class PretrainedTokenizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InheritedTokenizer:
+    """The tokenizer of the model in `init_from`, so that its weights keep their meaning.
+
+    `has_white_space` adds 38 ids for runs of spaces and tabs, as CodeGen's code stages do (section 2.2). The model needs a row
+    of its embedding for each.
+    """
+
+    has_white_space: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The configuration of all stages, first to last."""
 
     name: str
     corpus: CorpusConfig
-    tokenizer: TokenizerConfig | PretrainedTokenizer
+    tokenizer: TokenizerConfig | PretrainedTokenizer | InheritedTokenizer
     model: ModelConfig
     train: TrainConfig
     # None for a model that cannot infill: nothing is evaluated.
@@ -61,3 +72,10 @@ class StagedRecipe:
 
     name: str
     recipes: tuple[Recipe, ...]
+
+    def __post_init__(self) -> None:
+        first = self.recipes[0]
+        if isinstance(first.tokenizer, InheritedTokenizer) and first.init_from is None:
+            raise ConfigError(
+                f"{self.name}: the first stage, {first.name}, has no model whose tokenizer it could inherit: train one in it"
+            )

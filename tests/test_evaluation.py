@@ -87,6 +87,18 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def test_held_out_documents_of_another_run_are_measured(small_run: Path, tmp_path: Path) -> None:
+    """A model folder has no corpus. With the run of its model named, the results are those of the run."""
+    model = shutil.copytree(small_run / "model", tmp_path / "model")
+    values: list[Any] = []
+    for measured, options in ((small_run, ()), (model, ("--code", small_run))):
+        out = tmp_path / f"results-{len(values)}"
+        done = codekiln("evaluate", measured, "--on", "bits-per-byte", "--out", out, *options)
+        assert done.returncode == 0, done.stderr
+        values.append(results_of(out)["bits-per-byte"]["metrics"]["bits_per_byte"]["interval"])
+    assert values[0] == values[1]
+
+
 def test_recall_is_measured_against_the_model_alone(small_run: Path, tmp_path: Path) -> None:
     (code := tmp_path / "code").mkdir()
     (code / "repeated.py").write_text("def alpha_beta(gamma):\n    return gamma + 17\n\n\n" * 20, encoding="utf-8")

@@ -35,7 +35,7 @@ LINES = {
 
 def rows_of(system: str) -> list[list[str]]:
     """The cells of each row in the table of a system, as they are on the page."""
-    section = PAGE.split(f"\n## {system}\n")[1].split("\n## ")[0]
+    section = re.split("\n##+ ", PAGE.split(f"\n## {system}\n")[1])[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
     return [[cell.replace("\\|", "|").strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
@@ -85,7 +85,7 @@ def test_every_line_of_the_published_cards_is_there(system: str) -> None:
 def test_line_names_what_exists(system: str, cells: list[str], stages: dict[tuple[str, str], Recipe]) -> None:
     assert len(cells) == COLUMNS and all(cells), cells
     _, _, _, sets, difference, code, test = cells
-    recipes = [name for name in RECIPES if name.startswith(system.lower())]
+    recipes = next(papers.recipe_names(each) for each in papers.SYSTEMS if each.title == system)
     named = re.findall(r"(?:^|<br>)(?:(\S+) )?`([^`]+)` = `([^`]*)`", sets)
     assert bool(named) == (sets != "no field") and len(named) == len(sets.split("<br>")) * bool(named)
     for only, field, value in named:

@@ -9,9 +9,10 @@ import torch
 from codekiln.model.transformer import Transformer
 from codekiln.overrides import apply_overrides
 from codekiln.planning.summary import estimate_recipe
-from codekiln.recipe import PretrainedTokenizer, Recipe, StagedRecipe
+from codekiln.recipe import Recipe, StagedRecipe
 from codekiln.recipes import RECIPES, get_recipe
 from codekiln.recipes.kiln import SIZES, step_law_batch_tokens, step_law_lr
+from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.train.config import AdamWConfig
 from codekiln.train.objectives import CausalMasking
 from codekiln.train.schedules import WarmupCosine, WarmupPolynomial
@@ -38,7 +39,13 @@ KILN = {  # shapes by hand
     "3B": qwen3_parameters(32, 2560, 20, 4, 128, 10_240, 65_536, 2),
     "7B": qwen3_parameters(36, 3584, 28, 4, 128, 15_360, 65_536, 2),
 }
+# The small twins by hand: blocks of four matrices of 128 x 128 and two of 128 x 512, with their biases and norms, the last
+# norm, and the tables of the vocabulary.
+CODEGEN_TINY = 4 * (4 * 128 * 128 + 2 * 128 * 512 + 512 + 128 + 2 * 128) + 2 * 128 + 2 * 1088 * 128 + 1088
+INCODER_TINY = 4 * (4 * (128 * 128 + 128) + 2 * 128 * 512 + 512 + 128 + 4 * 128) + 2 * 128 + 1536 * 128
 PUBLISHED = {
+    "codegen-tiny": CODEGEN_TINY,
+    "incoder-tiny": INCODER_TINY,
     "codegen-350M": 356_712_448,
     "codegen-2B": 2_779_356_160,
     "codegen-6B": 7_064_213_504,
@@ -54,7 +61,7 @@ def test_every_stage_has_the_exact_number_of_parameters(name: str) -> None:
         assert stage.model.n_parameters == PUBLISHED[name]
         with torch.device("meta"):
             assert sum(weight.numel() for weight in Transformer(stage.model).parameters()) == PUBLISHED[name]
-        if not isinstance(stage.tokenizer, PretrainedTokenizer):
+        if isinstance(stage.tokenizer, TokenizerConfig):
             assert stage.tokenizer.vocab_size <= stage.model.vocab_size
 
 

@@ -51,7 +51,8 @@ def evaluate(  # noqa: PLR0915 - one step after the other
     code: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with code to make held-out problems from (default: the validation split of the run).",
+            help="Folder with code to make held-out problems from, or another run, of which the validation split is used "
+            "(default: the validation split of the run).",
             show_default=False,
             parser=parse_path,
         ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from codekiln.errors import ConfigError
 from codekiln.files import flatten, to_record
 from codekiln.recipe import Recipe, StagedRecipe
-from codekiln.recipes import codegen, incoder, kiln
+from codekiln.recipes import codegen, incoder, kiln, tiny
 from codekiln.recipes.data import require_data
 from codekiln.recipes.demo import demo
 
@@ -32,6 +32,12 @@ class NamedRecipe:
 
 RECIPES: dict[str, NamedRecipe] = {
     "demo": NamedRecipe("1M parameters, trained in minutes on the Python packages of this machine", demo),
+    "codegen-tiny": NamedRecipe(
+        "the small twin of CodeGen: NL, Multi and Mono, in minutes on two cores",
+        tiny.codegen_tiny,
+        tiny.CODEGEN_SOURCES,
+        codegen.DATA_FOLDERS,
+    ),
     **{
         f"codegen-{size}": NamedRecipe(
             f"CodeGen {size} (Salesforce, 2022): NL, Multi and Mono",
@@ -41,6 +47,12 @@ RECIPES: dict[str, NamedRecipe] = {
         )
         for size in ("350M", "2B", "6B", "16B")
     },
+    "incoder-tiny": NamedRecipe(
+        "the small twin of InCoder: code and threads, in minutes on two cores",
+        tiny.incoder_tiny,
+        tiny.INCODER_SOURCES,
+        incoder.DATA_FOLDERS,
+    ),
     **{
         f"incoder-{size}": NamedRecipe(
             f"InCoder {size} (FAIR, 2022): completes and infills",

@@ -12,6 +12,7 @@ from codekiln.recipes import describe
 
 NOTHING = "no field"  # of a line that no recipe can set
 SAME = "none"  # no difference
+ABSENT = "-"  # in place of a field that a recipe does not have
 CONFIGS = "codekiln/model/configs.py"
 
 
@@ -35,10 +36,11 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A published system: recipes are named `prefix`-SIZE."""
+    """A published system: recipes are named `prefix`-SIZE. The small twin is the recipe of the size `large`, made small."""
 
     title: str
     prefix: str
+    large: str
     sizes: Mapping[str, str]  # of the recipes, as the paper calls them
     file: str
     lines: tuple[Line, ...]
@@ -79,7 +81,8 @@ def card_rows(name: str) -> Iterator[CardRow]:
 
 def render_page() -> str:
     """docs/papers.md."""
-    return "\n".join([_INTRODUCTION, *(text for system in SYSTEMS for text in _render_system(system))])
+    systems = (text for system in SYSTEMS for text in (*_render_system(system), *_render_twin(system)))
+    return "\n".join([_INTRODUCTION, *systems])
 
 
 def _render_system(system: System) -> Iterator[str]:
@@ -109,6 +112,65 @@ def _render_system(system: System) -> Iterator[str]:
     yield ""
 
 
+@dataclass(frozen=True)
+class TwinField:
+    """A field that differs between the large recipe and its small twin, as JSON; "-" where a recipe has no such field."""
+
+    field: str
+    large: str
+    small: str
+    source: str
+
+
+def twin_fields(system: System) -> list[TwinField]:
+    """The fields that differ. Those that differ equally in all stages are listed once; of sources, only the kinds are."""
+    large, small = (
+        {field: (json.dumps(value, ensure_ascii=False), source) for field, value, source in describe(name)}
+        for name in (f"{system.prefix}-{system.large}", f"{system.prefix}-tiny")
+    )
+    stages = {field.rpartition(": ")[0] for field in large}
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for field in dict.fromkeys([*large, *small]):
+        stage, _, path = field.rpartition(": ")
+        if "corpus.sources[" in path and not path.endswith("].kind"):
+            continue
+        (before, _), (after, source) = (fields.get(field, (ABSENT, "")) for fields in (large, small))
+        if before != after:
+            found.setdefault((path, before, after, source), []).append(stage)
+    return [
+        TwinField(f"{stage}: {path}" if stage and len(names) < len(stages) else path, before, after, source)
+        for (path, before, after, source), names in found.items()
+        for stage in (names if len(names) < len(stages) else names[:1])
+    ]
+
+
+def _render_twin(system: System) -> Iterator[str]:
+    name, large = f"{system.prefix}-tiny", f"{system.prefix}-{system.large}"
+    values, large_values = ({field: value for field, value, _ in describe(each)} for each in (name, large))
+    groups: dict[str, list[str]] = {"equal": [], "other": [], "unset": []}
+    for line in system.lines:
+        is_equal = all(values.get(field) == large_values[field] for field in line.fields)
+        groups["unset" if not line.fields else "equal" if is_equal else "other"].append(line.name)
+    yield f"### {system.title}: the small twin\n"
+    yield (
+        f"`{name}` is `{large}` with the changes in this table. All other fields are equal, so a run of it is a run of the "
+        "same code.\n[Reproduce a paper](guide/reproduce.md#small-twins) has its commands and results.\n"
+    )
+    yield f"- Lines above that it has with the values of `{large}`: {', '.join(groups['equal'])}."
+    yield f"- Lines with other values: {', '.join(groups['other'])}."
+    yield f"- Lines that no recipe sets: {', '.join(groups['unset'])}.\n"
+    yield f"| field | `{large}` | `{name}` | source |"
+    yield "|---|---|---|---|"
+    for row in twin_fields(system):
+        cells = (
+            f"`{row.field}`",
+            *(f"`{each}`" if each != ABSENT else each for each in (row.large, row.small)),
+            row.source,
+        )
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield ""
+
+
 _INTRODUCTION = """\
 # The papers and the recipes
 
@@ -118,6 +180,7 @@ lines of one recipe, and `codekiln recipes show NAME` prints all of its fields. 
 
 - A field without the name of a recipe has this value in all sizes. Stages (`nl`, `multi`, `mono`) are before the colon.
 - "unconfirmed": no primary source was found for the number (the paper itself, released code, configs or model cards).
+- `codegen-tiny` and `incoder-tiny` are small twins, which run on a laptop. A table after each system lists where they differ.
 - Data sources are those with `--data FOLDER` (shown as `DATA`). Without it, the recipes read a folder of code.
 """
 
@@ -126,6 +189,7 @@ _CODEGEN_SIZES = {"350M": "350M", "2B": "2.7B", "6B": "6.1B", "16B": "16.1B"}
 CODEGEN = System(
     title="CodeGen",
     prefix="codegen",
+    large="16B",
     sizes=_CODEGEN_SIZES,
     file="codekiln/recipes/codegen.py",
     lines=(
@@ -426,6 +490,7 @@ _PAPER_DATA = "test_paper_data.py::test_incoder_reads_forges_the_export_and_thre
 INCODER = System(
     title="InCoder",
     prefix="incoder",
+    large="6B",
     sizes={"1B": "1.3B", "6B": "6.7B"},
     file="codekiln/recipes/incoder.py",
     lines=(

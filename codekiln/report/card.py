@@ -77,6 +77,9 @@ def summarize_results(run: Path) -> dict[str, str]:
 def _tokenizer(tokenizer: JsonObject) -> str:
     if tokenizer["kind"] == "PretrainedTokenizer":
         return f"that of {tokenizer['name']}"
+    if tokenizer["kind"] == "InheritedTokenizer":
+        added = " with 38 more ids for runs of white space" if tokenizer["has_white_space"] else ""
+        return f"that of the model that training started from{added}"
     return f"{tokenizer['vocab_size']:,} ids including special tokens; text split by {tokenizer['pattern']}"
 
 

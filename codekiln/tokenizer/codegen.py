@@ -65,6 +65,14 @@ def codegen_tokenizer(
     return Tokenizer(_byte_level_record(symbols, merges, tokens), origin=origin)
 
 
+def with_white_space(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with 38 more ids, for runs of spaces and tabs, as CodeGen-Multi's extends that of CodeGen-NL."""
+    first = tokenizer.vocab_size
+    runs = [_added(run, first + k, special=False) for k, run in enumerate(WHITESPACE)]
+    record = tokenizer.record | {"added_tokens": [*tokenizer.record["added_tokens"], *runs]}
+    return Tokenizer(record, origin="the tokenizer with runs of white space")
+
+
 def codegen25_tokenizer(merges: list[str]) -> Tokenizer:
     """The tokenizer of CodeGen2.5 (51,200 ids), which was released as code for `tiktoken` and not as a file.
 

@@ -13,6 +13,8 @@ WORD_SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# GPT-2's rule, which CodeGen has (section 2.2): words with the space before them, runs of digits, runs of signs.
+GPT2_SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Whole lines, so that tokens cross spaces (InCoder, section 3.1). Their length is limited, so that long lines take linear
 # time.
 LINE_SPLIT_PATTERN = r"\n{1,64}|[^\n]{1,1024}"

@@ -33,6 +33,7 @@ STOP_TOKENS = (
 )
 
 # Sets for training. The ids follow the merges in this order.
+GPT2_SPECIAL_TOKENS = (END_OF_TEXT,)
 SPM_SPECIAL_TOKENS = (END_OF_TEXT, PAD, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE)
 # Those of Qwen2.5-Coder, whose prompts are prefix, suffix, middle.
 PSM_SPECIAL_TOKENS = (END_OF_TEXT, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD)
