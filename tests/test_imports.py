@@ -15,7 +15,18 @@ pytestmark = pytest.mark.process
     [
         (
             ("daft", "license_expression", "fastapi"),
-            ("plan", "demo", "--gpus", "1", "--set", "train.global_batch_size=1", "--set", "model.n_layers=1"),
+            (
+                "plan",
+                "demo",
+                "--gpus",
+                "1",
+                "--set",
+                "train.global_batch_size=1",
+                "--set",
+                "model.n_layers=1",
+                "--set",
+                "model.attention_layers=[0]",
+            ),
         ),
         (("torch", "daft"), ("recipes",)),
         (("torch", "daft"), ("compare", "RUN", "--out", "OUT/comparison.html")),

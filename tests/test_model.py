@@ -157,7 +157,9 @@ def test_damaged_model_directory_is_reported(tokenizer: Tokenizer, tmp_path: Pat
 
 @pytest.mark.parametrize("numbers", [(0, 5), (2, 1), (1, 1), (-1,), (True,)])
 def test_numbers_of_layers_with_attention_are_checked(numbers: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"model.attention_layers is .* increasing numbers of layers below 5"):
+    with pytest.raises(
+        ConfigError, match=r"model.attention_layers is .* increasing numbers below model.n_layers \(5\)"
+    ):
         dataclasses.replace(HYBRID, attention_layers=numbers)
 
 

@@ -160,7 +160,15 @@ def test_a_step_of_a_model_with_convolutions_is_estimated() -> None:
 
 def test_plan_command_prints_days_and_the_launch_command() -> None:
     command = ("plan", "demo", "--gpus", 16, "--accelerator")
-    changed = ("--set", "train.global_batch_size=16", "--set", "model.n_layers=1", "--json")
+    changed = (
+        "--set",
+        "train.global_batch_size=16",
+        "--set",
+        "model.attention_layers=[0]",
+        "--set",
+        "model.n_layers=1",
+        "--json",
+    )
     done = codekiln(*command, "h100", *changed)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -208,4 +208,4 @@ def test_bash_completes_commands_options_and_recipes(tmp_path: Path) -> None:
     done = subprocess.run(
         ["/bin/bash", "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=120
     )
-    assert done.stdout.splitlines() == ["finetune", "incoder-1B incoder-6B", "--port"], done.stderr
+    assert done.stdout.splitlines() == ["finetune", "incoder-tiny incoder-1B incoder-6B", "--port"], done.stderr

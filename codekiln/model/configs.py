@@ -186,8 +186,8 @@ class Lfm2Config(ModelConfig):
         numbers = self.attention_layers
         if not all(type(i) is int and 0 <= i < self.n_layers for i in numbers) or list(numbers) != sorted(set(numbers)):
             raise ConfigError(
-                f"model.attention_layers is {str(numbers)[:100]}: it must be increasing numbers of layers below "
-                f"{self.n_layers}"
+                f"model.attention_layers is {str(numbers)[:100]}: it must be increasing numbers below "
+                f"model.n_layers ({self.n_layers}): set both together"
             )
 
     @property

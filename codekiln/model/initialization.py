@@ -27,10 +27,10 @@ def init_weights(
 ) -> None:
     """Fills a model with random weights. Biases start at zero, norms at one.
 
-    "codekiln": zero for projections into the residual stream, so that blocks start as the identity. Projections of a block's
-    input have std 1 / sqrt(d_model), and those into the feed-forward layer 0.4 of that (nanochat). A tied embedding has std
-    0.02. An untied one has std 1, because norms rescale what blocks read, and its output layer starts at zero. A convolution of
-    width W has std 1 / sqrt(W).
+    "codekiln": zero for projections into the residual stream, so that blocks start as the identity, and std 1 / sqrt(W) for a
+    convolution of width W. With tied embeddings, all other weights have std 0.02. Without, the embedding has std 1, because
+    norms rescale what blocks read, the output layer is zero, and projections of a block's input have std 1 / sqrt(d_model),
+    those into the feed-forward layer 0.4 of that (nanochat).
 
     "jaxformer", CodeGen's code: normal, truncated at two standard deviations. The std is 1 / sqrt(inputs); for projections
     into the residual stream 2 / (layers * sqrt(d_model)), and for the embedding 1 / sqrt(vocabulary).
@@ -65,8 +65,10 @@ def _codekiln_std(name: str, config: ModelConfig) -> float:
         return 0.0
     if isinstance(config, Lfm2Config) and name.endswith("convolution.kernel.weight"):
         return 1 / math.sqrt(config.conv_width)
+    if config.tie_embeddings:
+        return INIT_STD
     if name == "embedding.weight":
-        return INIT_STD if config.tie_embeddings else 1.0
+        return 1.0
     return (0.4 if ".mlp." in name else 1.0) / math.sqrt(config.d_model)
 
 
