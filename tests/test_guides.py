@@ -75,7 +75,7 @@ def run_command(command: str) -> str:
 
 
 # These take half a minute or more each.
-SLOW_GUIDES = ("cluster", "finetune", "measure")
+SLOW_GUIDES = ("cluster", "finetune", "measure", "train")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_four_ranks_with_muon_equal_one_process(alone: dict[str, Path], small_ru
     assert_same(alone["muon"], finish_training(4, small_run, tmp_path / "four", **MUON))
 
 
-@pytest.mark.parametrize("config", ["kiln", "codegen"])
+@pytest.mark.parametrize("config", ["kiln", pytest.param("codegen", marks=pytest.mark.slow)])
 def test_two_tensor_parallel_ranks_equal_one_process(
     alone: dict[str, Path], small_run: Path, tmp_path: Path, config: str
 ) -> None:
