@@ -139,7 +139,7 @@ def test_ctranslate2_generates_the_greedy_tokens_of_pytorch(
 
 
 def test_ctranslate2_refuses_a_model_with_convolutions(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no short convolutions: use --backend torch or --backend llama\.cpp"):
+    with pytest.raises(ConfigError, match=r"no short convolutions: use --backend pytorch or --backend llama\.cpp"):
         write_ctranslate2(Transformer(LFM2), 1024, tmp_path)
     assert not any(tmp_path.iterdir())
 

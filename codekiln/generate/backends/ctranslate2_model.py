@@ -82,7 +82,7 @@ def write_ctranslate2(model: Transformer, n_ids: int, path: Path) -> None:
     Raises ConfigError for a model with convolutions.
     """
     if len(model.config.attention_numbers) < model.config.n_layers:
-        raise ConfigError("CTranslate2 has no short convolutions: use --backend torch or --backend llama.cpp")
+        raise ConfigError("CTranslate2 has no short convolutions: use --backend pytorch or --backend llama.cpp")
     spec = _specification(model, n_ids)
     spec.validate()
     spec.optimize()
