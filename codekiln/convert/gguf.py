@@ -105,27 +105,22 @@ def gguf_architecture(config: ModelConfig) -> str:
     match config:
         case KilnConfig():
             name = KILN_TYPES[kiln_architecture(config)]
-            if name == "qwen2" and config.n_heads * config.d_head != config.d_model:
-                raise ConfigError(
-                    f"llama.cpp's {name} requires n_heads * d_head == d_model: "
-                    f"{config.n_heads} * {config.d_head} is not {config.d_model}"
-                )
-            return name
         case Lfm2Config():
-            if config.n_heads * config.d_head != config.d_model:
-                raise ConfigError(
-                    f"llama.cpp's lfm2 requires n_heads * d_head == d_model: "
-                    f"{config.n_heads} * {config.d_head} is not {config.d_model}"
-                )
-            return "lfm2"
+            name = "lfm2"
         case StarCoder2Config():
-            return "starcoder2"
+            name = "starcoder2"
         case CodeGenConfig():
-            return "phi2"
+            name = "phi2"
         case InCoderConfig():
-            return "gpt2"
+            name = "gpt2"
         case _:
             raise TypeError(f"{type(config).__name__} has no GGUF architecture: add it to convert/gguf.py")
+    if name in ("qwen2", "lfm2") and config.n_heads * config.d_head != config.d_model:
+        raise ConfigError(
+            f"llama.cpp's {name} requires n_heads * d_head == d_model: "
+            f"{config.n_heads} * {config.d_head} is not {config.d_model}"
+        )
+    return name
 
 
 def _write_fields(writer: gguf.GGUFWriter, config: ModelConfig, name: str) -> None:
@@ -184,9 +179,11 @@ def _gguf_tensors(
                 joined = [parts[f"attention.{letter}"] for letter in "qkv"]
                 yield f"blk.{number}.attn_qkv.{kind}", torch.cat(joined)
             continue
-        is_turned = inner in ("attention.q", "attention.k")
-        shaped = _permute_rope(config, weight) if is_turned else weight.squeeze(1) if weight.ndim == 3 else weight
-        yield f"blk.{number}.{_BLOCK_NAMES[inner]}.{kind}", shaped
+        if inner in ("attention.q", "attention.k"):
+            weight = _permute_rope(config, weight)  # noqa: PLW2901
+        elif inner == "convolution.kernel":
+            weight = weight.squeeze(1)  # noqa: PLW2901 - (D, 1, W) to (D, W)
+        yield f"blk.{number}.{_BLOCK_NAMES[inner]}.{kind}", weight
         if isinstance(config, CodeGenConfig) and inner.startswith("attention."):
             # phi2 has biases here, and CodeGen does not.
             yield f"blk.{number}.{_BLOCK_NAMES[inner]}.bias", weight.new_zeros(weight.shape[0])

@@ -104,6 +104,7 @@ class BatchAttention:
         self._earlier = np.empty((len(self._slots), 0), np.int64)
         if isinstance(pool.config, Lfm2Config):
             self._earlier = np.concatenate([_earlier_slots(c, pool.config.conv_width - 1) for c in chunks])
+        self._earlier_tensor = torch.from_numpy(self._earlier).to(pool.keys.device)
         self._has_kernels = HAS_KERNELS and pool.keys.is_cpu and pool.keys.dtype == torch.float32
         if self._has_kernels:
             self._key_arrays, self._value_arrays = pool.keys.numpy(), pool.values.numpy()
@@ -134,10 +135,9 @@ class BatchAttention:
         """The convolution of the inputs `gated` (N, D) with `kernel` (D, W): (N, D)."""
         inputs = self._pool.inputs[layer]
         inputs.index_copy_(0, self._slots_tensor, gated)
-        earlier = torch.from_numpy(self._earlier).to(gated.device)
         y = gated * kernel[:, -1]
         for distance in range(1, kernel.shape[1]):
-            slots = earlier[:, distance - 1]
+            slots = self._earlier_tensor[:, distance - 1]
             before = torch.where((slots >= 0)[:, None], inputs[slots.clamp(min=0)], 0)
             y = y + before * kernel[:, -1 - distance]
         return y

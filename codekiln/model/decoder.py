@@ -5,6 +5,7 @@ same function, and tests compare them.
 """
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Literal, Protocol, assert_never
 
 import numpy as np
@@ -173,12 +174,8 @@ class Decoder:
             model = model.to(dtype)
             self.embedding = model.embedding.weight
             blocks = [block for block in model.blocks if isinstance(block, Block)]
-            n_before = {True: 0, False: 0}  # layers with attention, and with a convolution
-            self.layers = []
-            for block in blocks:
-                has_attention = block.attention is not None
-                self.layers.append(DecoderLayer(block, n_before[has_attention], linear))
-                n_before[has_attention] += 1
+            numbers = {True: count(), False: count()}  # of layers with attention, and of those with a convolution
+            self.layers = [DecoderLayer(block, next(numbers[block.attention is not None]), linear) for block in blocks]
             self.norm = model.norm
             self._head = linear(model.lm_head.weight, model.lm_head.bias)
             self.angles = self._rotary_table() if model.config.n_rotary else None

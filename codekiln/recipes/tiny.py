@@ -13,7 +13,9 @@ InCoder keep the ratio of its warm-up. Learning rates are Codekiln's, with the p
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.sources.data_sets import pile
 from codekiln.corpus.sources.files import Source
 from codekiln.corpus.sources.github_export import GitHubExport
@@ -26,10 +28,10 @@ from codekiln.recipes import codegen, incoder
 from codekiln.recipes.tokenizers import INCODER_TOKENIZER
 from codekiln.tokenizer.config import GPT2_SPLIT_PATTERN, TokenizerConfig
 from codekiln.tokenizer.special_tokens import GPT2_SPECIAL_TOKENS
-from codekiln.train.config import AdamWConfig
+from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.schedules import WarmupCosine, WarmupPolynomial
 
-CONTEXT = 256
+CONTEXT, BATCH_SIZE = 256, 8
 VALIDATION_FRACTION = 0.03  # a hundredth of a small corpus would be a few files
 MEMORY_BYTES = 500_000_000  # of the tokenizer: 2 MB of text
 EVAL_EVERY, SAVE_EVERY = 25, 50
@@ -72,33 +74,17 @@ _STAGES: Mapping[str, _Stage] = {  # 350k, 150k and 150k steps; 300k and 147k un
     "multi": _Stage(n_steps=300, decay_steps=294, lr=1.8e-3),
     "mono": _Stage(n_steps=300, decay_steps=294, lr=1.8e-3),
 }
-_CODEGEN_BATCH = 8
 _CODEGEN_WARMUP = 30
 
-_CODEGEN_MODEL = CodeGenConfig(
-    n_layers=4,
-    d_model=128,
-    n_heads=4,
-    n_kv_heads=4,
-    d_head=32,
-    d_ff=512,
-    vocab_size=1088,  # 1,024 ids of NL, 38 for white space, and rows without an id, as the released models have them
-    context_length=CONTEXT,
-    rotary_dim=16,
-)
+_SHAPE: dict[str, Any] = {
+    "n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_head": 32, "d_ff": 512, "context_length": CONTEXT
+}  # fmt: skip
+# 1,024 ids of NL, 38 for white space, and rows without an id, as the released models have them.
+_CODEGEN_MODEL = CodeGenConfig(**_SHAPE, vocab_size=1088, rotary_dim=16)
 _CODEGEN_TOKENIZER = TokenizerConfig(
     vocab_size=1024, pattern=GPT2_SPLIT_PATTERN, special_tokens=GPT2_SPECIAL_TOKENS, memory_bytes=MEMORY_BYTES
 )
-_INCODER_MODEL = InCoderConfig(
-    n_layers=4,
-    d_model=128,
-    n_heads=4,
-    n_kv_heads=4,
-    d_head=32,
-    d_ff=512,
-    vocab_size=1536,
-    context_length=CONTEXT,
-)
+_INCODER_MODEL = InCoderConfig(**_SHAPE, vocab_size=1536)
 
 
 def codegen_tiny(code: Path | None = None, license: str | None = None, data: Path | None = None) -> StagedRecipe:
@@ -124,24 +110,34 @@ def _codegen_stage(large: Recipe, source: Source | None) -> Recipe:
     schedule = replace(optimizer.schedule, warmup_steps=_CODEGEN_WARMUP, decay_steps=stage.decay_steps)
     return replace(
         large,
-        corpus=replace(
-            large.corpus,
-            sources=large.corpus.sources if source is None else (source,),
-            validation_fraction=VALIDATION_FRACTION,
-        ),
+        corpus=_small_corpus(large.corpus, None if source is None else (source,)),
         tokenizer=_CODEGEN_TOKENIZER
         if large.name == "nl"
         else InheritedTokenizer(has_white_space=large.name == "multi"),
         model=_CODEGEN_MODEL,
-        train=replace(
-            large.train,
-            total_tokens=stage.n_steps * _CODEGEN_BATCH * CONTEXT,
-            global_batch_size=_CODEGEN_BATCH,
-            optimizer=replace(optimizer, lr=stage.lr, schedule=schedule),
-            eval_every=EVAL_EVERY,
-            save_every=SAVE_EVERY,
-            keep_every=0,
-        ),
+        train=_short_training(large.train, stage.n_steps, replace(optimizer, lr=stage.lr, schedule=schedule)),
+    )
+
+
+def _small_corpus(corpus: CorpusConfig, sources: tuple[Source, ...] | None) -> CorpusConfig:
+    """The corpus of the large recipe, from other sources if there are any."""
+    return replace(
+        corpus,
+        sources=corpus.sources if sources is None else sources,
+        validation_fraction=VALIDATION_FRACTION,
+    )
+
+
+def _short_training(train: TrainConfig, n_steps: int, optimizer: AdamWConfig) -> TrainConfig:
+    """The training of the large recipe, in fewer and smaller steps."""
+    return replace(
+        train,
+        total_tokens=n_steps * BATCH_SIZE * CONTEXT,
+        global_batch_size=BATCH_SIZE,
+        optimizer=optimizer,
+        eval_every=EVAL_EVERY,
+        save_every=SAVE_EVERY,
+        keep_every=0,
     )
 
 
@@ -150,26 +146,18 @@ def incoder_tiny(code: Path | None = None, license: str | None = None, data: Pat
     large = incoder.incoder("6B", code, license)
     optimizer = large.train.optimizer
     assert isinstance(optimizer, AdamWConfig) and isinstance(optimizer.schedule, WarmupPolynomial)
-    n_steps, batch_size = 600, 8
+    n_steps = 600
     warmup_steps = 70  # 1,500 of 12,798 in the paper, if nothing was accumulated
     return replace(
         large,
         name="incoder-tiny",
-        corpus=replace(
-            large.corpus,
-            sources=large.corpus.sources if data is None else _incoder_sources(data),
-            validation_fraction=VALIDATION_FRACTION,
-        ),
+        corpus=_small_corpus(large.corpus, None if data is None else _incoder_sources(data)),
         tokenizer=replace(INCODER_TOKENIZER, vocab_size=_INCODER_MODEL.vocab_size, memory_bytes=MEMORY_BYTES),
         model=_INCODER_MODEL,
-        train=replace(
+        train=_short_training(
             large.train,
-            total_tokens=n_steps * batch_size * CONTEXT,
-            global_batch_size=batch_size,
-            optimizer=replace(optimizer, lr=3.0e-3, schedule=replace(optimizer.schedule, warmup_steps=warmup_steps)),
-            eval_every=EVAL_EVERY,
-            save_every=SAVE_EVERY,
-            keep_every=0,
+            n_steps,
+            replace(optimizer, lr=3.0e-3, schedule=replace(optimizer.schedule, warmup_steps=warmup_steps)),
         ),
         infilling=InfillingConfig(n_problems=100),
     )
