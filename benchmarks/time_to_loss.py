@@ -299,7 +299,8 @@ def main() -> None:
         *(CODEGEN if arguments.codegen else []),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NANOGPT": str(arguments.nanogpt), "NANOCHAT_DTYPE": "float32"}
-    environment["PYTHONPATH"] = str(arguments.nanochat)
+    if arguments.nanochat:
+        environment["PYTHONPATH"] = str(arguments.nanochat)
     with tempfile.TemporaryDirectory() as temporary:
         for name in {contender.tokenizer for contender in contenders}:
             prepare(arguments.run, name, Path(temporary) / name)
