@@ -104,6 +104,8 @@ def refuse(folder: Path, *values: str) -> None:
         ("rope_scaling", {"rope_type": "y" * 100_000}),
         ("rope_scaling", "linear"),
         ("hidden_act", "z" * 10_000),
+        ("tie_word_embeddings", "false"),
+        ("tie_word_embeddings", 0),
         ("auto_map", {"AutoModelForCausalLM": "modeling.Model"}),
     ],
 )
@@ -115,6 +117,57 @@ def test_wrong_sizes_and_types_in_the_config_are_refused(field: str, value: obje
 
     edit(model / "config.json", change)
     refuse(model)
+
+
+@pytest.fixture
+def hybrid(released: Path, tmp_path: Path) -> Path:
+    """A small LFM2, with a convolution in its first layer and attention in its second."""
+    folder = shutil.copytree(released, tmp_path / "hybrid")
+    config = transformers.Lfm2Config(
+        num_hidden_layers=2, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        vocab_size=400, max_position_embeddings=128, block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    transformers.Lfm2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"num_hidden_layers": 10**9, "layer_types": None}, "n_layers is 1000000000"),
+        ({"num_hidden_layers": "2"}, "n_layers is 2"),
+        ({"layer_types": ["conv"]}, 'layer_types ["conv"]'),
+        ({"layer_types": ["conv", "sliding_attention"]}, "sliding_attention"),
+        ({"layer_types": "conv"}, "layer_types conv"),
+        ({"layer_types": [["conv"], {}]}, "layer_types [["),
+        ({"layer_types": {"conv": 1, "full_attention": 2}}, "layer_types {"),
+        ({"layer_types": None, "full_attn_idxs": "01"}, "full_attn_idxs 01"),
+        ({"layer_types": None, "full_attn_idxs": [0.0]}, "full_attn_idxs [0.0]"),
+        ({"layer_types": None, "full_attn_idxs": [True]}, "full_attn_idxs [true]"),
+        ({"layer_types": None, "full_attn_idxs": [2]}, "attention_layers"),
+        ({"block_auto_adjust_ff_dim": "yes"}, "block_auto_adjust_ff_dim is yes"),
+        ({"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": "2"}, "block_ffn_dim_multiplier is 2"),
+        ({"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": [2]}, "block_ffn_dim_multiplier is [2]"),
+        ({"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": float("nan")}, "config.json"),
+        ({"block_auto_adjust_ff_dim": True, "block_multiple_of": 0}, "config.json"),
+        ({"block_auto_adjust_ff_dim": True, "intermediate_size": "6"}, "d_ff is 6"),
+        ({"tie_embedding": "false"}, "tie_embedding is false"),
+        ({"conv_L_cache": 10**9}, "conv_width is 1000000000"),
+        ({"conv_bias": True}, "conv_bias"),
+    ],
+)
+def test_wrong_fields_of_a_model_with_convolutions_are_refused(
+    fields: dict[str, Any], found: str, hybrid: Path
+) -> None:
+    edit(hybrid / "config.json", lambda record: record | fields)
+    refuse(hybrid, found)
+
+
+def test_layers_with_attention_are_named_in_any_order(hybrid: Path) -> None:
+    edit(hybrid / "config.json", lambda record: record | {"layer_types": None, "full_attn_idxs": [1, 1]})
+    import_model(hybrid, hybrid.parent / "imported")
+    record = json.loads((hybrid.parent / "imported" / "config.json").read_text(encoding="utf-8"))
+    assert record["layer_types"] == ["conv", "full_attention"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json"])

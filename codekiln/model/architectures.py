@@ -15,7 +15,15 @@ from torch import Tensor
 
 from codekiln.errors import InvalidFileError
 from codekiln.files import JsonObject, shorten
-from codekiln.model.configs import CodeGenConfig, InCoderConfig, KilnConfig, Lfm2Config, ModelConfig, StarCoder2Config
+from codekiln.model.configs import (
+    CodeGenConfig,
+    InCoderConfig,
+    KilnConfig,
+    Lfm2Config,
+    ModelConfig,
+    StarCoder2Config,
+    check_size,
+)
 
 # Groups of CodeGen's fused projection, one for each core that it was trained on: 4 on a TPU v4, and 8 on the TPU v3 of
 # CodeGen2's 1B and 3.7B.
@@ -92,6 +100,17 @@ def _field(record: JsonObject, *names: str, default: Any = None) -> Any:
     return default
 
 
+def _flag(record: JsonObject, *names: str, default: bool) -> bool:
+    """The first of several fields that is set, if it is true or false. Raises InvalidFileError for another value."""
+    for name in names:
+        value = record.get(name)
+        if value is not None:
+            if not isinstance(value, bool):
+                raise InvalidFileError(f"{name} is {shorten(value)} in config.json: it must be true or false")
+            return value
+    return default
+
+
 def _must_be(record: JsonObject, name: str, *allowed: Any) -> None:
     """Raises InvalidFileError if a field has a value that this architecture does not support."""
     if name in record and record[name] not in allowed:
@@ -128,7 +147,8 @@ def _read_kiln(record: JsonObject) -> KilnConfig:
     _must_be(record, "use_sliding_window", False, None)
     has_attention_bias = has_mlp_bias = False
     if architecture == "LlamaForCausalLM":
-        has_attention_bias, has_mlp_bias = bool(record.get("attention_bias")), bool(record.get("mlp_bias"))
+        has_attention_bias = _flag(record, "attention_bias", default=False)
+        has_mlp_bias = _flag(record, "mlp_bias", default=False)
     elif architecture == "Qwen3ForCausalLM":
         _must_be(record, "attention_bias", False)
     heads = _field(record, "num_attention_heads")
@@ -145,7 +165,7 @@ def _read_kiln(record: JsonObject) -> KilnConfig:
         rope_base=rope_base,
         rope_scale=rope_scale,
         norm_eps=_field(record, "rms_norm_eps", default=1e-6),
-        tie_embeddings=bool(record.get("tie_word_embeddings", False)),
+        tie_embeddings=_flag(record, "tie_word_embeddings", default=False),
         qk_norm=architecture == "Qwen3ForCausalLM",
         qkv_bias=has_attention_bias or architecture == "Qwen2ForCausalLM",
         out_bias=has_attention_bias,
@@ -197,25 +217,45 @@ def kiln_architecture(config: KilnConfig) -> str:
             )
 
 
+def _read_attention_layers(record: JsonObject, n_layers: int) -> tuple[int, ...]:
+    """The layers of an LFM2 that have attention, from either of the two fields that name them; all if neither is set."""
+    kinds, numbers = record.get("layer_types"), record.get("full_attn_idxs")
+    if kinds is not None:
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != n_layers
+            or any(kind not in ("full_attention", "conv") for kind in kinds)
+        ):
+            raise InvalidFileError(
+                f"unsupported layer_types {shorten(kinds)} in config.json: it must be a list with full_attention or conv "
+                f"for each of the {n_layers} layers"
+            )
+        return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    if numbers is None:
+        return tuple(range(n_layers))
+    if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
+        raise InvalidFileError(
+            f"unsupported full_attn_idxs {shorten(numbers)} in config.json: it must be a list of layer numbers, from 0"
+        )
+    return tuple(sorted(set(numbers)))
+
+
 def _read_lfm2(record: JsonObject) -> Lfm2Config:
     _must_be(record, "conv_bias", False)
     n_layers, d_model = _field(record, "num_hidden_layers"), _field(record, "hidden_size")
     heads = _field(record, "num_attention_heads")
     rope_base, rope_scale = _read_rope({"rope_theta": 1e6} | record)
-    kinds = record.get("layer_types")
-    if kinds is None:
-        chosen = record.get("full_attn_idxs")
-        attention_layers = tuple(range(n_layers)) if chosen is None else tuple(chosen)
-    else:
-        if unknown := set(kinds) - {"full_attention", "conv"}:
-            raise InvalidFileError(
-                f"unsupported layer_types {shorten(sorted(unknown))}; supported: full_attention and conv"
-            )
-        attention_layers = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
     d_ff = _field(record, "block_ff_dim", "intermediate_size")
-    if record.get("block_auto_adjust_ff_dim", True):
+    # Both are used before the config checks its fields.
+    check_size("n_layers", n_layers)
+    check_size("d_ff", d_ff)
+    if _flag(record, "block_auto_adjust_ff_dim", default=True):
         d_ff, multiplier = int(2 * d_ff / 3), record.get("block_ffn_dim_multiplier", 1.0)
         if multiplier is not None:
+            if type(multiplier) not in (int, float):
+                raise InvalidFileError(
+                    f"block_ffn_dim_multiplier is {shorten(multiplier)} in config.json: it must be a number"
+                )
             unit = _field(record, "block_multiple_of", default=256)
             d_ff = unit * math.ceil(int(multiplier * d_ff) / unit)
     return Lfm2Config(
@@ -230,8 +270,8 @@ def _read_lfm2(record: JsonObject) -> Lfm2Config:
         rope_base=rope_base,
         rope_scale=rope_scale,
         norm_eps=_field(record, "norm_eps", default=1e-5),
-        tie_embeddings=bool(record.get("tie_embedding", record.get("tie_word_embeddings", True))),
-        attention_layers=attention_layers,
+        tie_embeddings=_flag(record, "tie_embedding", "tie_word_embeddings", default=True),
+        attention_layers=_read_attention_layers(record, n_layers),
         conv_width=_field(record, "conv_L_cache", default=3),
     )
 
@@ -349,7 +389,7 @@ def _read_starcoder2(record: JsonObject) -> StarCoder2Config:
     _must_be(record, "hidden_act", "gelu_pytorch_tanh")
     _must_be(record, "mlp_type", "default")
     _must_be(record, "norm_type", "layer_norm")
-    heads, biases = _field(record, "num_attention_heads"), bool(record.get("use_bias", True))
+    heads, biases = _field(record, "num_attention_heads"), _flag(record, "use_bias", default=True)
     # Up to the window, a model computes the same without it. Codekiln has no window, so the context ends there.
     context = _field(record, "max_position_embeddings")
     rope_base, rope_scale = _read_rope(record)
@@ -365,7 +405,7 @@ def _read_starcoder2(record: JsonObject) -> StarCoder2Config:
         rope_base=rope_base,
         rope_scale=rope_scale,
         norm_eps=_field(record, "norm_epsilon", default=1e-5),
-        tie_embeddings=bool(record.get("tie_word_embeddings", True)),
+        tie_embeddings=_flag(record, "tie_word_embeddings", default=True),
         qkv_bias=biases,
         out_bias=biases,
         mlp_bias=biases,

@@ -30,7 +30,8 @@ MAX_SIZES = {
 }
 
 
-def _check_size(name: str, value: object) -> None:
+def check_size(name: str, value: object) -> None:
+    """Raises ConfigError if a field of a model is not a number that a model can have."""
     limit = MAX_SIZES.get(name)
     if limit is None:
         is_valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
@@ -82,7 +83,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, bool | tuple):
-                _check_size(name, value)
+                check_size(name, value)
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"model.n_heads is {self.n_heads} and model.n_kv_heads is {self.n_kv_heads}: "
