@@ -54,6 +54,7 @@ ENGINES = ("Codekiln", "Transformers")
 
 def our_step(config: ModelConfig, packing: str) -> Callable[[], None]:
     from codekiln.model.initialization import init_weights
+    from codekiln.model.varlen_attention import find_document_offsets
     from codekiln.train.config import AdamWConfig, RuntimeConfig
     from codekiln.train.loop import compile_loss, forward_backward
     from codekiln.train.optimizer import OptimizerGroup
@@ -67,7 +68,9 @@ def our_step(config: ModelConfig, packing: str) -> Callable[[], None]:
     ids = torch.randint(0, config.vocab_size, (ROWS, CONTEXT + 1), device=DEVICE)
     weights = torch.ones(ROWS, CONTEXT, device=DEVICE)
     documents = (torch.arange(CONTEXT, device=DEVICE) * N_DOCUMENTS // CONTEXT).expand(ROWS, CONTEXT).contiguous()
-    micro = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights, documents if packing == "packed" else None)
+    offsets = torch.from_numpy(find_document_offsets(documents.cpu().numpy())).to(DEVICE)
+    borders = (documents, offsets) if packing == "packed" else (None, None)
+    micro = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights, *borders)
 
     def step() -> None:
         forward_backward(loss_fn, [micro], z_loss=0.0, scale=1 / (ROWS * CONTEXT), world=world)

@@ -1,6 +1,5 @@
 """What this machine has and what is missing, for `codekiln doctor`. Starts no other program and uses no network."""
 
-import os
 import platform
 import shutil
 import sys
@@ -13,7 +12,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from codekiln.files import JsonObject
-from codekiln.machine import find_cxx_compiler, usable_cores
+from codekiln.machine import find_cxx_compiler, memory_bytes, usable_cores
 
 DISTRIBUTION = "codekiln"
 MIN_PYTHON = (3, 11)
@@ -58,19 +57,6 @@ def report(checks: list[Check]) -> JsonObject:
             for check in checks
         ],
     }
-
-
-def memory_bytes() -> int | None:
-    """The memory of this machine, or of the container (cgroup version 2) if it has less; None if the system has no number."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def _python() -> Check:

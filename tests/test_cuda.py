@@ -19,6 +19,7 @@ from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.model.configs import KilnConfig, Lfm2Config, ModelConfig
 from codekiln.model.make_decoder import make_decoder
 from codekiln.model.transformer import Transformer
+from codekiln.model.varlen_attention import find_document_offsets
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.config import LoraConfig, MuonConfig, RuntimeConfig, TrainConfig
 from codekiln.train.loop import train
@@ -71,20 +72,22 @@ def train_small(
     return read_metrics(run / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("packing", ["packed", "packed, with a mask", "concat"])
 @pytest.mark.parametrize("config", [KILN, CODEGEN, INCODER, LFM2], ids=lambda config: config.family)
-def test_losses_and_gradients_are_those_of_a_cpu(config: ModelConfig, is_packed: bool) -> None:
+def test_losses_and_gradients_are_those_of_a_cpu(config: ModelConfig, packing: str) -> None:
     config = dataclasses.replace(config, context_length=256)
     generator = torch.Generator().manual_seed(0)
     ids, targets = torch.randint(0, config.vocab_size, (2, 3, 256), generator=generator)
     weights = torch.rand(3, 256, generator=generator)
     borders = torch.rand(3, 256, generator=generator) < 0.02
-    documents = borders.cumsum(1) if is_packed else None
+    documents = None if packing == "concat" else borders.cumsum(1)
+    offsets = torch.from_numpy(find_document_offsets(borders.cumsum(1).numpy())) if packing == "packed" else None
     found = []
     for world in (SINGLE_PROCESS, ON_GPU):
         torch.manual_seed(0)
         model = Transformer(config).to(world.device)
-        arguments = [None if each is None else each.to(world.device) for each in (ids, targets, weights, documents)]
+        tensors = (ids, targets, weights, documents, None if world is SINGLE_PROCESS else offsets)
+        arguments = [None if each is None else each.to(world.device) for each in tensors]
         with world.autocast():
             nats = model.loss(*arguments).nats  # type: ignore[arg-type]
         nats.backward()  # type: ignore[no-untyped-call]
@@ -232,3 +235,12 @@ def test_small_and_wide_batches_of_shared_key_heads() -> None:
             logits = model(torch.tensor([[*prompt, *row]], device=CUDA))[0].float()
         for at, token in enumerate(row, start=len(prompt)):
             assert logits[at - 1, token] >= logits[at - 1].max() - 0.2 * logits[at - 1].std()
+
+
+def test_flash_operator_passes_pytorchs_checks() -> None:
+    q, k, v = (
+        torch.randn(2, heads, 24, 16, device=CUDA, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)
+    )
+    offsets = torch.tensor([0, 5, 24, 31, 48], dtype=torch.int32, device=CUDA)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.codekiln.flash_document_attention, (q, k, v, offsets), test_utils=checks)

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 
 from codekiln import doctor
 from codekiln.doctor import Check, check_machine, report
+from codekiln.machine import memory_bytes
 from tests.command import codekiln
 
 
@@ -24,7 +25,7 @@ def test_numbers_are_those_of_the_system(tmp_path: Path) -> None:
     checks = by_name(check_machine(tmp_path))
     assert checks["cores"].found == str(len(os.sched_getaffinity(0)))
     total = int(Path("/proc/meminfo").read_text(encoding="ascii").split("MemTotal:")[1].split()[0]) * 1024
-    memory = doctor.memory_bytes()
+    memory = memory_bytes()
     assert memory is not None and memory <= total * 1.001
     assert str(tmp_path) in checks["disk"].found and checks["disk"].status == "ok"
     assert checks["C++ compiler"].status == ("ok" if shutil.which("g++") or shutil.which("clang++") else "optional")

@@ -20,13 +20,17 @@ from codekiln.errors import PromptError
 from codekiln.generate.prefix_cache import PrefixCache, Range, common_length
 from codekiln.generate.recall import Recall, RequestText, SampleText, next_draft_limit
 from codekiln.generate.sampling import Row, SamplingParams, TokenLogprobs, sample, token_logprobs
+from codekiln.machine import memory_bytes
 from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, Chunk, KVPool
 from codekiln.model.decoder import Decoder
 
 FinishReason = Literal["stop", "length"]
-MAX_BATCH_TOKENS = 512  # of a step; longer prompts are read in several steps, between which other requests continue
+# Tokens of a step, on CPUs and on GPUs; longer prompts are read in several steps, between which other requests continue.
+MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 MAX_ROWS = 256  # sequences that generate at the same time
-POOL_CONTEXTS = 8  # the pool holds as many tokens as this number of full contexts
+# The pool holds as many tokens as this number of full contexts, or fewer if they need more than a part of the free memory.
+POOL_CONTEXTS = {"cpu": 8, "cuda": 64}
+POOL_MEMORY_FRACTION = 0.4
 MIN_SHARED_TOKENS = 32  # for which a request waits until another one has read them
 FIRST_DRAFT = 2  # tokens; the limit follows how many are right
 MAX_DRAFTING_ROWS = 4  # with more sequences a step is limited by computation, and drafts do not pay
@@ -171,7 +175,8 @@ class Engine:
         self._is_text = np.ones(decoder.config.vocab_size + 1, bool)  # the last one is -1, which separates texts
         self._is_text[[*forbidden_token_ids, *stop_token_ids, -1]] = False
         self.recall = Recall()
-        n_tokens = pool_tokens or POOL_CONTEXTS * self.context_length
+        n_tokens = pool_tokens or _default_pool_tokens(decoder)
+        self._max_batch_tokens = MAX_BATCH_TOKENS[decoder.device.type]
         self._pool = KVPool(decoder.config, n_tokens, like=decoder.embedding)
         self._cache = PrefixCache(n_tokens)
         self._waiting: deque[Request] = deque()
@@ -355,7 +360,7 @@ class Engine:
             for each in request.sequences:
                 if not each.is_finished and each.tokens and self._has_room(each):
                     work.append(self._next_tokens(each, is_drafting=len(decoding) <= MAX_DRAFTING_ROWS))
-        budget = MAX_BATCH_TOKENS - sum(len(each.tokens) for each in work)
+        budget = self._max_batch_tokens - sum(len(each.tokens) for each in work)
         for request in reading:
             if budget <= 0:
                 break
@@ -488,6 +493,17 @@ class Engine:
         if sample.text is None:
             sample.text = SampleText(sample.request.text, self._is_text)
         return sample.text
+
+
+def _default_pool_tokens(decoder: Decoder) -> int:
+    """Tokens of the pool: at least one full context."""
+    config, device = decoder.config, decoder.device
+    wanted = POOL_CONTEXTS[device.type]
+    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
+    if memory is not None:
+        n_bytes = KVPool.bytes_per_token(config, decoder.embedding.dtype) * config.context_length
+        wanted = min(wanted, int(POOL_MEMORY_FRACTION * memory) // n_bytes)
+    return max(1, wanted) * config.context_length
 
 
 def _positions(chunk: Chunk) -> Tensor:

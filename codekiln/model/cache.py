@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codekiln.model.configs import Lfm2Config, ModelConfig
+from codekiln.model.flash_attention import FlashBatchAttention
+from codekiln.model.varlen_attention import has_flash_attention
 
 HAS_KERNELS = importlib.util.find_spec("numba") is not None
 # Longer chunks of one sequence use PyTorch's attention, which is faster for them.
@@ -41,6 +43,13 @@ class KVPool:
 
     A sequence has ranges of consecutive tokens in it.
     """
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        """What a token takes in the pool of a model."""
+        n_attention = len(config.attention_numbers)
+        n_numbers = 2 * n_attention * config.n_kv_heads * config.d_head
+        return dtype.itemsize * (n_numbers + (config.n_layers - n_attention) * config.d_model)
 
     def __init__(self, config: ModelConfig, n_tokens: int, *, like: Tensor) -> None:
         n_attention = len(config.attention_numbers)
@@ -105,6 +114,9 @@ class BatchAttention:
         if isinstance(pool.config, Lfm2Config):
             self._earlier = np.concatenate([_earlier_slots(c, pool.config.conv_width - 1) for c in chunks])
         self._earlier_tensor = torch.from_numpy(self._earlier).to(pool.keys.device)
+        self._flash: FlashBatchAttention | None = None
+        if pool.keys.dtype == torch.bfloat16 and has_flash_attention(pool.keys.device, pool.config.d_head):
+            self._flash = FlashBatchAttention(chunks, pool.n_tokens, pool.keys.device)
         self._has_kernels = HAS_KERNELS and pool.keys.is_cpu and pool.keys.dtype == torch.float32
         if self._has_kernels:
             self._key_arrays, self._value_arrays = pool.keys.numpy(), pool.values.numpy()
@@ -120,6 +132,8 @@ class BatchAttention:
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         keys.index_copy_(0, self._slots_tensor, k)
         values.index_copy_(0, self._slots_tensor, v)
+        if self._flash is not None:
+            return self._flash(q, keys, values).flatten(1)
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
         if self._n_small:
             self._attend_small(layer, q[: self._n_small], out[: self._n_small])

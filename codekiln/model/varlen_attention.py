@@ -1,6 +1,7 @@
-"""Variable-length causal attention on CPUs: scores between the documents of a sequence are never computed.
+"""Variable-length causal attention: scores between the documents of a sequence are never computed.
 
-B sequence, H head, K key head, T position, D channel of a head.
+On CPUs by PyTorch's kernel for each document, on GPUs by FlashAttention for all of them. B sequence, H head, K key head,
+T position, D channel of a head, N document.
 """
 
 from collections.abc import Iterator
@@ -15,17 +16,37 @@ from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_c
 
 _sdpa_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _sdpa_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_flash_forward = torch.ops.aten._flash_attention_forward
+_flash_backward = torch.ops.aten._flash_attention_backward
+MAX_FLASH_D_HEAD, FLASH_D_HEAD_MULTIPLE = 256, 8  # head sizes that FlashAttention supports
 _Slices = tuple[slice, slice, slice]  # of sequences, heads and positions
 
 
-def document_attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor) -> Tensor:
+def document_attention(
+    q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor, document_offsets: Tensor | None = None
+) -> Tensor:
     """q (B, H, T, D), k and v (B, K, T, D) to (B, H, T, D), where H is a multiple of K.
 
     A query attends to the keys of its document up to itself. `document_ids` (B, T) number the documents, whose tokens must be
-    adjacent.
+    adjacent. GPUs need `document_offsets` (see `find_document_offsets`) and tensors in bfloat16.
     """
-    out: Tensor = _attend(q, k, v, document_ids)[0]
+    if document_offsets is None:
+        out: Tensor = _attend(q, k, v, document_ids)[0]
+    else:
+        out = _flash_attend(q, k, v, document_offsets)[0]
     return out
+
+
+def find_document_offsets(document_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Where each document begins in the sequences of `document_ids` (B, T) one after the other, and B * T: (N + 1,)."""
+    B, T = document_ids.shape
+    starts = [b * T + place for b, row in enumerate(document_ids) for place in _document_bounds(row)[:-1]]
+    return np.array([*starts, B * T], np.int32)
+
+
+def has_flash_attention(device: torch.device, d_head: int) -> bool:
+    """Whether FlashAttention computes heads of this size on a device."""
+    return device.type == "cuda" and d_head <= MAX_FLASH_D_HEAD and d_head % FLASH_D_HEAD_MULTIPLE == 0
 
 
 @torch.library.custom_op("codekiln::document_attention", mutates_args=(), device_types="cpu")
@@ -64,6 +85,39 @@ def _document_bounds(row: npt.NDArray[np.int64]) -> list[int]:
     return [0, *starts, len(row)]
 
 
+@torch.library.custom_op("codekiln::flash_document_attention", mutates_args=(), device_types="cuda")
+def _flash_attend(q: Tensor, k: Tensor, v: Tensor, document_offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The output (B, H, T, D), stored as (B, T, H, D), and the log-sum-exp of the scores (H, B * T)."""
+    B, _, T, _ = q.shape
+    flat = [_flatten(each) for each in (q, k, v)]
+    bounds = (document_offsets, document_offsets, T, T)
+    out, logsumexp, *_ = _flash_forward(*flat, *bounds, 0.0, True, False)
+    return _unflatten(out, B), logsumexp
+
+
+@torch.library.custom_op("codekiln::flash_document_attention_backward", mutates_args=(), device_types="cuda")
+def _flash_attend_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, document_offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, _, T, _ = q.shape
+    flat = [_flatten(each) for each in (gradient, q, k, v, out)]
+    bounds = (document_offsets, document_offsets, T, T)
+    no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device), q.new_empty(0)
+    gradients = _flash_backward(*flat, logsumexp, *bounds, 0.0, True, *no_dropout)
+    found = [_unflatten(each, B) for each in gradients]
+    return found[0], found[1], found[2]
+
+
+def _flatten(x: Tensor) -> Tensor:
+    """(B, H, T, D) to (B * T, H, D)."""
+    return x.transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _unflatten(x: Tensor, n_sequences: int) -> Tensor:
+    """(B * T, H, D) to (B, H, T, D), stored as (B, T, H, D)."""
+    return x.view(n_sequences, -1, *x.shape[1:]).transpose(1, 2)
+
+
 @_attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor) -> tuple[Tensor, Tensor]:
     return _outputs(q)
@@ -76,6 +130,20 @@ def _(
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
+@_flash_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, document_offsets: Tensor) -> tuple[Tensor, Tensor]:
+    B, H, T, D = q.shape
+    return q.new_empty(B, T, H, D).transpose(1, 2), q.new_empty(H, B * T, dtype=torch.float32)
+
+
+@_flash_attend_backward.register_fake
+def _(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, document_offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    q_like, k_like, v_like = (x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
+    return q_like, k_like, v_like
+
+
 def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialized outputs of `_attend`."""
     B, H, T, D = q.shape
@@ -85,22 +153,29 @@ def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    *projections, document_ids = inputs
-    ctx.save_for_backward(*projections, *output, document_ids)
+    *projections, documents = inputs
+    ctx.save_for_backward(*projections, *output, documents)
 
 
 def _autograd_backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return *_attend_backward(gradient, *ctx.saved_tensors), None
 
 
+def _flash_autograd_backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_flash_attend_backward(gradient, *ctx.saved_tensors), None
+
+
 _attend.register_autograd(_autograd_backward, setup_context=_setup_context)
+_flash_attend.register_autograd(_flash_autograd_backward, setup_context=_setup_context)
 
 
-@register_flop_formula(torch.ops.codekiln.document_attention)
+@register_flop_formula([torch.ops.codekiln.document_attention, torch.ops.codekiln.flash_document_attention])
 def _(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
 
-@register_flop_formula(torch.ops.codekiln.document_attention_backward)
+@register_flop_formula(
+    [torch.ops.codekiln.document_attention_backward, torch.ops.codekiln.flash_document_attention_backward]
+)
 def _(gradient: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
     return int(sdpa_backward_flop_count(gradient, q, k, v))  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from codekiln.model.configs import ModelConfig
 from codekiln.model.huggingface import CheckpointReader, read_config
 from codekiln.model.initialization import init_weights
 from codekiln.model.transformer import Losses, Transformer
+from codekiln.model.varlen_attention import find_document_offsets
 from codekiln.progress import progress_bar, sparkline
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.train.checkpoint import Checkpointer, checkpoint_state_dict, list_checkpoints
@@ -430,20 +431,24 @@ def _validate(loss_fn: LossFn, batches: list[Batch], world: World) -> float | No
     if not batches:
         return None
     with torch.no_grad(), world.autocast():
-        nats = sum(float(loss_fn(*_tensors(batch, world.device)).nats) for batch in batches)
+        nats = sum(float(loss_fn(*_tensors(batch, slice(None), world.device)).nats) for batch in batches)
     return bits_per_byte(*world.all_reduce_sum([nats, sum(batch.n_bytes for batch in batches)]))
 
 
 def _micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[MicroBatch]:
-    tensors = _tensors(batch, device)
     for start in range(0, len(batch.ids), size):
-        yield tuple(tensor if tensor is None else tensor[start : start + size] for tensor in tensors)
+        yield _tensors(batch, slice(start, start + size), device)
 
 
-def _tensors(batch: Batch, device: torch.device) -> MicroBatch:
-    """The arguments of `Transformer.loss`."""
-    arrays = (batch.ids, batch.targets, batch.loss_weights, batch.document_ids)
-    return tuple(array if array is None else torch.from_numpy(array).to(device) for array in arrays)
+def _tensors(batch: Batch, rows: slice, device: torch.device) -> MicroBatch:
+    """Some sequences of a batch as arguments of `Transformer.loss`."""
+    documents = None if batch.document_ids is None else batch.document_ids[rows]
+    offsets = find_document_offsets(documents) if documents is not None and device.type == "cuda" else None
+    arrays = (batch.ids[rows], batch.targets[rows], batch.loss_weights[rows], documents, offsets)
+    tensors = tuple(array if array is None else torch.from_numpy(array).to(device) for array in arrays)
+    if tensors[-1] is not None:
+        torch._dynamo.mark_dynamic(tensors[-1], 0)  # compiled code is for any number of documents
+    return tensors
 
 
 @contextmanager

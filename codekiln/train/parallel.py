@@ -242,7 +242,7 @@ def _tensor_plan(config: ModelConfig) -> dict[str, ParallelStyle]:
         name: PrepareModuleInput(
             input_layouts=(Replicate(), *others), desired_input_layouts=(Replicate(), *others), use_local_output=False
         )
-        for name, others in (("attention", (None, None, None)), ("mlp", ()))
+        for name, others in (("attention", (None, None, None, None)), ("mlp", ()))
     }
     plan |= {name: ColwiseParallel() for name in ("attention.q", "attention.k", "attention.v", "mlp.up")}
     plan |= {name: RowwiseParallel() for name in ("attention.out", "mlp.down")}

@@ -1,0 +1,123 @@
+"""Attention over the pool of a flat batch by FlashAttention, for GPUs.
+
+N token of the batch, H head, K key head, S token of the pool, d channel of a head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_flash_forward = torch.ops.aten._flash_attention_forward
+
+
+class Span(Protocol):
+    """New tokens of one sequence: see `codekiln.model.cache.Chunk`."""
+
+    @property
+    def n_new(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def n_before(self) -> int: ...
+    @property
+    def prefix_start(self) -> int: ...
+    @property
+    def prefix_length(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One call of the kernel: for each range of the pool, in the order of their starts, the queries that read it."""
+
+    tokens: Tensor  # places of the queries in the batch, grouped by range
+    query_offsets: Tensor  # where the queries of each range begin, and their number
+    key_starts: Tensor  # where each range begins in the pool, and the size of the pool
+    key_lengths: Tensor  # tokens of each range that are read
+    max_queries: int
+    max_keys: int
+    is_causal: bool
+
+    def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (n, H, d) of the queries in `tokens`, and the log-sum-exp of their scores (n, H)."""
+        chosen = q[self.tokens]
+        out, logsumexp, *_ = _flash_forward(
+            chosen,
+            keys,
+            values,
+            self.query_offsets,
+            self.key_starts,
+            self.max_queries,
+            self.max_keys,
+            0.0,
+            self.is_causal,
+            False,
+            seqused_k=self.key_lengths,
+        )
+        return out, logsumexp.T
+
+
+class FlashBatchAttention:
+    """Each token attends to its own range of the pool up to itself, and to all of its shared prefix if it has one."""
+
+    def __init__(self, chunks: Sequence[Span], n_pool: int, device: torch.device) -> None:
+        ends = np.cumsum([chunk.n_new for chunk in chunks])
+        places = [np.arange(end - chunk.n_new, end) for chunk, end in zip(chunks, ends, strict=True)]
+        own = [(chunk.start, chunk.n_before + chunk.n_new, place) for chunk, place in zip(chunks, places, strict=True)]
+        by_prefix: dict[tuple[int, int], list[np.ndarray]] = {}
+        for chunk, place in zip(chunks, places, strict=True):
+            if chunk.prefix_length:
+                by_prefix.setdefault((chunk.prefix_start, chunk.prefix_length), []).append(place)
+        shared = [(start, length, np.concatenate(parts)) for (start, length), parts in by_prefix.items()]
+        self._own = _plan(own, n_pool, device, is_causal=True, is_merged=bool(shared))
+        self._shared = _plan(shared, n_pool, device, is_causal=False, is_merged=True) if shared else None
+
+    def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q (N, H, d), and keys and values of the pool (S, K, d), to (N, H, d)."""
+        own, own_logsumexp = self._own(q, keys, values)
+        out = torch.empty_like(q)
+        out[self._own.tokens] = own
+        if self._shared is None:
+            return out
+        prefix, prefix_logsumexp = self._shared(q, keys, values)
+        logsumexp = q.new_empty(q.shape[:2], dtype=torch.float32)
+        logsumexp[self._own.tokens] = own_logsumexp
+        # The share of the prefix in the sum of the exponentials of all scores.
+        weight = torch.sigmoid(prefix_logsumexp - logsumexp[self._shared.tokens])[..., None]
+        out[self._shared.tokens] = torch.lerp(out[self._shared.tokens].float(), prefix.float(), weight).to(out.dtype)
+        return out
+
+
+def _plan(
+    ranges: Sequence[tuple[int, int, np.ndarray]],
+    n_pool: int,
+    device: torch.device,
+    *,
+    is_causal: bool,
+    is_merged: bool,
+) -> _Plan:
+    """The plan for ranges of the pool: start, length, and the places of the queries."""
+    ordered = sorted(ranges, key=lambda each: each[0])
+    assert all(a[0] + a[1] <= b[0] for a, b in pairwise(ordered)), "ranges of the pool overlap"
+    lengths = [length for _, length, _ in ordered]
+    counts = [len(places) for _, _, places in ordered]
+    numbers = np.concatenate([[0], np.cumsum(counts), [start for start, _, _ in ordered], [n_pool], lengths]).astype(
+        np.int32
+    )
+    n = len(ordered)
+    sent = torch.from_numpy(numbers).to(device)  # in one transfer
+    most = max(counts)
+    return _Plan(
+        torch.from_numpy(np.concatenate([places for _, _, places in ordered])).to(device),
+        sent[: n + 1],
+        sent[n + 1 : 2 * n + 2],
+        sent[2 * n + 2 :],
+        # With one query per range, the kernel returns the log-sum-exp in another layout.
+        max(2, most) if is_merged else most,
+        max(lengths),
+        is_causal,
+    )
