@@ -5,7 +5,7 @@ RUN is a run of the demo with a corpus, whose training split all contenders read
 `model.py` of nanoGPT's. All models have the number of layers and the width of the demo's model, or of `--size`.
 
 Each contender is a process with one thread, and two run at a time, so that both have the same machine. Seconds are
-processor seconds of training steps; the first steps, which compile, are not counted. Peers are compiled. nanoGPT and
+processor seconds of training steps; the first step, which compiles, is not counted. All are compiled. nanoGPT and
 Transformers' CodeGen train with AdamW as nanoGPT trains small models, at two learning rates. nanochat trains with its own
 optimizer, schedules and rates, a tenth of its weight decay, and 8 sequences per step. Bits per byte are measured on the same
 held-out documents, left to right, in windows of 256 tokens.
@@ -24,7 +24,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +37,26 @@ from codekiln.corpus.documents import read_documents
 from codekiln.corpus.sample import balanced_sample
 from codekiln.metrics_log import bits_per_byte
 from codekiln.model.configs import ModelConfig
+from codekiln.model.initialization import init_weights
+from codekiln.model.transformer import Transformer
 from codekiln.recipes.demo import demo, demo_model
 from codekiln.tokenizer.bpe import Tokenizer
 from codekiln.tokenizer.codegen import load_pretrained
 from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.config import RuntimeConfig
-from codekiln.train.loop import train
+from codekiln.train.loader import BatchLoader
+from codekiln.train.loop import compile_loss, forward_backward
 from codekiln.train.objectives import NextToken
+from codekiln.train.optimizer import OptimizerGroup
+from codekiln.train.parallel import SINGLE_PROCESS, scale_grads, total_grad_norm
 from codekiln.train.prepare import open_token_shards, prepare_shards
 
 CONTEXT = 256
-N_TEXTS, TEXT_CHARACTERS = 100, 4000
+TEXT_CHARACTERS = 4000
 MICRO_ROWS = 8  # sequences of a forward pass
 WEIGHT_DECAY = 0.028  # of nanochat: a tenth of its own, which is for longer runs (docs/log.md)
-N_WARM_STEPS = 20  # of ours, before its speed is measured
+SCHEDULE_STEPS = 1_000_000  # in which our schedules count the used part of the seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,36 +222,42 @@ def train_peer(contender: Contender, config: ModelConfig, folder: Path, seconds:
 
 
 def train_ours(config: ModelConfig, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
-    """By our trainer, on as many tokens as the seconds are enough for at the speed of some steps before."""
+    """By the parts of our trainer, until the seconds are used. The schedule follows the part that is used."""
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    plan = dataclasses.replace(
-        demo().train, objective=NextToken(), eval_every=10**6, eval_sequences=1, save_every=10**6, seed=seed
+    plan = demo().train
+    rows, tokens = plan.global_batch_size, plan.global_batch_size * CONTEXT
+    loader = BatchLoader(
+        open_token_shards(folder / "tokens", "train"),
+        tokenizer,
+        NextToken(),
+        context_length=CONTEXT,
+        batch_size=rows,
+        seed=seed,
+        packing=plan.packing,
     )
-    step_tokens = plan.global_batch_size * CONTEXT
-
-    def run(n_steps: int) -> tuple[nn.Module, float]:
-        """The model, and the processor seconds of its training, with those of the start and the end."""
+    model = Transformer(config)
+    init_weights(model, torch.Generator().manual_seed(seed), initialization=plan.initialization)
+    optimizers = OptimizerGroup(model, plan.optimizer)
+    loss_fn = compile_loss(model, SINGLE_PROCESS, RuntimeConfig())
+    torch.use_deterministic_algorithms(True)  # as our trainer on CPUs
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    used, n_steps = 0.0, 0
+    while used < seconds:
         begun = time.process_time()
-        with tempfile.TemporaryDirectory() as temporary:
-            model = train(
-                dataclasses.replace(plan, total_tokens=n_steps * step_tokens),
-                config,
-                tokens=folder / "tokens",
-                tokenizer=tokenizer,
-                run=Path(temporary),
-                runtime=RuntimeConfig(micro_batch_tokens=MICRO_ROWS * CONTEXT),
-                inputs={},
-            )
-        return model, time.process_time() - begun
-
-    run(1)  # compiles
-    few, many = (run(n)[1] for n in (N_WARM_STEPS, 3 * N_WARM_STEPS))
-    step_seconds = (many - few) / (2 * N_WARM_STEPS)
-    n_steps = round(seconds / step_seconds)
-    model, total = run(n_steps)
-    used = total - (few - N_WARM_STEPS * step_seconds)
+        batch = loader.batch(n_steps, 0, 1)
+        assert batch.document_ids is not None
+        arrays = (batch.ids, batch.targets, batch.loss_weights, batch.document_ids)
+        forward_backward(
+            loss_fn, [tuple(map(torch.from_numpy, arrays))], z_loss=plan.z_loss, scale=1 / tokens, world=SINGLE_PROCESS
+        )
+        scale = tokens / max(1.0, float(batch.loss_weights.sum()))
+        norm = float(total_grad_norm(model, SINGLE_PROCESS)) * scale
+        scale_grads(model, scale * min(1.0, plan.optimizer.max_grad_norm / (norm + 1e-6)))
+        optimizers.step(int(used / seconds * SCHEDULE_STEPS), SCHEDULE_STEPS)
+        used += time.process_time() - begun if n_steps else 0.0
+        n_steps += 1
     bits = held_out_bits(model, tokenizer, held_out_texts(folder))
-    return {"bits": bits, "tokens": n_steps * step_tokens, "seconds": used, "parameters": config.n_parameters}
+    return {"bits": bits, "tokens": n_steps * tokens, "seconds": used, "parameters": config.n_parameters}
 
 
 def held_out_texts(folder: Path) -> list[str]:
@@ -265,8 +275,8 @@ def prepare(run: Path, name: str, folder: Path) -> None:
         tokenizer = load_pretrained(name)
     tokenizer.save(folder / "tokenizer.json")
     prepare_shards(run / "corpus", folder / "tokenizer.json", folder / "tokens")
-    # Every fourth document, so that many repositories are in it.
-    documents = islice(read_documents(run / "corpus", "validation"), 0, 4 * N_TEXTS, 4)
+    # The other half of the documents was used to choose the settings of the demo (docs/log.md).
+    documents = [each for i, each in enumerate(read_documents(run / "corpus", "validation")) if i % 4 >= 2]
     (folder / "texts.json").write_text(json.dumps([document.text[:TEXT_CHARACTERS] for document in documents]))
 
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from codekiln.model.configs import ModelConfig
+from codekiln.model.configs import ModelConfig, kiln
 from codekiln.model.initialization import init_weights
 from codekiln.model.transformer import Transformer
-from codekiln.recipes.demo import demo
+from codekiln.recipes.demo import CONTEXT, VOCAB_SIZE
 from codekiln.train.flops import measure_peak_flops
 
 STEPS = 6
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per step")
     arguments = parser.parse_args()
-    config = demo().model
+    config = kiln("1M", vocab_size=VOCAB_SIZE, context_length=CONTEXT)
     ids = torch.randint(0, config.vocab_size, (arguments.tokens // config.context_length, config.context_length))
     steps = {
         "ours, compiled": ours(config, compiled=True),

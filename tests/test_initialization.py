@@ -8,13 +8,15 @@ from statistics import NormalDist
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 
 from codekiln.errors import ConfigError
-from codekiln.model.configs import Lfm2Config, codegen
+from codekiln.model.configs import Lfm2Config, ModelConfig, codegen, kiln
 from codekiln.model.huggingface import load_model
 from codekiln.model.initialization import init_weights
-from codekiln.model.transformer import Block, Transformer
+from codekiln.model.transformer import Transformer, rotary_angles
+from codekiln.recipes.demo import demo_model
 from codekiln.train.checkpoint import list_checkpoints
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import NextToken
@@ -56,19 +58,75 @@ def test_weights_of_codegen_are_drawn_as_jaxformer_draws_them() -> None:
         assert bool((weights[name] == (1 if name.endswith("norm.weight") else 0)).all()), name
 
 
-def test_convolutions_start_as_the_identity_and_keep_the_variance_of_their_input() -> None:
-    config = Lfm2Config(
-        n_layers=2, d_model=256, n_heads=4, n_kv_heads=4, d_head=64, d_ff=512, vocab_size=512, context_length=64,
-        attention_layers=(1,), conv_width=4,
-    )  # fmt: skip
-    model = Transformer(config)
+HYBRID = Lfm2Config(
+    n_layers=2, d_model=256, n_heads=4, n_kv_heads=4, d_head=64, d_ff=512, vocab_size=512, context_length=128,
+    tie_embeddings=False, attention_layers=(1,), conv_width=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_blocks_start_as_the_identity_and_weights_have_the_std_of_the_docstring(tie_embeddings: bool) -> None:
+    model = Transformer(dataclasses.replace(HYBRID, tie_embeddings=tie_embeddings))
     init_weights(model, torch.Generator().manual_seed(0))
-    block = model.blocks[0]
-    assert isinstance(block, Block) and block.convolution is not None and block.attention is None
     x = torch.randn(8, 64, 256, generator=torch.Generator().manual_seed(1))
-    assert not block.convolution(x, None).any()  # its projection into the residual stream starts at zero
-    weights = block.convolution.kernel.weight.detach()
-    assert weights.shape == (256, 1, 4) and float((weights**2).sum(-1).mean()) == pytest.approx(1, abs=0.1)
+    with torch.no_grad():
+        for block in model.blocks:
+            assert torch.equal(block(x, rotary_angles(torch.arange(64)[None], 64, 1e4), None, None, None), x)
+    width = 1 / 16  # 1 / sqrt(d_model)
+    stds = {
+        "embedding.weight": 1.0,
+        "blocks.0.convolution.in_proj.weight": width,
+        "blocks.1.attention.q.weight": width,
+        "blocks.1.attention.v.weight": width,
+        "blocks.1.mlp.gate.weight": 0.4 * width,
+        "blocks.1.mlp.up.weight": 0.4 * width,
+    }
+    weights = dict(model.named_parameters())
+    for name, std in stds.items():
+        assert float(weights[name].std().detach()) == pytest.approx(0.02 if tie_embeddings else std, rel=0.02), name
+    kernel = weights["blocks.0.convolution.kernel.weight"]
+    assert kernel.shape == (256, 1, 4) and float(kernel.std().detach()) == pytest.approx(0.5, rel=0.1)
+    if not tie_embeddings:
+        assert not weights["lm_head.weight"].any()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [HYBRID, demo_model("1M"), demo_model("5M"), dataclasses.replace(HYBRID, conv_width=2, attention_layers=(1,))],
+)
+def test_a_head_continues_earlier_text_before_training(config: Lfm2Config) -> None:
+    """Random tokens cannot be predicted, but their repetition can. Other weights are as without the head."""
+    half = torch.randint(0, config.vocab_size, (8, 60), generator=torch.Generator().manual_seed(1))
+    ids = torch.cat((half, half), 1)
+    model = Transformer(config)
+    means = []
+    for initialization in ("codekiln", "induction"):
+        init_weights(model, torch.Generator().manual_seed(0), initialization=initialization)  # type: ignore[arg-type]
+        with torch.no_grad():
+            losses = F.cross_entropy(model(ids)[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+        means.append((float(losses[:, :59].mean()), float(losses[:, 60:].mean())))
+    (first, second), (first_with_head, second_with_head) = means
+    assert first == second == pytest.approx(math.log(config.vocab_size), abs=1e-5)
+    assert first_with_head < first + 0.15
+    assert second_with_head < second - 0.05
+    ids[:, 60:] = torch.randint(0, config.vocab_size, (8, 60), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        losses = F.cross_entropy(model(ids)[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    assert float(losses[:, 60:].mean()) > second  # other random tokens are predicted no better
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        kiln("1M", vocab_size=256, context_length=64),
+        dataclasses.replace(HYBRID, tie_embeddings=True),
+        dataclasses.replace(HYBRID, attention_layers=(0,)),
+        dataclasses.replace(HYBRID, conv_width=1),
+    ],
+)
+def test_models_that_can_have_no_such_head_are_refused(config: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match=r"train\.initialization is induction.*convolution"):
+        init_weights(Transformer(config), torch.Generator(), initialization="induction")
 
 
 def test_weights_of_incoder_are_drawn_as_transformers_draws_them(tmp_path: Path) -> None:

@@ -71,18 +71,18 @@ def test_muon_step_by_hand() -> None:
 
 def test_adamw_step_by_hand() -> None:
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Conv1d(2, 2, 3, groups=2, bias=False))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     schedule = WarmupCosine(warmup_steps=0, decay_steps=None, min_lr_ratio=0.1)
     config = AdamWConfig(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, schedule=schedule)
-    gradients = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
+    gradients = {name: torch.randn(weight.shape) for name, weight in model.named_parameters()}
     for name, weight in model.named_parameters():
         weight.grad = gradients[name].clone()
     OptimizerGroup(model, config).step(0, 100)
     for name, weight in model.named_parameters():
         g = gradients[name]
         # At the first step, bias correction makes both moments equal to the gradient and its square.
-        decayed = before[name] * (1 - 0.1 * 0.1) if name == "weight" else before[name]
+        decayed = before[name] * (1 - 0.1 * 0.1) if name == "0.weight" else before[name]  # the matrix
         assert torch.allclose(weight, decayed - 0.1 * g / (g.abs() + 1e-8), atol=1e-6)
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from codekiln.errors import ConfigError
 
 # How the weights of a new model are drawn: see `codekiln/model/initialization.py`.
-Initialization = Literal["codekiln", "jaxformer", "normal"]
+Initialization = Literal["codekiln", "induction", "jaxformer", "normal"]
 
 # Sizes that no model reaches. They are checked before anything is allocated, because a config may come from a stranger.
 MAX_SIZES = {

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import assert_never
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codekiln.errors import ConfigError
 from codekiln.model.configs import Initialization, Lfm2Config, ModelConfig
 from codekiln.model.transformer import Transformer
 
@@ -32,6 +34,10 @@ def init_weights(
     norms rescale what blocks read, the output layer is zero, and projections of a block's input have std 1 / sqrt(d_model),
     those into the feed-forward layer 0.4 of that (nanochat).
 
+    "induction": as "codekiln", and then one head of attention continues earlier text from the first step on (see
+    `_InductionHead`). It raises ConfigError for models without a convolution before a layer with attention, and for tied
+    embeddings.
+
     "jaxformer", CodeGen's code: normal, truncated at two standard deviations. The std is 1 / sqrt(inputs); for projections
     into the residual stream 2 / (layers * sqrt(d_model)), and for the embedding 1 / sqrt(vocabulary).
 
@@ -39,6 +45,7 @@ def init_weights(
 
     Each weight is drawn as a full tensor and passed to `copy`.
     """
+    head = _InductionHead(model.config, generator) if initialization == "induction" else None
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -48,16 +55,89 @@ def init_weights(
             else:
                 drawn = torch.empty(weight.shape, device=generator.device)
                 match initialization:
-                    case "codekiln":
+                    case "codekiln" | "induction":
                         std = _codekiln_std(name, model.config)
                         nn.init.normal_(drawn, 0.0, std, generator) if std else drawn.zero_()
+                        if head is not None:
+                            head.change(name, drawn)
                     case "jaxformer":
-                        _truncated_normal_(drawn, _jaxformer_std(name, weight.shape[1], model.config), generator)
+                        _truncated_normal_(drawn, _jaxformer_std(name, weight[0].numel(), model.config), generator)
                     case "normal":
                         nn.init.normal_(drawn, 0.0, INIT_STD, generator)
                     case _:
                         assert_never(initialization)
                 copy(weight, drawn)
+
+
+class _InductionHead:
+    """Weights of a head that finds earlier places after the current token, and predicts what followed there.
+
+    Such a head forms by itself only after about a million tokens, and the loss then falls at once (Olsson et al., arXiv
+    2209.11895). Two layers work together. A convolution copies the token before each place, read through `reader`, into a
+    subspace of the residual stream. The next layer with attention compares the current token, through the same `reader`, with
+    that subspace. Its value is the token itself, which goes to a second subspace, and the output layer reads that one.
+
+    Channel 0 of the embedding is a constant, with which the gates of the convolution are open for every token.
+    """
+
+    CONSTANT = 4.0
+    # Queries and keys are compared in channels that rotary positions turn slowly; the fastest ones have less weight.
+    N_FAST, FAST_WEIGHT = 12, 0.5
+    OUTPUT_WEIGHT = 0.05  # of the embedding, in the output layer
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+        attention = config.attention_numbers
+        convolutions = [i for i in range(config.n_layers) if i not in attention and any(j > i for j in attention)]
+        if not convolutions or config.tie_embeddings or not isinstance(config, Lfm2Config) or config.conv_width < 2:
+            raise ConfigError(
+                "train.initialization is induction: the model needs a convolution of width 2 or more before a layer with "
+                "attention (lfm2), and tie_embeddings=false"
+            )
+        self._convolution = f"blocks.{convolutions[0]}.convolution."
+        self._attention = f"blocks.{min(j for j in attention if j > convolutions[0])}.attention."
+        D, d = config.d_model, config.d_head
+        self._n_copied = n = min(d, D // 4)
+        n_values = min(d, D - 1 - n)
+        self._reader = _orthogonal_rows(n, D, generator)
+        self._value = _orthogonal_rows(n_values, D, generator)
+        subspaces = _orthogonal_rows(n + n_values, D, generator)
+        self._before, self._copied = subspaces[:n], subspaces[n:]  # of the token before, and of what followed
+        half = torch.arange(d) % (d // 2)  # the channel of `rope_half` that turns each channel
+        weight = torch.where(half < self.N_FAST * d // 64, self.FAST_WEIGHT, 1.0)
+        self._match = torch.linalg.qr(torch.randn(d, n, generator=generator))[0] * weight[:, None]
+        self._d_head = d
+
+    def change(self, name: str, weight: Tensor) -> None:
+        """Changes a weight of the model as drawn, in place. The embedding must come before the output layer."""
+        n, d, D = self._n_copied, self._d_head, weight.shape[-1]
+        if name == "embedding.weight":
+            weight[:, 0] = self.CONSTANT
+            self._embedding = weight
+        elif name == "lm_head.weight":
+            weight += self.OUTPUT_WEIGHT * self._embedding @ self._value.T @ self._copied
+        elif name == self._convolution + "in_proj.weight":
+            for gate in (weight[:n], weight[D : D + n]):
+                gate.zero_()[:, 0] = 1 / self.CONSTANT
+            weight[2 * D : 2 * D + n] = self._reader
+        elif name == self._convolution + "kernel.weight":
+            weight[:n] = 0
+            weight[:n, 0, -2] = 1
+        elif name == self._convolution + "out.weight":
+            weight[:, :n] = self._before.T
+        elif name == self._attention + "q.weight":
+            weight[:d] = self._match @ self._reader
+        elif name == self._attention + "k.weight":
+            weight[:d] = self._match @ self._before
+        elif name == self._attention + "v.weight":
+            weight[: len(self._value)] = self._value
+        elif name == self._attention + "out.weight":
+            weight[:, : len(self._copied)] = self._copied.T
+
+
+def _orthogonal_rows(n: int, width: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal rows (n, width) that do not read channel 0."""
+    columns = torch.linalg.qr(torch.randn(width - 1, n, generator=generator))[0]
+    return F.pad(columns.T, (1, 0))
 
 
 def _codekiln_std(name: str, config: ModelConfig) -> float:

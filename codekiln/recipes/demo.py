@@ -80,6 +80,7 @@ def demo(code: Path | None = None, license: str | None = None) -> Recipe:
             ),
             total_tokens=4_800_000,
             global_batch_size=8,
+            initialization="induction",
             optimizer=MuonConfig(muon_lr=0.02, adamw_lr=6e-3, betas=(0.8, 0.96), schedule=WSD(decay_fraction=0.5)),
         ),
         index=IndexConfig(memory_bytes=1_000_000_000),

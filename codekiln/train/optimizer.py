@@ -24,8 +24,9 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[torch.o
 def _build_adamw(model: nn.Module, config: AdamWConfig) -> torch.optim.Optimizer:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in weights if weight.ndim > 1]},
-        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+        {"params": [weight for weight in weights if weight.ndim == 2]},
+        # Norms, biases and the kernels of convolutions.
+        {"params": [weight for weight in weights if weight.ndim != 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
