@@ -92,6 +92,13 @@ _ARCHITECTURES = {
 }
 
 
+def _architecture(model: JsonObject) -> str:
+    described = _ARCHITECTURES.get(model["kind"], model["kind"])
+    if model["kind"] == "Lfm2Config" and not model["tie_embeddings"]:
+        described += "; its output layer is not the embedding, but vLLM uses the embedding, so its answers are wrong there"
+    return described
+
+
 def describe_schedule(schedule: JsonObject) -> tuple[str, str]:
     """The warm-up of a schedule and the rest of its course. A schedule without a text of its own is listed by fields."""
     match schedule["kind"]:
@@ -245,7 +252,7 @@ def _sections(recipe: JsonObject, manifest: JsonObject, stages: dict[str, StageR
     return {
         "Model": {
             "Publisher": NOT_RECORDED,
-            "Architecture": f"decoder-only ({_ARCHITECTURES.get(model['kind'], model['kind'])})",
+            "Architecture": f"decoder-only ({_architecture(model)})",
             "Model size": f"{trained['parameters']:,} parameters: {model['n_layers']} layers, d_model {model['d_model']}, "
             f"{model['n_heads']} heads ({model['n_kv_heads']} for keys) of {model['d_head']}, d_ff {model['d_ff']}",
         },
