@@ -310,7 +310,8 @@ def main() -> None:
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NANOGPT": str(arguments.nanogpt), "NANOCHAT_DTYPE": "float32"}
     if arguments.nanochat:
-        environment["PYTHONPATH"] = str(arguments.nanochat)
+        paths = [str(arguments.nanochat), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     with tempfile.TemporaryDirectory() as temporary:
         for name in {contender.tokenizer for contender in contenders}:
             prepare(arguments.run, name, Path(temporary) / name)
