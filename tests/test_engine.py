@@ -1,11 +1,13 @@
 """The engine, in pairs that must agree: cached and not, batched and alone, drafted and not, int8 and float32."""
 
+import copy
 import random
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,11 +16,12 @@ from codekiln.generate.complete import Completer
 from codekiln.generate.engine import Engine, Request
 from codekiln.generate.prefix_cache import PrefixCache, Range
 from codekiln.generate.sampling import GREEDY, SamplingParams
+from codekiln.model.cache import BatchAttention, Chunk, KVPool
 from codekiln.model.configs import KilnConfig, Lfm2Config, ModelConfig, codegen, incoder
 from codekiln.model.decoder import Decoder, Int8Linear, Precision
 from codekiln.model.huggingface import load_model
 from codekiln.model.make_decoder import make_decoder
-from codekiln.model.transformer import Transformer
+from codekiln.model.transformer import ShortConvolution, Transformer
 from tests.small import assert_greedy, make_engine
 
 SMALL: dict[str, Any] = {
@@ -337,3 +340,43 @@ def test_compiled_kernels_compute_what_pytorch_computes(model: Transformer, prec
     assert type(make_decoder(model, precision)) is not Decoder
     # Rounding differs in the last bit, and can move an activation to the next integer.
     assert logprobs[0] == pytest.approx(logprobs[1], abs=2e-3 if precision == "float32" else 0.02)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+@pytest.mark.parametrize("lengths", [(1, 1, 1, 9), (7, 2, 3), (30,)])
+def test_convolutions_of_parts_are_those_of_the_whole_text(width: int, lengths: tuple[int, ...]) -> None:
+    """A text that is read in parts, each after the ones before or after a shared prefix, by PyTorch and by compiled kernels."""
+    config = Lfm2Config(**SMALL | {"n_layers": 1}, n_kv_heads=2, attention_layers=(), conv_width=width)
+    convolution = ShortConvolution(config).requires_grad_(False)
+    x = torch.randn(sum(lengths), config.d_model, generator=torch.Generator().manual_seed(0))
+    expected = convolution(x[None], None)[0]
+    product = convolution.in_proj(x)
+    gate_before, gate_after, inner = product.chunk(3, -1)
+    kernel = convolution.kernel.weight.squeeze(1).contiguous()
+    for prefix in (0, lengths[0]):
+        for is_compiled in (False, True):
+            pool = KVPool(config, 128, like=x)
+            found, at = [], 0
+            for n in lengths:
+                is_after_prefix = prefix and at >= prefix
+                chunk = Chunk(n, 60, at - prefix, 10, prefix) if is_after_prefix else Chunk(n, 10, at)
+                attend, part = BatchAttention(pool, [chunk]), slice(at, at + n)
+                if is_compiled:
+                    out = np.empty((n, config.d_model), np.float32)
+                    attend.convolve_arrays(0, product[part].contiguous().numpy(), kernel.numpy(), out)
+                    found.append(torch.from_numpy(out))
+                else:
+                    y = attend.convolve(0, (gate_before * inner)[part], kernel)
+                    found.append(gate_after[part] * y)
+                at += n
+            torch.testing.assert_close(convolution.out(torch.cat(found)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_in_bfloat16_have_the_greatest_logits(model: Transformer) -> None:
+    """The reference is in bfloat16 too, so only the order of sums differs."""
+    reference = copy.deepcopy(model).to(torch.bfloat16)
+    prompts = random_prompts(1, 1, 5, 17, 40)
+    scale = float(reference(torch.tensor([prompts[-1]])).float().std())
+    engine = make_engine(copy.deepcopy(model), "bfloat16")
+    for prompt, row in zip(prompts, engine.generate(prompts, GREEDY, max_new_tokens=20), strict=True):
+        assert_greedy(reference, prompt, row, tolerance=0.2 * scale)

@@ -1,5 +1,6 @@
 """Training that starts from weights: the stages of CodeGen, and fine-tuning of all weights or with LoRA."""
 
+import copy
 import dataclasses
 import json
 import time
@@ -14,7 +15,9 @@ from codekiln.convert.models import import_model
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.sampling import GREEDY
 from codekiln.metrics_log import read_metrics
+from codekiln.model.configs import Lfm2Config
 from codekiln.model.huggingface import load_model
+from codekiln.model.transformer import Transformer
 from codekiln.overrides import apply_overrides
 from codekiln.pipeline import build, build_stages
 from codekiln.recipe import Recipe, StagedRecipe
@@ -199,17 +202,28 @@ def test_lora_changes_weights_by_low_rank_and_is_saved_merged(small_run: Path, t
     assert all(".lora_" in name for name in held)
 
 
-def test_merged_weights_equal_adapters(small_run: Path) -> None:
-    model = load_model(small_run / "model").requires_grad_(True)
+@pytest.mark.parametrize("has_convolutions", [False, True])
+def test_merged_weights_equal_adapters(small_run: Path, has_convolutions: bool) -> None:
+    model = load_model(small_run / "model")
+    if has_convolutions:
+        config = Lfm2Config(
+            n_layers=2, d_model=32, n_heads=2, n_kv_heads=2, d_head=16, d_ff=64, vocab_size=384, context_length=64,
+            attention_layers=(1,),
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = Transformer(config)
+    plain = copy.deepcopy(model)
+    model.requires_grad_(True)
     ids = torch.arange(40)[None]
     before = model(ids)
     inject_lora(model, LoraConfig(rank=4), seed=1)
+    adapted = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    assert ("blocks.0.convolution.in_proj" in adapted) == has_convolutions
     assert torch.equal(model(ids), before)  # at the start they change nothing
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if ".lora_B" in name:
                 weight.normal_()
-    plain = load_model(small_run / "model")
     plain.load_state_dict(dict(iter_merged_weights(model)), strict=False)
     assert not torch.allclose(model(ids), before, atol=1e-2)
     assert torch.allclose(model(ids), plain(ids), atol=1e-4)

@@ -101,7 +101,7 @@ def test_a_head_continues_earlier_text_before_training(config: Lfm2Config) -> No
     model = Transformer(config)
     means = []
     for initialization in ("codekiln", "induction"):
-        init_weights(model, torch.Generator().manual_seed(0), initialization=initialization)  # type: ignore[arg-type]
+        init_weights(model, torch.Generator().manual_seed(0), initialization=initialization)
         with torch.no_grad():
             losses = F.cross_entropy(model(ids)[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
         means.append((float(losses[:, :59].mean()), float(losses[:, 60:].mean())))

@@ -93,8 +93,9 @@ _ARCHITECTURES = {
 
 
 def _architecture(model: JsonObject) -> str:
-    described = _ARCHITECTURES.get(model["kind"], model["kind"])
-    if model["kind"] == "Lfm2Config" and not model["tie_embeddings"]:
+    kind = str(model["kind"])
+    described = _ARCHITECTURES.get(kind, kind)
+    if kind == "Lfm2Config" and not model["tie_embeddings"]:
         described += "; its output layer is not the embedding, but vLLM uses the embedding, so its answers are wrong there"
     return described
 
