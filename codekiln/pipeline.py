@@ -350,6 +350,7 @@ def _train(job: Job, inputs: JsonObject) -> JsonObject:
         "micro_batches_per_step": _micro_batches_per_step(job, summary["tokens"] // summary["steps"]),
         "hardware": device if world.world_size == 1 else f"{world.world_size} ranks, {device}",
         "precision": "float32" if job.runtime.device == "cpu" else "bfloat16 with float32 weights",
+        "weights": _weight_checksums(run / "model"),
     }
 
 

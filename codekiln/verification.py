@@ -115,12 +115,14 @@ def _recipe_files(run: Path) -> list[RecordedFile]:
 
 
 def _stage_files(run: Path, stage: str) -> Iterator[RecordedFile]:
-    """The output of a stage, and the weights that it read."""
+    """The output of a stage, and the weights that it wrote or read."""
     record = read_stage_record(run, stage)
     output = STAGE_OUTPUTS[stage]
     if output is not None and record["output_sha256"] is not None:
         yield RecordedFile(run / output, record["output_sha256"])
         if output == TOKENIZER and (run / MODEL).is_dir():
             yield RecordedFile(run / MODEL / TOKENIZER, record["output_sha256"])  # its copy
-    for name, sha256 in record["inputs"].get("weights", {}).items():
-        yield RecordedFile(run / MODEL / Path(name).name, sha256)
+    for part in (record["result"], record["inputs"]):
+        weights = part.get("weights")
+        for name, sha256 in weights.items() if isinstance(weights, dict) else ():
+            yield RecordedFile(run / MODEL / Path(name).name, sha256)

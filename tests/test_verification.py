@@ -62,6 +62,16 @@ def test_a_whole_run_has_no_faults_and_says_what_has_no_checksum(run: Path) -> N
     assert found.n_bytes == sum((run / name).stat().st_size for name in names - set(found.unrecorded))
 
 
+def test_the_weights_of_a_run_without_an_evaluation_are_verified(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for stage in ("evaluation", "functions", "recall"):
+        (copy / "stages" / f"{stage}.json").unlink(missing_ok=True)
+    weights = copy / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert ("model/model.safetensors", "damaged") in [(each.path, each.fault) for each in verify_run(copy).faults]
+
+
 @pytest.mark.parametrize("name", ["recipe.json", "stages/tokens.json", "checkpoints/step-00000016/state.json"])
 def test_a_record_that_cannot_be_read_is_named(name: str, run: Path) -> None:
     original = (run / name).read_bytes()

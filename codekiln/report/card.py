@@ -96,7 +96,9 @@ def _architecture(model: JsonObject) -> str:
     kind = str(model["kind"])
     described = _ARCHITECTURES.get(kind, kind)
     if kind == "Lfm2Config" and not model["tie_embeddings"]:
-        described += "; its output layer is not the embedding, but vLLM uses the embedding, so its answers are wrong there"
+        described += (
+            "; its output layer is not the embedding, but vLLM uses the embedding, so its answers are wrong there"
+        )
     return described
 
 
