@@ -34,7 +34,7 @@ def test_examples_of_extending_run(section: str) -> None:
 
 
 def test_extending_has_an_example_of_each() -> None:
-    for topic in ("filter", "objective", "schedule", "model family", "recipe"):
+    for topic in ("filter", "objective", "schedule", "model family", "benchmark", "recipe"):
         assert any(topic in section.lower() for section in SECTIONS), topic
 
 
