@@ -74,6 +74,7 @@ NANOCHAT = [Contender("nanochat", "ours", 1.0, 8)]
 NANOGPT = [Contender("nanoGPT", "ours", rate, 16) for rate in (1e-3, 3e-3)]
 CODEGEN = [Contender("Transformers' CodeGen", "codegen", rate, 16) for rate in (1e-3, 3e-3)]
 Loss = Callable[[Tensor, Tensor], Tensor]
+# Updates the weights. Arguments: the number of the step, and `share`, the fraction of the run's seconds that are used so far.
 Update = Callable[[int, float], None]
 
 

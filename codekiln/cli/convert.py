@@ -13,7 +13,7 @@ def import_(
     source: Annotated[str, typer.Argument(help="Model folder or Hub id.", show_default=False, parser=parse_name)],
     out: Annotated[Path, typer.Option(help="Output folder, new or empty.", show_default=False, parser=parse_path)],
 ) -> None:
-    """Convert a Hugging Face checkpoint (CodeGen, InCoder, GPT-J, Llama, Qwen2, Qwen3)."""
+    """Convert a Hugging Face checkpoint (CodeGen, InCoder, GPT-J, Llama, Qwen2, Qwen3, LFM2, StarCoder2)."""
     from codekiln.convert.models import import_model, resolve_model
 
     for note in import_model(resolve_model(source), out):

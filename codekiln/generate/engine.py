@@ -1,9 +1,10 @@
 """The engine: requests join and leave a running batch, and each step computes one batch of tokens.
 
 A step reads the next tokens of all running sequences, and the next part of the prompts that are not yet read. The samples of
-one prompt share its keys and values. A prompt that begins as an earlier one does is not read again (prefix cache). Drafts of
-several tokens are verified in one step. None of this changes what is generated. Recall does (see `recall`): what followed the
-same tokens elsewhere is mixed into the distribution of the next token, and gives longer drafts.
+one prompt share its keys, values and inputs of short convolutions. A prompt that begins as an earlier one does is not read
+again (prefix cache). Drafts of several tokens are verified in one step. None of this changes what is generated. Recall does
+(see `recall`): what followed the same tokens elsewhere is mixed into the distribution of the next token, and gives longer
+drafts.
 """
 
 import itertools

@@ -1,7 +1,8 @@
-"""Which tokens are where in the pool of keys and values, and which of them a new prompt can use again.
+"""Which tokens are where in the pool, and which of them a new prompt can use again.
 
-A range belongs to one sequence, or is a prompt that several samples share. After its sequence has ended it stays as a cached
-prefix, until its place is needed: the one that was used longest ago goes first.
+The pool stores keys, values and inputs of short convolutions (`codekiln/model/cache.py`). A range belongs to one sequence, or
+is a prompt that several samples share. After its sequence has ended it stays as a cached prefix, until its place is needed:
+the one that was used longest ago goes first.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class Range:
-    """`capacity` tokens of the pool from `start`. `tokens` are those whose keys and values are stored, in order.
+    """`capacity` tokens of the pool from `start`. `tokens` are those that are stored, in order.
 
     Ranges with another `cache_key` never share tokens: how fast an answer comes would tell one user what another one wrote.
     """

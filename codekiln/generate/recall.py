@@ -41,7 +41,7 @@ MAX_DRAFT = 16  # tokens
 MAX_OTHER_TOKENS = 32_768  # of a request's other texts; the first ones are left out
 N_HIDDEN = 32
 GATE_FILE = "gate.safetensors"
-DEFAULT_GATE = Path(__file__).parent / GATE_FILE  # fitted on the model of the demo
+DEFAULT_GATE = Path(__file__).parent / GATE_FILE  # fitted on the demo's model before it had convolutions
 
 Array = npt.NDArray[Any]
 Evidence = tuple[Continuations, ...]  # (K,): corpus longest and short, workspace longest and short, request

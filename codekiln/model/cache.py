@@ -1,4 +1,6 @@
-"""What layers keep of the tokens that sequences have read, in one pool, and the attention of a flat batch over it.
+"""A pool that stores keys, values and inputs of convolutions of earlier tokens; attention and convolutions over it.
+
+A batch is flat: the new tokens of several sequences, one after the other.
 
 N token of the batch, H head, K key head, S token of the pool, d channel of a head, D model width, W width of a convolution.
 """
@@ -26,8 +28,10 @@ Array = npt.NDArray[Any]
 
 
 class Attend(Protocol):
-    """Stores what layers keep of new tokens, and reads that of the tokens that each of them may see. Layers with attention, and
-    those with a convolution, are numbered apart."""
+    """Attention and convolutions of the layers, over a pool. Each call first stores its new tokens in the pool.
+
+    `layer` counts layers of the same kind, from 0: layers with attention in `__call__`, those with a convolution in `convolve`.
+    """
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, H, d), k and v (N, K, d) to (N, H * d)."""
@@ -46,13 +50,13 @@ class KVPool:
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-        """What a token takes in the pool of a model."""
-        n_attention = len(config.attention_numbers)
+        """The bytes of one token in the pool of a model."""
+        n_attention = len(config.layers_with_attention)
         n_numbers = 2 * n_attention * config.n_kv_heads * config.d_head
         return dtype.itemsize * (n_numbers + (config.n_layers - n_attention) * config.d_model)
 
     def __init__(self, config: ModelConfig, n_tokens: int, *, like: Tensor) -> None:
-        n_attention = len(config.attention_numbers)
+        n_attention = len(config.layers_with_attention)
         shape = (n_attention, n_tokens, config.n_kv_heads, config.d_head)
         self.config, self.n_tokens = config, n_tokens
         # Memory that was never written is not resident.
@@ -92,8 +96,10 @@ class _SharedPrefix:
 
 
 class BatchAttention:
-    """Attention of a flat batch of chunks. Chunks of more than `MAX_KERNEL_CHUNK` tokens have no shared prefix and come last;
-    chunks with the same prefix are adjacent."""
+    """Attention and convolutions of a flat batch of chunks.
+
+    Chunks of more than `MAX_KERNEL_CHUNK` tokens have no shared prefix and come last. Chunks with the same prefix are adjacent.
+    """
 
     def __init__(self, pool: KVPool, chunks: Sequence[Chunk]) -> None:
         self._pool = pool
@@ -157,13 +163,13 @@ class BatchAttention:
         return y
 
     def convolve_arrays(self, layer: int, product: Array, kernel: Array, out: Array) -> None:
-        """The same for arrays, with both gates: the joint projection `product` (N, 3 D) to `out` (N, D)."""
+        """`convolve` for arrays, with both gates: the joint projection `product` (N, 3 D) to `out` (N, D)."""
         from codekiln.model import cpu_kernels  # noqa: PLC0415 - an optional package
 
         cpu_kernels.convolve(product, kernel, self._slots, self._earlier, self._input_arrays[layer], out)
 
     def attend_arrays(self, layer: int, q: Array, k: Array, v: Array, out: Array) -> None:
-        """The same for arrays, if the batch `is_small`. The result is written to `out` (N, H * d)."""
+        """Attention for arrays, if the batch `is_small`. The result is written to `out` (N, H * d)."""
         from codekiln.model import cpu_kernels  # noqa: PLC0415 - an optional package
 
         cpu_kernels.store(k, v, self._slots, self._key_arrays[layer], self._value_arrays[layer])

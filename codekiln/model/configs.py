@@ -2,7 +2,7 @@
 
 `codegen` and `incoder` are the two published systems, every size with its exact number of parameters. `kiln` and `lfm2` are
 modern families, exactly the architectures of Qwen3 (or Qwen2, or Llama) and LFM2, which other software runs without custom
-code.
+code. `starcoder2` is for imported models.
 """
 
 import dataclasses
@@ -106,8 +106,8 @@ class ModelConfig:
         return 1.0
 
     @property
-    def attention_numbers(self) -> tuple[int, ...]:
-        """The numbers of the layers that have attention, from 0. The others have a short convolution."""
+    def layers_with_attention(self) -> tuple[int, ...]:
+        """The layers that have attention, from 0. The others have a short convolution."""
         return tuple(range(self.n_layers))
 
     @property
@@ -119,7 +119,7 @@ class ModelConfig:
         n_up = 2 if self.activation == "silu_gated" else 1  # projections from d to d_ff
         mlp = d * self.d_ff * (n_up + 1) + (n_up * self.d_ff + d) * self.mlp_bias
         shared = mlp + norm * (1 if self.parallel_residual else 2)
-        n_attention = len(self.attention_numbers)
+        n_attention = len(self.layers_with_attention)
         blocks = self.n_layers * shared + n_attention * attention + (self.n_layers - n_attention) * self._convolution
         return blocks + norm + self._embeddings + self.vocab_size * self.has_head_bias
 
@@ -134,7 +134,7 @@ class ModelConfig:
         Attention over a sequence of T tokens counts half of the T x T scores (PaLM, appendix B).
         """
         multiplying = self.n_parameters - self._embeddings + self.vocab_size * self.d_model
-        return 6.0 * multiplying + 6.0 * len(self.attention_numbers) * self.n_heads * self.d_head * seq_len
+        return 6.0 * multiplying + 6.0 * len(self.layers_with_attention) * self.n_heads * self.d_head * seq_len
 
     @property
     def _embeddings(self) -> int:
@@ -165,11 +165,11 @@ class KilnConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Lfm2Config(ModelConfig):
-    """Short gated convolutions in most layers, and grouped-query attention with QK-norm in the layers `attention_layers`; the
-    rest as in Qwen3 (LFM2, arXiv 2511.23404).
+    """Grouped-query attention with QK-norm in the layers `attention_layers` (from 0), and short gated convolutions in the
+    others; the rest as in Qwen3 (LFM2, arXiv 2511.23404).
 
-    A convolution reads `conv_width` tokens, so it costs less than attention, and a copy of the last tokens comes without
-    learning.
+    A convolution reads the current token and the `conv_width - 1` tokens before it, so it costs less than attention. It reads
+    them by their distance, without training. Attention must learn this.
     """
 
     family = "lfm2"
@@ -192,7 +192,7 @@ class Lfm2Config(ModelConfig):
             )
 
     @property
-    def attention_numbers(self) -> tuple[int, ...]:
+    def layers_with_attention(self) -> tuple[int, ...]:
         return self.attention_layers
 
     @property

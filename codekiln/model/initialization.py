@@ -86,7 +86,7 @@ class _InductionHead:
     OUTPUT_WEIGHT = 0.05  # of the embedding, in the output layer
 
     def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
-        attention = config.attention_numbers
+        attention = config.layers_with_attention
         convolutions = [i for i in range(config.n_layers) if i not in attention and any(j > i for j in attention)]
         if not convolutions or config.tie_embeddings or not isinstance(config, Lfm2Config) or config.conv_width < 2:
             raise ConfigError(

@@ -147,7 +147,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
-        has_attention = layer in config.attention_numbers
+        has_attention = layer in config.layers_with_attention
         self.attention = Attention(config) if has_attention else None
         self.convolution = ShortConvolution(config) if not has_attention and isinstance(config, Lfm2Config) else None
         self.mlp_norm = None if config.parallel_residual else _norm(config)

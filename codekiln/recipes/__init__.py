@@ -31,7 +31,7 @@ class NamedRecipe:
 
 
 RECIPES: dict[str, NamedRecipe] = {
-    "demo": NamedRecipe("1M parameters, trained in minutes on the Python packages of this machine", demo),
+    "demo": NamedRecipe("1.4M parameters, trained in minutes on the Python packages of this machine", demo),
     "codegen-tiny": NamedRecipe(
         "the small twin of CodeGen: NL, Multi and Mono, in minutes on two cores",
         tiny.codegen_tiny,

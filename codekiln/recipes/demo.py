@@ -26,7 +26,7 @@ VOCAB_SIZE, CONTEXT = 2048, 256
 
 
 def demo_model(size: str = "1M") -> Lfm2Config:
-    """The model of the demo, or a larger one: a size of `kiln` with short convolutions in every second layer, from the first.
+    """The model of the demo, or a larger one: a size of `kiln` with short convolutions in layers 0, 2, 4 and so on.
 
     Convolutions lower the loss and are faster on CPUs. An untied output layer learns faster (docs/log.md).
     """

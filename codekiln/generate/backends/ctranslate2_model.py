@@ -1,4 +1,4 @@
-"""A model directory as CTranslate2's files, for every family.
+"""A model directory as CTranslate2's files, for every family except `lfm2`.
 
 The weights are read by Codekiln and written as CTranslate2's specification of a decoder, so that no other converter is needed.
 Token i of the vocabulary has the name "i": CTranslate2 names tokens, and Codekiln numbers them.
@@ -81,7 +81,7 @@ def write_ctranslate2(model: Transformer, n_ids: int, path: Path) -> None:
 
     Raises ConfigError for a model with convolutions.
     """
-    if len(model.config.attention_numbers) < model.config.n_layers:
+    if len(model.config.layers_with_attention) < model.config.n_layers:
         raise ConfigError("CTranslate2 has no short convolutions: use --backend pytorch or --backend llama.cpp")
     spec = _specification(model, n_ids)
     spec.validate()
