@@ -23,6 +23,10 @@ class ConfigError(CodekilnError, ValueError):
     """A recipe, an option or a request that cannot work."""
 
 
+class NoProblemsError(ConfigError):
+    """A benchmark of which there is no problem in the given code. Other benchmarks can have some."""
+
+
 class PromptError(ConfigError):
     """A prompt that a model cannot read, because it is empty or does not fit. The model can read others."""
 

@@ -477,3 +477,18 @@ def save_codegen(folder: Path) -> Path:
         folder / "model", Transformer(config), folder / "tokenizer.json", hugging_face_configs(tokenizer, 2048), {}
     )
     return folder / "model"
+
+
+@pytest.mark.process
+def test_a_benchmark_without_problems_is_left_out_of_a_list(small_run: Path, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "plain.py").write_text("def add(a, b):\n    total = a + b\n    return total\n" * 3, encoding="utf-8")
+    options = ("--code", code, "--out", tmp_path / "out", "--limit", 2, "--json")
+    done = codekiln("evaluate", small_run, "--on", "held-out-single-line,held-out-return-types", *options)
+    assert done.returncode == 0, done.stderr
+    assert "Left out: held-out-return-types: no file of" in done.stderr
+    assert set(json.loads(done.stdout)["benchmarks"]) == {"held-out-single-line"}
+    for names in ("held-out-return-types", "held-out-return-types,held-out-docstrings"):
+        refused = codekiln("evaluate", small_run, "--on", names, *options)
+        assert_refused(refused, "has such a problem", "give another folder with --code")

@@ -13,7 +13,7 @@ import typer
 
 from codekiln.cli.generate import HasRecall, load_completer, use_recall
 from codekiln.cli.options import BackendName, BackendOption, Json, Seed, Weights, parse_path, print_table
-from codekiln.errors import ConfigError
+from codekiln.errors import ConfigError, NoProblemsError
 from codekiln.extras import import_optional
 
 if TYPE_CHECKING:
@@ -282,12 +282,16 @@ def _problem_sets(
     limit: int | None,
     make_sandbox: "Callable[[], Sandbox]",
 ) -> "list[ProblemSet]":
-    """The problems of benchmarks; of a run with a corpus, also those of which the corpus has no copy."""
+    """The problems of benchmarks; of a run with a corpus, also those of which the corpus has no copy.
+
+    A benchmark made from code that has no problem for it is left out, with a message. Raises NoProblemsError if none is left.
+    """
     from codekiln.corpus.documents import MANIFEST
     from codekiln.evaluate.suite import published_names, published_problems
 
     has_corpus = model is not None and (model / "corpus" / MANIFEST).is_file()
-    sets = []
+    sets: list[ProblemSet] = []
+    left_out: list[str] = []
     for name, settings in chosen.items():
         if name in published_names():
             sets.append(published_problems(name, data, settings, limit))
@@ -298,7 +302,16 @@ def _problem_sets(
             raise ConfigError(
                 f"{name} is made from code: give a run that has a corpus, or a folder of code with --code"
             )
-        sets.append(held_out.held_out_problems(name, place, settings, limit, make_sandbox))
+        try:
+            sets.append(held_out.held_out_problems(name, place, settings, limit, make_sandbox))
+        except NoProblemsError as error:
+            if len(chosen) == 1:
+                raise
+            left_out.append(str(error))
+    if not sets:
+        raise NoProblemsError("; ".join(left_out))
+    for message in left_out:
+        typer.echo(f"Left out: {message}", err=True)
     if has_corpus:
         sets = import_optional("codekiln.evaluate.held_out.load", "corpus").with_clean_problems(sets, model)
     return sets

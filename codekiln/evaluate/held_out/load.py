@@ -10,7 +10,7 @@ from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest
 from codekiln.corpus.reading import read_document, with_utf8_names
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.errors import ConfigError
+from codekiln.errors import ConfigError, NoProblemsError
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.contamination import find_contamination
 from codekiln.evaluate.evaluation import ProblemSet
@@ -57,7 +57,7 @@ def held_out_problems(
 
     Files are read as for a corpus. Those that cannot be read are counted in `source`, by reason.
 
-    Raises ConfigError if there is none.
+    Raises NoProblemsError if there is none.
     """
     documents, skipped = _documents(place)
     if name == BITS_PER_BYTE:
@@ -68,7 +68,7 @@ def held_out_problems(
         if runnable := [each for each in problems if isinstance(each, DoctestHoleProblem)]:
             problems = verified(runnable, sandbox())
     if not problems:
-        raise ConfigError(f"{name}: no file of {place} has such a problem: give another folder with --code")
+        raise NoProblemsError(f"{name}: no file of {place} has such a problem: give another folder with --code")
     manifest = place / "corpus" / MANIFEST
     where = {"corpus": sha256_of(manifest)} if manifest.is_file() else {"folder": place.name}
     return ProblemSet(name, problems, where | {"documents": len(documents), "skipped": skipped})
