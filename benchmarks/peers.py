@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -18,9 +19,13 @@ def nanogpt(path: Path, *, context: int, vocab_size: int, n_layers: int, n_heads
     return model
 
 
-def nanochat(*, context: int, vocab_size: int, n_layers: int, n_heads: int, d_model: int) -> nn.Module:
+def nanochat(
+    *, context: int, vocab_size: int, n_layers: int, n_heads: int, d_model: int, has_value_embeddings: bool = True
+) -> nn.Module:
     """nanochat's model with random weights. Its repository must be on PYTHONPATH. All layers see the whole context."""
-    module = importlib.import_module("nanochat.gpt")
+    module: Any = importlib.import_module("nanochat.gpt")
+    if not has_value_embeddings:
+        module.has_ve = lambda layer_idx, n_layer: False
     config = module.GPTConfig(context, vocab_size, n_layers, n_heads, n_heads, d_model, window_pattern="L")
     model: nn.Module = module.GPT(config)
     model.init_weights()  # type: ignore[operator]

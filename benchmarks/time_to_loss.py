@@ -1,7 +1,7 @@
 """Loss after equal processor time: Codekiln against nanochat, nanoGPT and Transformers' CodeGen.
 
-Run: `python benchmarks/time_to_loss.py RUN --nanochat FOLDER [--nanogpt FILE] [--size 1M] [--seconds 60 240] [--seeds 0 1 2]`.
-RUN is a run of the demo with a corpus, whose training split all contenders read. FOLDER is nanochat's repository, FILE is
+Run: `python benchmarks/time_to_loss.py RUN --nanochat FOLDER [--ablations] [--nanogpt FILE] [--size 1M] [--seconds 60 240]
+[--seeds 0 1 2]`. RUN is a run of the demo with a corpus, whose training split all contenders read. FOLDER is nanochat's repository, FILE is
 `model.py` of nanoGPT's. All models have the number of layers and the width of the demo's model, or of `--size`.
 
 Each contender is a process with one thread, and two run at a time, so that both have the same machine. Seconds are
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.sample import balanced_sample
 from codekiln.metrics_log import bits_per_byte
-from codekiln.model.configs import ModelConfig
+from codekiln.model.configs import Initialization, ModelConfig
 from codekiln.model.initialization import init_weights
 from codekiln.model.transformer import Transformer
 from codekiln.recipes.demo import demo, demo_model
@@ -71,6 +71,13 @@ class Contender:
 
 OURS = Contender("Codekiln", "ours", 1.0, demo().train.global_batch_size)
 NANOCHAT = [Contender("nanochat", "ours", 1.0, 8)]
+WITHOUT_HEAD = "Codekiln without the induction head"
+WITHOUT_VALUES = "nanochat without value embeddings"
+WITHOUT_SCALARS = "nanochat without residual scalars"
+ABLATIONS = [
+    dataclasses.replace(OURS, name=WITHOUT_HEAD),
+    *(dataclasses.replace(NANOCHAT[0], name=name) for name in (WITHOUT_VALUES, WITHOUT_SCALARS)),
+]
 NANOGPT = [Contender("nanoGPT", "ours", rate, 16) for rate in (1e-3, 3e-3)]
 CODEGEN = [Contender("Transformers' CodeGen", "codegen", rate, 16) for rate in (1e-3, 3e-3)]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -99,17 +106,25 @@ def held_out_bits(logits_of: Callable[[Tensor], Tensor], tokenizer: Tokenizer, t
     return bits_per_byte(nats, sum(len(text.encode()) for text in texts))
 
 
-def nanochat(config: ModelConfig, vocab_size: int, factor: float) -> tuple[nn.Module, Loss, Update]:
-    """Its model, and its optimizer with the schedules of its base_train.py. `factor` scales its learning rates."""
+def nanochat(config: ModelConfig, vocab_size: int, contender: Contender) -> tuple[nn.Module, Loss, Update]:
+    """Its model, and its optimizer with the schedules of its base_train.py. The contender's rate scales its learning rates."""
+    factor = contender.rate
     model: Any = peers.nanochat(
         context=CONTEXT,
         vocab_size=vocab_size,
         n_layers=config.n_layers,
         n_heads=config.n_heads,
         d_model=config.d_model,
+        has_value_embeddings=contender.name != WITHOUT_VALUES,
     )
+    scalar_lr = 0.5 * factor
+    if contender.name == WITHOUT_SCALARS:
+        scalar_lr = 0.0
+        with torch.no_grad():
+            model.resid_lambdas.fill_(1.0)
+            model.x0_lambdas.zero_()
     optimizer = model.setup_optimizer(
-        unembedding_lr=0.008 * factor, embedding_lr=0.3 * factor, matrix_lr=0.02 * factor, scalar_lr=0.5 * factor
+        unembedding_lr=0.008 * factor, embedding_lr=0.3 * factor, matrix_lr=0.02 * factor, scalar_lr=scalar_lr
     )
     compiled = torch.compile(model, dynamic=False)
 
@@ -190,8 +205,8 @@ def train_peer(contender: Contender, config: ModelConfig, folder: Path, seconds:
     vocab_size = -(-tokenizer.vocab_size // 64) * 64
     torch.manual_seed(seed)
     match contender.name:
-        case "nanochat":
-            model, loss_of, update = nanochat(config, vocab_size, contender.rate)
+        case "nanochat" | "nanochat without value embeddings" | "nanochat without residual scalars":
+            model, loss_of, update = nanochat(config, vocab_size, contender)
             logits_of: Any = loss_of
         case "nanoGPT":
             model, loss_of, logits_of = nanogpt(config, vocab_size, Path(os.environ["NANOGPT"]))
@@ -222,7 +237,9 @@ def train_peer(contender: Contender, config: ModelConfig, folder: Path, seconds:
     return {"bits": bits, "tokens": n_steps * contender.rows * CONTEXT, "seconds": used, "parameters": parameters}
 
 
-def train_ours(config: ModelConfig, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
+def train_ours(
+    config: ModelConfig, folder: Path, seconds: float, seed: int, *, initialization: Initialization
+) -> dict[str, Any]:
     """By the parts of our trainer, until the seconds are used. The schedule follows the part that is used."""
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     plan = demo().train
@@ -237,7 +254,7 @@ def train_ours(config: ModelConfig, folder: Path, seconds: float, seed: int) -> 
         packing=plan.packing,
     )
     model = Transformer(config)
-    init_weights(model, torch.Generator().manual_seed(seed), initialization=plan.initialization)
+    init_weights(model, torch.Generator().manual_seed(seed), initialization=initialization)
     optimizers = OptimizerGroup(model, plan.optimizer)
     loss_fn = compile_loss(model, SINGLE_PROCESS, RuntimeConfig())
     torch.use_deterministic_algorithms(True)  # as our trainer on CPUs
@@ -285,6 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--nanochat", type=Path, help="nanochat's repository")
+    parser.add_argument("--ablations", action="store_true", help="also Codekiln and nanochat without single parts")
     parser.add_argument("--nanogpt", type=Path, help="model.py of nanoGPT")
     parser.add_argument("--codegen", action="store_true", help="also Transformers' CodeGen")
     parser.add_argument("--size", default="1M")
@@ -297,8 +315,9 @@ def main() -> None:
         torch.set_num_threads(1)
         fields, folder, seconds, seed = arguments.work
         contender = Contender(**json.loads(fields))
-        if contender == OURS:
-            found = train_ours(config, Path(folder), float(seconds), int(seed))
+        if contender.name in (OURS.name, WITHOUT_HEAD):
+            initialization = demo().train.initialization if contender == OURS else "codekiln"
+            found = train_ours(config, Path(folder), float(seconds), int(seed), initialization=initialization)
         else:
             found = train_peer(contender, config, Path(folder), float(seconds), int(seed))
         print(json.dumps(found))
@@ -306,6 +325,7 @@ def main() -> None:
     contenders = [
         OURS,
         *(NANOCHAT if arguments.nanochat else []),
+        *(ABLATIONS if arguments.ablations else []),
         *(NANOGPT if arguments.nanogpt else []),
         *(CODEGEN if arguments.codegen else []),
     ]
