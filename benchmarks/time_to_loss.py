@@ -1,8 +1,9 @@
 """Loss after equal processor time: Codekiln against nanochat, nanoGPT and Transformers' CodeGen.
 
 Run: `python benchmarks/time_to_loss.py RUN --nanochat FOLDER [--ablations] [--nanogpt FILE] [--size 1M] [--seconds 60 240]
-[--seeds 0 1 2]`. RUN is a run of the demo with a corpus, whose training split all contenders read. FOLDER is nanochat's repository, FILE is
-`model.py` of nanoGPT's. All models have the number of layers and the width of the demo's model, or of `--size`.
+[--seeds 0 1 2]`. RUN is a run of the demo with a corpus, whose training split all contenders read. FOLDER is nanochat's
+repository, FILE is `model.py` of nanoGPT's. All models have the number of layers and the width of the demo's model, or of
+`--size`.
 
 Each contender is a process with one thread, and two run at a time, so that both have the same machine. Seconds are
 processor seconds of training steps; the first step, which compiles, is not counted. All are compiled. nanoGPT and
