@@ -1,6 +1,8 @@
 """Generation on one thread of a CPU: this engine, Transformers, CTranslate2 and llama.cpp on the same random weights.
 
-python benchmarks/generation_speed.py [25M|350M ...]
+python benchmarks/generation_speed.py [25M|25M-lfm2|350M ...]
+
+25M is a Llama, 350M is CodeGen. 25M-lfm2 has the width and depth of 25M, with short convolutions in every second layer.
 
 Each figure is tokens per second of processor time, the median of three rounds in which the engines alternate; every
 measurement is a process of its own. Engines that are not installed (ctranslate2, xllamacpp) are left out.
@@ -31,7 +33,7 @@ ENGINES = ("codekiln int8", "codekiln float32", "transformers", "ctranslate2 int
 CASES = ("decode 1", "decode 8", "prefill", "samples", "keystroke")
 PACKAGES = {"ctranslate2 int8": "ctranslate2", "llama.cpp q8_0": "xllamacpp"}
 ROUNDS = 3
-N_SAMPLES = {"25M": 200, "350M": 50}
+N_SAMPLES = {"25M": 200, "25M-lfm2": 200, "350M": 50}
 
 
 def make_models(size: str, folder: Path) -> None:
@@ -39,7 +41,7 @@ def make_models(size: str, folder: Path) -> None:
     import torch
 
     from codekiln.convert.models import export_model
-    from codekiln.model.configs import KilnConfig, codegen
+    from codekiln.model.configs import KilnConfig, Lfm2Config, codegen
     from codekiln.model.huggingface import save_model
     from codekiln.model.transformer import Transformer
     from codekiln.tokenizer.bpe import hugging_face_configs
@@ -54,10 +56,16 @@ def make_models(size: str, folder: Path) -> None:
     else:
         texts = [path.read_text(encoding="utf-8") for path in sorted(Path("codekiln").rglob("*.py"))]
         tokenizer = train_tokenizer(TokenizerConfig(vocab_size=4096), texts)
-        config = KilnConfig(
-            n_layers=10, d_model=384, n_heads=6, n_kv_heads=6, d_head=64, d_ff=1024,
-            vocab_size=16_384, context_length=2048, qk_norm=False,
-        )  # fmt: skip
+        shape: dict[str, Any] = {
+            "n_layers": 10, "d_model": 384, "n_heads": 6, "n_kv_heads": 6, "d_head": 64, "d_ff": 1024,
+            "vocab_size": 16_384, "context_length": 2048,
+        }  # fmt: skip
+        has_convolutions = size == "25M-lfm2"
+        config = (
+            Lfm2Config(**shape, attention_layers=tuple(range(1, 10, 2)))
+            if has_convolutions
+            else KilnConfig(**shape, qk_norm=False)
+        )
     model = Transformer(config)
     with torch.no_grad():
         for weight in model.parameters():
@@ -68,7 +76,7 @@ def make_models(size: str, folder: Path) -> None:
     save_model(folder / "hf", model, folder / "tokenizer.json", configs, ids)
     if importlib.util.find_spec("xllamacpp"):
         export_model(folder / "hf", folder / "model.gguf", "gguf", dtype="q8_0")
-    if importlib.util.find_spec("ctranslate2"):
+    if importlib.util.find_spec("ctranslate2") and size != "25M-lfm2":  # it has no convolutions
         import ctranslate2
 
         converter = ctranslate2.converters.TransformersConverter(str(folder / "hf"))
@@ -273,7 +281,7 @@ def main() -> None:
         child(name, case, size, Path(folder))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sizes", nargs="*", default=["25M"], choices=["25M", "350M"])
+    parser.add_argument("sizes", nargs="*", default=["25M"], choices=list(N_SAMPLES))
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=CASES)
     arguments = parser.parse_args()
     engines = [name for name in ENGINES if importlib.util.find_spec(PACKAGES.get(name, "torch"))]
