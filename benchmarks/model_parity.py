@@ -16,7 +16,8 @@ import codekiln
 from codekiln.convert.models import export_model
 from codekiln.generate.engine import Engine
 from codekiln.generate.sampling import GREEDY
-from codekiln.model.cache import BatchAttention, Chunk, KVPool
+from codekiln.model.cache import BatchAttention, KVPool
+from codekiln.model.chunk import Chunk
 from codekiln.model.huggingface import load_model
 from codekiln.model.make_decoder import make_decoder
 from codekiln.model.transformer import Transformer

@@ -16,7 +16,8 @@ from codekiln.generate.complete import Completer
 from codekiln.generate.engine import Engine, Request
 from codekiln.generate.prefix_cache import PrefixCache, Range
 from codekiln.generate.sampling import GREEDY, SamplingParams
-from codekiln.model.cache import BatchAttention, Chunk, KVPool
+from codekiln.model.cache import BatchAttention, KVPool
+from codekiln.model.chunk import Chunk
 from codekiln.model.configs import KilnConfig, Lfm2Config, ModelConfig, codegen, incoder
 from codekiln.model.decoder import Decoder, Int8Linear, Precision
 from codekiln.model.huggingface import load_model

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from codekiln.model import flash_attention
-from codekiln.model.cache import BatchAttention, Chunk, KVPool
+from codekiln.model.cache import BatchAttention, KVPool
+from codekiln.model.chunk import Chunk
 from codekiln.model.configs import KilnConfig
 from codekiln.model.flash_attention import FlashBatchAttention
 from codekiln.model.varlen_attention import find_document_offsets

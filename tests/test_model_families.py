@@ -16,7 +16,8 @@ from torch import Tensor
 from codekiln.generate.sampling import GREEDY
 from codekiln.model import huggingface
 from codekiln.model.architectures import GPTJ, join_fused, split_fused
-from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, Chunk, KVPool
+from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, KVPool
+from codekiln.model.chunk import Chunk
 from codekiln.model.configs import ModelConfig, codegen, incoder, kiln
 from codekiln.model.decoder import Decoder
 from codekiln.model.huggingface import convert, load_model, read_config, save_model

@@ -22,7 +22,8 @@ from codekiln.generate.prefix_cache import PrefixCache, Range, common_length
 from codekiln.generate.recall import Recall, RequestText, SampleText, next_draft_limit
 from codekiln.generate.sampling import Row, SamplingParams, TokenLogprobs, sample, token_logprobs
 from codekiln.machine import memory_bytes
-from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, Chunk, KVPool
+from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, KVPool
+from codekiln.model.chunk import Chunk
 from codekiln.model.decoder import Decoder
 
 FinishReason = Literal["stop", "length"]

@@ -15,7 +15,8 @@ import torch
 
 from codekiln.files import write_json
 from codekiln.generate.model_cache import model_cache_path
-from codekiln.model.cache import HAS_KERNELS, BatchAttention, Chunk, KVPool
+from codekiln.model.cache import HAS_KERNELS, BatchAttention, KVPool
+from codekiln.model.chunk import Chunk
 from codekiln.model.decoder import Decoder, Precision
 from codekiln.model.make_decoder import make_decoder
 from codekiln.model.transformer import Transformer

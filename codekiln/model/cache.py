@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codekiln.model.chunk import Chunk
 from codekiln.model.configs import Lfm2Config, ModelConfig
 from codekiln.model.flash_attention import FlashBatchAttention
 from codekiln.model.varlen_attention import has_flash_attention
@@ -67,25 +68,6 @@ class KVPool:
         """Copies a range of tokens to another place."""
         for pool in (self.keys, self.values, self.inputs):
             pool[:, target : target + n_tokens] = pool[:, source : source + n_tokens].clone()
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """New tokens of one sequence, which has read `n_before` tokens of its own range from `start`.
-
-    Before its own range it may see a shared prefix: `prefix_length` tokens from `prefix_start`.
-    """
-
-    n_new: int
-    start: int
-    n_before: int
-    prefix_start: int = 0
-    prefix_length: int = 0
-
-    @property
-    def position(self) -> int:
-        """Of the first new token in its sequence."""
-        return self.prefix_length + self.n_before
 
 
 @dataclass(frozen=True)

@@ -6,28 +6,14 @@ N token of the batch, H head, K key head, S token of the pool, d channel of a he
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from codekiln.model.chunk import Chunk
+
 _flash_forward = torch.ops.aten._flash_attention_forward
-
-
-class Span(Protocol):
-    """New tokens of one sequence: see `codekiln.model.cache.Chunk`."""
-
-    @property
-    def n_new(self) -> int: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def n_before(self) -> int: ...
-    @property
-    def prefix_start(self) -> int: ...
-    @property
-    def prefix_length(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class _Plan:
 class FlashBatchAttention:
     """Each token attends to its own range of the pool up to itself, and to all of its shared prefix if it has one."""
 
-    def __init__(self, chunks: Sequence[Span], n_pool: int, device: torch.device) -> None:
+    def __init__(self, chunks: Sequence[Chunk], n_pool: int, device: torch.device) -> None:
         ends = np.cumsum([chunk.n_new for chunk in chunks])
         places = [np.arange(end - chunk.n_new, end) for chunk, end in zip(chunks, ends, strict=True)]
         own = [(chunk.start, chunk.n_before + chunk.n_new, place) for chunk, place in zip(chunks, places, strict=True)]
