@@ -7,7 +7,7 @@ from codekiln.corpus.config import CorpusConfig
 from codekiln.errors import ConfigError
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.index.config import IndexConfig
-from codekiln.model.configs import ModelConfig
+from codekiln.model.configs import ModelConfig, require_initialization
 from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.train.config import TrainConfig
 
@@ -56,6 +56,8 @@ class Recipe:
                 f"model.vocab_size is {self.model.vocab_size} and tokenizer.vocab_size is {self.tokenizer.vocab_size}: "
                 "raise the first or lower the second"
             )
+        if self.init_from is None:
+            require_initialization(self.model, self.train.initialization)
         if self.infilling is not None and 4 * self.infilling.max_new_tokens >= self.model.context_length:
             raise ConfigError(
                 f"infilling.max_new_tokens is {self.infilling.max_new_tokens}: it must be less than a quarter of the context "

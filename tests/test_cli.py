@@ -231,7 +231,8 @@ def test_demo_prints_results_and_the_next_commands(tmp_path: Path) -> None:
     code, run = write_tree(tmp_path / "code"), tmp_path / "run"
     settings = (
         "tokenizer.vocab_size=384", "model.vocab_size=384", "model.context_length=128", "model.d_model=32",
-        "model.n_layers=1", "model.attention_layers=[0]", "train.total_tokens=4096", "infilling.max_new_tokens=12",
+        "model.n_layers=1", "model.attention_layers=[0]", "train.initialization=codekiln",
+        "train.total_tokens=4096", "infilling.max_new_tokens=12",
         "train.eval_sequences=8", "infilling.n_problems=4",
         "infilling.context_characters=200", "corpus.validation_fraction=0.2",
     )  # fmt: skip

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.process
                 "--set",
                 "train.global_batch_size=1",
                 "--set",
+                "train.initialization=codekiln",
+                "--set",
                 "model.n_layers=1",
                 "--set",
                 "model.attention_layers=[0]",

@@ -16,7 +16,7 @@ from codekiln.model.configs import Lfm2Config, ModelConfig, codegen, kiln
 from codekiln.model.huggingface import load_model
 from codekiln.model.initialization import init_weights
 from codekiln.model.transformer import Transformer, rotary_angles
-from codekiln.recipes.demo import demo_model
+from codekiln.recipes.demo import demo, demo_model
 from codekiln.train.checkpoint import list_checkpoints
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import NextToken
@@ -127,6 +127,8 @@ def test_a_head_continues_earlier_text_before_training(config: Lfm2Config) -> No
 def test_models_that_can_have_no_such_head_are_refused(config: ModelConfig) -> None:
     with pytest.raises(ConfigError, match=r"train\.initialization is induction.*convolution"):
         init_weights(Transformer(config), torch.Generator(), initialization="induction")
+    with pytest.raises(ConfigError, match=r"set train\.initialization=codekiln"):
+        dataclasses.replace(demo(), model=dataclasses.replace(config, vocab_size=2048), infilling=None)
 
 
 def test_weights_of_incoder_are_drawn_as_transformers_draws_them(tmp_path: Path) -> None:

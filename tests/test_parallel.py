@@ -301,6 +301,7 @@ def test_train_command_on_two_ranks_equals_one(tmp_path: Path) -> None:
     code = write_tree(tmp_path / "code")
     settings = [
         "tokenizer.vocab_size=384", "model.vocab_size=384", "model.n_layers=1", "model.attention_layers=[0]",
+        "train.initialization=codekiln",
         "model.d_model=32", "model.d_ff=64",
         "model.n_kv_heads=1", "model.d_head=16", "train.total_tokens=8192", "train.global_batch_size=4",
         "train.eval_sequences=4", "corpus.validation_fraction=0.2", "infilling.n_problems=4", "infilling.max_new_tokens=8",

@@ -164,6 +164,8 @@ def test_plan_command_prints_days_and_the_launch_command() -> None:
         "--set",
         "train.global_batch_size=16",
         "--set",
+        "train.initialization=codekiln",
+        "--set",
         "model.attention_layers=[0]",
         "--set",
         "model.n_layers=1",

@@ -262,6 +262,19 @@ class StarCoder2Config(ModelConfig):
     mlp_bias: bool = True
 
 
+def require_initialization(config: ModelConfig, initialization: Initialization) -> None:
+    """Raises ConfigError if a model cannot start with these weights."""
+    if initialization != "induction":
+        return
+    attention = config.layers_with_attention
+    is_hybrid = isinstance(config, Lfm2Config) and config.conv_width > 1
+    if config.tie_embeddings or not is_hybrid or not set(range(max(attention, default=0))) - set(attention):
+        raise ConfigError(
+            "train.initialization is induction: the model needs a convolution of width 2 or more before a layer with "
+            "attention (lfm2), and tie_embeddings=false; set train.initialization=codekiln for other models"
+        )
+
+
 def config_from_record(record: dict[str, Any]) -> ModelConfig:
     """The config in the record of a recipe. Raises ConfigError for an unknown family or field."""
     families = {family.__name__: family for family in ModelConfig.__subclasses__()}

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codekiln.errors import ConfigError
-from codekiln.model.configs import Initialization, Lfm2Config, ModelConfig
+from codekiln.model.configs import Initialization, Lfm2Config, ModelConfig, require_initialization
 from codekiln.model.transformer import Transformer
 
 INIT_STD = 0.02
@@ -86,15 +85,11 @@ class _InductionHead:
     OUTPUT_WEIGHT = 0.05  # of the embedding, in the output layer
 
     def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+        require_initialization(config, "induction")
         attention = config.layers_with_attention
-        convolutions = [i for i in range(config.n_layers) if i not in attention and any(j > i for j in attention)]
-        if not convolutions or config.tie_embeddings or not isinstance(config, Lfm2Config) or config.conv_width < 2:
-            raise ConfigError(
-                "train.initialization is induction: the model needs a convolution of width 2 or more before a layer with "
-                "attention (lfm2), and tie_embeddings=false"
-            )
-        self._convolution = f"blocks.{convolutions[0]}.convolution."
-        self._attention = f"blocks.{min(j for j in attention if j > convolutions[0])}.attention."
+        convolution = min(set(range(max(attention))) - set(attention))
+        self._convolution = f"blocks.{convolution}.convolution."
+        self._attention = f"blocks.{min(i for i in attention if i > convolution)}.attention."
         D, d = config.d_model, config.d_head
         self._n_copied = n = min(d, D // 4)
         n_values = min(d, D - 1 - n)
