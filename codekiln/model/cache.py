@@ -63,6 +63,11 @@ class KVPool:
         # Memory that was never written is not resident.
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.inputs = like.new_empty(config.n_layers - n_attention, n_tokens, config.d_model)
+        self.has_flash = (
+            like.dtype == torch.bfloat16
+            and has_flash_attention(like.device, config.d_head)
+            and torch.cuda.is_bf16_supported(including_emulation=False)  # older GPUs have no such kernel
+        )
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Copies a range of tokens to another place."""
@@ -103,7 +108,7 @@ class BatchAttention:
             self._earlier = np.concatenate([_earlier_slots(c, pool.config.conv_width - 1) for c in chunks])
         self._earlier_tensor = torch.from_numpy(self._earlier).to(pool.keys.device)
         self._flash: FlashBatchAttention | None = None
-        if pool.keys.dtype == torch.bfloat16 and has_flash_attention(pool.keys.device, pool.config.d_head):
+        if pool.has_flash:
             self._flash = FlashBatchAttention(chunks, pool.n_tokens, pool.keys.device)
         self._has_kernels = HAS_KERNELS and pool.keys.is_cpu and pool.keys.dtype == torch.float32
         if self._has_kernels:
