@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import codekiln.generate.engine
 from codekiln.errors import PromptError
 from codekiln.generate.complete import Completer
 from codekiln.generate.engine import Engine, Request
@@ -381,3 +382,16 @@ def test_tokens_in_bfloat16_have_the_greatest_logits(model: Transformer) -> None
     engine = make_engine(copy.deepcopy(model), "bfloat16")
     for prompt, row in zip(prompts, engine.generate(prompts, GREEDY, max_new_tokens=20), strict=True):
         assert_greedy(reference, prompt, row, tolerance=0.2 * scale)
+
+
+def test_the_pool_is_limited_by_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token takes its keys and values, and its inputs of convolutions, in float32."""
+    config = FAMILIES[3]
+    n_bytes = 4 * (2 * 2 * 2 * 16 + 2 * 64)  # two layers with attention with two key heads, and two convolutions
+    pool = KVPool(config, 10, like=torch.empty(0))
+    assert KVPool.bytes_per_token(config, torch.float32) == n_bytes
+    assert n_bytes * 10 == sum(each.numel() * 4 for each in (pool.keys, pool.values, pool.inputs))
+    context = config.context_length
+    for memory, contexts in ((None, 8), (10**12, 8), (int(3.5 * n_bytes * context / 0.4), 3), (1, 1)):
+        monkeypatch.setattr(codekiln.generate.engine, "memory_bytes", lambda memory=memory: memory)
+        assert make_engine(random_model(config))._cache.n_tokens == contexts * context
