@@ -206,7 +206,7 @@ def train_peer(contender: Contender, config: ModelConfig, folder: Path, seconds:
     vocab_size = -(-tokenizer.vocab_size // 64) * 64
     torch.manual_seed(seed)
     match contender.name:
-        case "nanochat" | "nanochat without value embeddings" | "nanochat without residual scalars":
+        case name if name.startswith("nanochat"):
             model, loss_of, update = nanochat(config, vocab_size, contender)
             logits_of: Any = loss_of
         case "nanoGPT":

@@ -240,12 +240,26 @@ def test_greedy_tokens_have_the_greatest_logits(model: Transformer) -> None:
 
 
 def test_samples_that_share_a_prompt_and_long_prompts(model: Transformer) -> None:
+    """The log-probability of each sampled token is that of the transformer without a cache."""
     engine = engine_on_gpu(model)
     prompts = random_prompts(3, 300, 40)
-    requests = [engine.add(prompt, SamplingParams(seed=1), max_new_tokens=40, n=6) for prompt in prompts]
+    sampling = SamplingParams(seed=1, logprobs=0)
+    requests = [engine.add(prompt, sampling, max_new_tokens=40, n=6) for prompt in prompts]
     greedy = engine.add(prompts[0], GREEDY, max_new_tokens=20)
+    logprobs: dict[int, list[float]] = {}
     while not all(each.is_finished for each in (*requests, greedy)):
-        engine.step()
+        for new in engine.step():
+            if new.logprobs is not None:
+                logprobs.setdefault(id(new.sample), []).append(new.logprobs.logprob)
+    for request in requests:
+        for sample in request.sequences:
+            ids = torch.tensor([[*request.prompt, *sample.tokens]], device=CUDA)
+            with torch.inference_mode():
+                expected = model(ids)[0].float().log_softmax(-1)[len(request.prompt) - 1 : -1]
+            expected = expected.gather(1, torch.tensor(sample.tokens, device=CUDA)[:, None]).flatten().cpu()
+            found = torch.tensor(logprobs[id(sample)])
+            # In bfloat16, logits of this size differ by a few tenths.
+            assert (found - expected).abs().median() < 0.2, (found, expected)
     for request in requests:
         assert [len(each.tokens) for each in request.sequences] == [40] * 6
         assert len({tuple(each.tokens) for each in request.sequences}) > 1

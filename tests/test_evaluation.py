@@ -488,7 +488,17 @@ def test_a_benchmark_without_problems_is_left_out_of_a_list(small_run: Path, tmp
     done = codekiln("evaluate", small_run, "--on", "held-out-single-line,held-out-return-types", *options)
     assert done.returncode == 0, done.stderr
     assert "Left out: held-out-return-types: no file of" in done.stderr
-    assert set(json.loads(done.stdout)["benchmarks"]) == {"held-out-single-line"}
+    found = json.loads(done.stdout)
+    assert set(found["benchmarks"]) == {"held-out-single-line"} and set(found["left_out"]) == {"held-out-return-types"}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "typed.py").write_text("def add(a: int) -> int:\n    return a + 1\n" * 3, encoding="utf-8")
+    options = ("--code", other, *options[2:])
+    typed = ("--on", "held-out-return-types", *options[:-1])
+    assert codekiln("evaluate", small_run, *typed).returncode == 0
+    options = ("--code", code, *options[2:])
+    mixed = codekiln("evaluate", small_run, "--on", "held-out-single-line,held-out-return-types", *options)
+    assert_refused(mixed, "has results of held-out-return-types", "--out")
     for names in ("held-out-return-types", "held-out-return-types,held-out-docstrings"):
         refused = codekiln("evaluate", small_run, "--on", names, *options)
         assert_refused(refused, "has such a problem", "give another folder with --code")

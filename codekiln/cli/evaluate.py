@@ -160,7 +160,7 @@ def evaluate(  # noqa: PLR0915 - one step after the other
         recall = use_recall(completer, Path(model)) if has_recall else None
         chosen = {name: choice.settings(classes[name], can_infill=completer.can_infill) for name in names}
     make_sandbox = partial(Sandbox, mode=verdict, level=sandbox, packages=_packages(names))
-    sets = _problem_sets(
+    sets, left_out = _problem_sets(
         chosen,
         Path(model) if model is not None and endpoint is None else None,
         data,
@@ -190,6 +190,7 @@ def evaluate(  # noqa: PLR0915 - one step after the other
         make_sandbox,
         {"mode": verdict, "wanted": sandbox},
         tasks,
+        left_out,
     )
     results = evaluation.run(stored)
     page = import_optional("codekiln.report.evaluation_page", "report").write_evaluation_page(folder, tasks)
@@ -281,17 +282,18 @@ def _problem_sets(
     code: Path | None,
     limit: int | None,
     make_sandbox: "Callable[[], Sandbox]",
-) -> "list[ProblemSet]":
+) -> "tuple[list[ProblemSet], dict[str, str]]":
     """The problems of benchmarks; of a run with a corpus, also those of which the corpus has no copy.
 
-    A benchmark made from code that has no problem for it is left out, with a message. Raises NoProblemsError if none is left.
+    A benchmark made from code that has no problem for it is left out, with a message: the second value has the reason for each.
+    Raises NoProblemsError if none is left.
     """
     from codekiln.corpus.documents import MANIFEST
     from codekiln.evaluate.suite import published_names, published_problems
 
     has_corpus = model is not None and (model / "corpus" / MANIFEST).is_file()
     sets: list[ProblemSet] = []
-    left_out: list[str] = []
+    left_out: dict[str, str] = {}
     for name, settings in chosen.items():
         if name in published_names():
             sets.append(published_problems(name, data, settings, limit))
@@ -307,14 +309,14 @@ def _problem_sets(
         except NoProblemsError as error:
             if len(chosen) == 1:
                 raise
-            left_out.append(str(error))
+            left_out[name] = str(error)
     if not sets:
-        raise NoProblemsError("; ".join(left_out))
-    for message in left_out:
+        raise NoProblemsError("; ".join(left_out.values()))
+    for message in left_out.values():
         typer.echo(f"Left out: {message}", err=True)
     if has_corpus:
         sets = import_optional("codekiln.evaluate.held_out.load", "corpus").with_clean_problems(sets, model)
-    return sets
+    return sets, left_out
 
 
 def _packages(names: list[str]) -> tuple[str, ...]:

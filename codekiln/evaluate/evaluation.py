@@ -8,7 +8,7 @@ page.html         the same to read; shown/ has its problems, by benchmark
 """
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -62,13 +62,17 @@ class Task:
 
 @dataclass
 class Evaluation:
-    """An evaluation that runs in `folder`. `model` is a record of the model. `sandbox` makes the sandbox when it is needed."""
+    """An evaluation that runs in `folder`. `model` is a record of the model. `sandbox` makes the sandbox when it is needed.
+
+    `left_out` has the reason for each benchmark that was asked for and cannot be measured.
+    """
 
     folder: Path
     model: JsonObject
     sandbox: Callable[[], Sandbox]
     sandbox_settings: JsonObject
     tasks: Sequence[Task] = field(default_factory=list)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, stored: Iterable[Sample] = ()) -> JsonObject:
         """Generates the missing answers, judges them, and returns the results. `stored` has samples from elsewhere.
@@ -97,12 +101,19 @@ class Evaluation:
             found = {task.benchmark.name: self._results(task, record, samples, verdicts) for task in self.tasks}
             levels = sorted({each.level for each in verdicts})
         path = self.folder / RESULTS
-        before = read_json(path)["benchmarks"] if path.exists() else {}
+        before = read_json(path) if path.exists() else {"benchmarks": {}}
+        benchmarks = before["benchmarks"] | found
+        left_out = {
+            name: reason
+            for name, reason in {**before.get("left_out", {}), **self.left_out}.items()
+            if name not in benchmarks
+        }
         results = {
             "format": FORMAT,
             "model": self.model,
             "sandbox": self.sandbox_settings | {"levels": levels},
-            "benchmarks": before | found,
+            "benchmarks": benchmarks,
+            "left_out": left_out,
         }
         write_json(path, results)
         return results
@@ -173,6 +184,11 @@ class Evaluation:
                     raise ConfigError(
                         f"{self.folder} holds another evaluation ({difference}): choose another folder with --out"
                     )
+            if stale := sorted(found.get("benchmarks", {}).keys() & self.left_out.keys()):
+                raise ConfigError(
+                    f"{self.folder} holds another evaluation, which has results of {stale[0]} ({self.left_out[stale[0]]}): "
+                    "choose another folder with --out"
+                )
             wanted["benchmarks"] = found["benchmarks"] | benchmarks
         write_json(path, wanted)
         return wanted

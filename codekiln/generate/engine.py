@@ -29,8 +29,10 @@ from codekiln.model.decoder import Decoder
 FinishReason = Literal["stop", "length"]
 # Tokens of a step, on CPUs and on GPUs; longer prompts are read in several steps, between which other requests continue.
 MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
+MAX_LOGITS = 2**28  # of a step in which all tokens are scored: 1 GB in float32
 MAX_ROWS = 256  # sequences that generate at the same time
-# The pool holds as many tokens as this number of full contexts, or fewer if they need more than a part of the free memory.
+# The pool holds as many tokens as this number of full contexts; or fewer, but at least one context, so that it needs no more
+# than a part of the memory of the machine, or of the free memory of the GPU.
 POOL_CONTEXTS = {"cpu": 8, "cuda": 64}
 POOL_MEMORY_FRACTION = 0.4
 MIN_SHARED_TOKENS = 32  # for which a request waits until another one has read them
@@ -178,7 +180,9 @@ class Engine:
         self._is_text[[*forbidden_token_ids, *stop_token_ids, -1]] = False
         self.recall = Recall()
         n_tokens = pool_tokens or _default_pool_tokens(decoder)
-        self._max_batch_tokens = MAX_BATCH_TOKENS[decoder.device.type]
+        self._max_batch_tokens = min(
+            MAX_BATCH_TOKENS[decoder.device.type], max(512, MAX_LOGITS // decoder.config.vocab_size)
+        )
         self._pool = KVPool(decoder.config, n_tokens, like=decoder.embedding)
         self._cache = PrefixCache(n_tokens)
         self._waiting: deque[Request] = deque()

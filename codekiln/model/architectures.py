@@ -101,13 +101,14 @@ def _field(record: JsonObject, *names: str, default: Any = None) -> Any:
 
 
 def _flag(record: JsonObject, *names: str, default: bool) -> bool:
-    """The first of several fields that is set, if it is true or false. Raises InvalidFileError for another value."""
+    """The first of several fields that is there: true or false; null is false, as in Transformers. Raises InvalidFileError for
+    another value."""
     for name in names:
-        value = record.get(name)
-        if value is not None:
-            if not isinstance(value, bool):
+        if name in record:
+            value = record[name]
+            if value is not None and not isinstance(value, bool):
                 raise InvalidFileError(f"{name} is {shorten(value)} in config.json: it must be true or false")
-            return value
+            return bool(value)
     return default
 
 
@@ -119,7 +120,7 @@ def _must_be(record: JsonObject, name: str, *allowed: Any) -> None:
         )
 
 
-def _read_rope(record: JsonObject) -> tuple[float, float]:
+def _read_rope(record: JsonObject, default_base: float = 10_000.0) -> tuple[float, float]:
     """Base and scale of the rotary positions. Raises InvalidFileError if they are scaled in another way than linearly.
 
     `rope_parameters` has priority over `rope_theta`, as in Transformers 5.
@@ -132,7 +133,7 @@ def _read_rope(record: JsonObject) -> tuple[float, float]:
             scale = float(_field(found, "factor"))
         elif kind != "default":
             raise InvalidFileError(f"unsupported RoPE scaling ({shorten(kind)}); supported: default and linear")
-    base = float(parameters.get("rope_theta") or _field(record, "rope_theta", default=10_000.0))
+    base = float(parameters.get("rope_theta") or _field(record, "rope_theta", default=default_base))
     return base, scale
 
 
@@ -244,7 +245,7 @@ def _read_lfm2(record: JsonObject) -> Lfm2Config:
     _must_be(record, "conv_bias", False)
     n_layers, d_model = _field(record, "num_hidden_layers"), _field(record, "hidden_size")
     heads = _field(record, "num_attention_heads")
-    rope_base, rope_scale = _read_rope({"rope_theta": 1e6} | record)
+    rope_base, rope_scale = _read_rope(record, default_base=1e6)
     d_ff = _field(record, "block_ff_dim", "intermediate_size")
     # Both are used before the config checks its fields.
     check_size("n_layers", n_layers)

@@ -60,7 +60,7 @@ class KVPool:
         n_attention = len(config.layers_with_attention)
         shape = (n_attention, n_tokens, config.n_kv_heads, config.d_head)
         self.config, self.n_tokens = config, n_tokens
-        # Memory that was never written is not resident.
+        # On CPUs, memory that was never written is not resident.
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.inputs = like.new_empty(config.n_layers - n_attention, n_tokens, config.d_model)
         self.has_flash = (
@@ -93,6 +93,16 @@ class BatchAttention:
         slots = [np.arange(c.start + c.n_before, c.start + c.n_before + c.n_new) for c in chunks]
         self._slots = np.concatenate(slots)
         self._slots_tensor = torch.from_numpy(self._slots).to(pool.keys.device)
+        # (N, W - 1): where the tokens before each token are, the nearest first; -1 before the first of a sequence.
+        self._earlier = np.empty((len(self._slots), 0), np.int64)
+        if isinstance(pool.config, Lfm2Config):
+            self._earlier = np.concatenate([_earlier_slots(c, pool.config.conv_width - 1) for c in chunks])
+        self._earlier_tensor = torch.from_numpy(self._earlier).to(pool.keys.device)
+        self._has_kernels = HAS_KERNELS and pool.keys.is_cpu and pool.keys.dtype == torch.float32
+        self._flash: FlashBatchAttention | None = None
+        if pool.has_flash:
+            self._flash = FlashBatchAttention(chunks, pool.n_tokens, pool.keys.device)
+            return
         small = [c for c in chunks if c.n_new <= MAX_KERNEL_CHUNK]
         self._long = [c for c in chunks if c.n_new > MAX_KERNEL_CHUNK]
         assert list(chunks[len(small) :]) == self._long
@@ -102,15 +112,6 @@ class BatchAttention:
             [np.arange(c.n_before + 1, c.n_before + c.n_new + 1) for c in small] or [np.empty(0, np.int64)]
         )
         self._shared = _shared_prefixes(small)
-        # (N, W - 1): where the tokens before each token are, the nearest first; -1 before the first of a sequence.
-        self._earlier = np.empty((len(self._slots), 0), np.int64)
-        if isinstance(pool.config, Lfm2Config):
-            self._earlier = np.concatenate([_earlier_slots(c, pool.config.conv_width - 1) for c in chunks])
-        self._earlier_tensor = torch.from_numpy(self._earlier).to(pool.keys.device)
-        self._flash: FlashBatchAttention | None = None
-        if pool.has_flash:
-            self._flash = FlashBatchAttention(chunks, pool.n_tokens, pool.keys.device)
-        self._has_kernels = HAS_KERNELS and pool.keys.is_cpu and pool.keys.dtype == torch.float32
         if self._has_kernels:
             self._key_arrays, self._value_arrays = pool.keys.numpy(), pool.values.numpy()
             self._input_arrays = pool.inputs.numpy()

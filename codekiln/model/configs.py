@@ -34,7 +34,7 @@ def check_size(name: str, value: object) -> None:
     """Raises ConfigError if a field of a model is not a number that a model can have."""
     limit = MAX_SIZES.get(name)
     if limit is None:
-        is_valid = isinstance(value, int | float) and math.isfinite(value) and value > 0
+        is_valid = type(value) in (int, float) and math.isfinite(value) and value > 0  # type: ignore[arg-type, operator]
         wanted = "a finite number greater than 0"
     else:
         is_valid = type(value) is int and 0 < value <= limit
@@ -81,9 +81,13 @@ class ModelConfig:
     mlp_bias: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, bool | tuple):
-                check_size(name, value)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is bool:
+                if not isinstance(value, bool):
+                    raise ConfigError(f"model.{field.name} is {str(value)[:40]}: it must be true or false")
+            elif not isinstance(value, tuple):
+                check_size(field.name, value)
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"model.n_heads is {self.n_heads} and model.n_kv_heads is {self.n_kv_heads}: "

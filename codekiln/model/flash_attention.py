@@ -29,7 +29,7 @@ class _Plan:
     is_causal: bool
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs (n, H, d) of the queries in `tokens`, and the log-sum-exp of their scores (n, H)."""
+        """Outputs (n, H, d) of the queries in `tokens`, and the log-sum-exp of their scores (H, n) if `max_queries` > 1."""
         chosen = q[self.tokens]
         out, logsumexp, *_ = _flash_forward(
             chosen,
@@ -44,7 +44,7 @@ class _Plan:
             False,
             seqused_k=self.key_lengths,
         )
-        return out, logsumexp.T
+        return out, logsumexp
 
 
 class FlashBatchAttention:
@@ -71,9 +71,9 @@ class FlashBatchAttention:
             return out
         prefix, prefix_logsumexp = self._shared(q, keys, values)
         logsumexp = q.new_empty(q.shape[:2], dtype=torch.float32)
-        logsumexp[self._own.tokens] = own_logsumexp
+        logsumexp[self._own.tokens] = own_logsumexp.T
         # The share of the prefix in the sum of the exponentials of all scores.
-        weight = torch.sigmoid(prefix_logsumexp - logsumexp[self._shared.tokens])[..., None]
+        weight = torch.sigmoid(prefix_logsumexp.T - logsumexp[self._shared.tokens])[..., None]
         out[self._shared.tokens] = torch.lerp(out[self._shared.tokens].float(), prefix.float(), weight).to(out.dtype)
         return out
 
@@ -91,19 +91,18 @@ def _plan(
     assert all(a[0] + a[1] <= b[0] for a, b in pairwise(ordered)), "ranges of the pool overlap"
     lengths = [length for _, length, _ in ordered]
     counts = [len(places) for _, _, places in ordered]
-    numbers = np.concatenate([[0], np.cumsum(counts), [start for start, _, _ in ordered], [n_pool], lengths]).astype(
+    offsets = np.concatenate([[0], np.cumsum(counts), [start for start, _, _ in ordered], [n_pool], lengths]).astype(
         np.int32
     )
     n = len(ordered)
-    sent = torch.from_numpy(numbers).to(device)  # in one transfer
-    most = max(counts)
+    on_device = torch.from_numpy(offsets).to(device)  # in one transfer
     return _Plan(
         torch.from_numpy(np.concatenate([places for _, _, places in ordered])).to(device),
-        sent[: n + 1],
-        sent[n + 1 : 2 * n + 2],
-        sent[2 * n + 2 :],
+        on_device[: n + 1],
+        on_device[n + 1 : 2 * n + 2],
+        on_device[2 * n + 2 :],
         # With one query per range, the kernel returns the log-sum-exp in another layout.
-        max(2, most) if is_merged else most,
+        max(2, *counts) if is_merged else max(counts),
         max(lengths),
         is_causal,
     )

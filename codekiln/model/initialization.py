@@ -33,7 +33,7 @@ def init_weights(
     norms rescale what blocks read, the output layer is zero, and projections of a block's input have std 1 / sqrt(d_model),
     those into the feed-forward layer 0.4 of that (nanochat).
 
-    "induction": as "codekiln", and then one head of attention continues earlier text from the first step on (see
+    "induction": as "codekiln", and then one head of attention is set so that it continues earlier text (see
     `_InductionHead`). It raises ConfigError for models without a convolution before a layer with attention, and for tied
     embeddings.
 
@@ -44,7 +44,7 @@ def init_weights(
 
     Each weight is drawn as a full tensor and passed to `copy`.
     """
-    head = _InductionHead(model.config, generator) if initialization == "induction" else None
+    head = _InductionHead(model.config, generator.initial_seed()) if initialization == "induction" else None
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -60,7 +60,9 @@ def init_weights(
                         if head is not None:
                             head.change(name, drawn)
                     case "jaxformer":
-                        _truncated_normal_(drawn, _jaxformer_std(name, weight[0].numel(), model.config), generator)
+                        _truncated_normal_(
+                            drawn, _jaxformer_std(name, math.prod(weight.shape[1:]), model.config), generator
+                        )
                     case "normal":
                         nn.init.normal_(drawn, 0.0, INIT_STD, generator)
                     case _:
@@ -69,23 +71,26 @@ def init_weights(
 
 
 class _InductionHead:
-    """Weights of a head that finds earlier places after the current token, and predicts what followed there.
+    """Weights of a head that finds earlier places of the current token, and makes what followed there more likely (an induction
+    head; Olsson et al., arXiv 2209.11895).
 
-    Such a head forms by itself only after about a million tokens, and the loss then falls at once (Olsson et al., arXiv
-    2209.11895). Two layers work together. A convolution copies the token before each place, read through `reader`, into a
-    subspace of the residual stream. The next layer with attention compares the current token, through the same `reader`, with
-    that subspace. Its value is the token itself, which goes to a second subspace, and the output layer reads that one.
+    Without it, such a head forms late, and the loss then falls at once (docs/log.md). Two layers work together. A convolution
+    copies the token before each place, read through `reader`, into a subspace of the residual stream. The next layer with
+    attention compares the current token, through the same `reader`, with that subspace. Its value is the token itself, which
+    goes to a second subspace, and the output layer reads that one.
 
     Channel 0 of the embedding is a constant, with which the gates of the convolution are open for every token.
     """
 
+    # Codekiln's numbers. docs/log.md has others, which are nearly as good.
     CONSTANT = 4.0
     # Queries and keys are compared in channels that rotary positions turn slowly; the fastest ones have less weight.
     N_FAST, FAST_WEIGHT = 12, 0.5
     OUTPUT_WEIGHT = 0.05  # of the embedding, in the output layer
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: ModelConfig, seed: int) -> None:
         require_initialization(config, "induction")
+        generator = torch.Generator().manual_seed(seed)  # of its own, so that all other weights are as without the head
         attention = config.layers_with_attention
         convolution = min(set(range(max(attention))) - set(attention))
         self._convolution = f"blocks.{convolution}.convolution."

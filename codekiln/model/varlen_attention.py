@@ -18,7 +18,7 @@ _sdpa_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _sdpa_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _flash_forward = torch.ops.aten._flash_attention_forward
 _flash_backward = torch.ops.aten._flash_attention_backward
-MAX_FLASH_D_HEAD, FLASH_D_HEAD_MULTIPLE = 256, 8  # head sizes that FlashAttention supports
+_HAS_FLASH = torch.backends.cuda.is_flash_attention_available() and torch.version.hip is None
 _Slices = tuple[slice, slice, slice]  # of sequences, heads and positions
 
 
@@ -28,9 +28,9 @@ def document_attention(
     """q (B, H, T, D), k and v (B, K, T, D) to (B, H, T, D), where H is a multiple of K.
 
     A query attends to the keys of its document up to itself. `document_ids` (B, T) number the documents, whose tokens must be
-    adjacent. GPUs need `document_offsets` (see `find_document_offsets`) and tensors in bfloat16.
+    adjacent. GPUs need `document_offsets` (see `find_document_offsets`) and tensors in bfloat16; CPUs ignore them.
     """
-    if document_offsets is None:
+    if q.is_cpu or document_offsets is None:
         out: Tensor = _attend(q, k, v, document_ids)[0]
     else:
         out = _flash_attend(q, k, v, document_offsets)[0]
@@ -45,8 +45,8 @@ def find_document_offsets(document_ids: npt.NDArray[np.int64]) -> npt.NDArray[np
 
 
 def has_flash_attention(device: torch.device, d_head: int) -> bool:
-    """Whether FlashAttention computes heads of this size on a device."""
-    return device.type == "cuda" and d_head <= MAX_FLASH_D_HEAD and d_head % FLASH_D_HEAD_MULTIPLE == 0
+    """Whether FlashAttention computes heads of this size on a device. Some GPUs have no backward pass between 192 and 224."""
+    return _HAS_FLASH and device.type == "cuda" and d_head % 8 == 0 and (d_head <= 192 or 224 < d_head <= 256)
 
 
 @torch.library.custom_op("codekiln::document_attention", mutates_args=(), device_types="cpu")

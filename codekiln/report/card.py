@@ -96,9 +96,7 @@ def _architecture(model: JsonObject) -> str:
     kind = str(model["kind"])
     described = _ARCHITECTURES.get(kind, kind)
     if kind == "Lfm2Config" and not model["tie_embeddings"]:
-        described += (
-            "; its output layer is not the embedding, but vLLM uses the embedding, so its answers are wrong there"
-        )
+        described += "; vLLM computes wrong tokens for it, because it uses the embedding as the output layer"
     return described
 
 
