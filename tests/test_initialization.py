@@ -10,16 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from torch.distributed.tensor.debug import CommDebugMode
 
 from codekiln.errors import ConfigError
-from codekiln.model.configs import Lfm2Config, ModelConfig, codegen, kiln
+from codekiln.model.configs import Initialization, Lfm2Config, ModelConfig, codegen, kiln
 from codekiln.model.huggingface import load_model
 from codekiln.model.initialization import init_weights
 from codekiln.model.transformer import Transformer, rotary_angles
+from codekiln.planning.estimate import ParallelSettings, fake_process_group
 from codekiln.recipes.demo import demo, demo_model
 from codekiln.train.checkpoint import list_checkpoints
 from codekiln.train.config import AdamWConfig, TrainConfig
 from codekiln.train.objectives import NextToken
+from codekiln.train.parallel import build_sharded_model, copy_full_
 from tests.small import train_tiny
 from tests.test_model_families import CONFIGS, random_ids, released
 
@@ -163,6 +166,16 @@ def test_weights_of_incoder_are_drawn_as_transformers_draws_them(tmp_path: Path)
             assert float(expected.std()) == pytest.approx(0.02, rel=0.02), name
         else:
             assert torch.equal(weight.detach(), expected), name
+
+
+@pytest.mark.parametrize("initialization", ["jaxformer", "codekiln", "normal"])
+def test_drawing_weights_sends_nothing_between_ranks(initialization: Initialization) -> None:
+    with fake_process_group(ParallelSettings(n_ranks=4, micro_batch_size=1), torch.float32) as world:
+        model = build_sharded_model(SMALL, world, activation_checkpointing=False)
+        model.to_empty(device="cpu")
+        with CommDebugMode() as sent:  # type: ignore[no-untyped-call]
+            init_weights(model, torch.Generator().manual_seed(0), copy_full_, initialization=initialization)
+        assert sent.get_total_counts() == 0
 
 
 def test_first_loss_of_codegen_is_near_that_of_equal_probabilities() -> None:
