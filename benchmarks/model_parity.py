@@ -55,6 +55,12 @@ CONFIGS = {
     "kiln (DeepSeek-Coder)": transformers.LlamaConfig(
         vocab_size=500, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5}, **_LLAMA
     ),
+    "lfm2": transformers.Lfm2Config(
+        vocab_size=500,
+        block_auto_adjust_ff_dim=False,
+        layer_types=["conv", "full_attention", "conv"],
+        **_LLAMA,
+    ),
     "starcoder2": transformers.Starcoder2Config(
         vocab_size=500, sliding_window=None, embedding_dropout=0.0, residual_dropout=0.0, **_LLAMA
     ),
