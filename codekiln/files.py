@@ -88,9 +88,14 @@ def read_json(path: Path) -> JsonObject:
 
 
 def to_record(value: Any) -> Any:
-    """A configuration as plain JSON, for example a recipe. Dataclasses carry the name of their class as `kind`."""
+    """A configuration as plain JSON, for example a recipe. Dataclasses carry the name of their class as `kind`.
+
+    Raises TypeError for a dataclass with a field of that name.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: to_record(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if "kind" in fields:
+            raise TypeError(f"{type(value).__name__} has a field kind, which is the name of its class in records")
         return {"kind": type(value).__name__} | fields
     if isinstance(value, frozenset):
         return sorted(value)

@@ -82,8 +82,10 @@ def server() -> Iterator[ForgeServer]:
         yield forge
 
 
-def forge_of(server: ForgeServer, folder: Path, selection: Selection = ALL, kind: Any = "github", **more: Any) -> Forge:
-    return Forge(kind=kind, url=server.url, folder=folder / "forge", selection=selection, **more)
+def forge_of(
+    server: ForgeServer, folder: Path, selection: Selection = ALL, service: Any = "github", **more: Any
+) -> Forge:
+    return Forge(service=service, url=server.url, folder=folder / "forge", selection=selection, **more)
 
 
 def fetch(forge: Forge, clock: FakeClock | None = None, *, refresh: bool = False) -> dict[str, str | None]:
@@ -91,7 +93,7 @@ def fetch(forge: Forge, clock: FakeClock | None = None, *, refresh: bool = False
     clock = clock or FakeClock()
     assert forge.url is not None
     timing = Clock(clock.now, clock.sleep)
-    with Fetcher(forge.kind, forge.url, forge.folder, forge.selection, forge.download_hosts, timing) as fetcher:
+    with Fetcher(forge.service, forge.url, forge.folder, forge.selection, forge.download_hosts, timing) as fetcher:
         fetcher.fetch(refresh=refresh)
         return {repository.name: repository.status for repository in fetcher.selected()}
 
@@ -174,7 +176,7 @@ def test_gitlab_is_listed_in_pages(tmp_path: Path) -> None:
 
 
 def test_a_listing_that_repeats_itself_is_refused(server: ForgeServer, tmp_path: Path) -> None:
-    forge = forge_of(server, tmp_path, kind="gitlab")
+    forge = forge_of(server, tmp_path, service="gitlab")
     page = b'[{"id": 1, "path_with_namespace": "o/r", "star_count": 1, "created_at": "2020-01-01"}]'
 
     def repeat(handler: Any) -> None:
@@ -193,7 +195,7 @@ def test_entries_of_another_form_are_ignored(
     bad = [good.replace(b'"o/r"', name).replace(b"9", str(n).encode(), 1) for n, name in enumerate(names)]
     bad += [b"1", b"[]", b'{"id": "x"}', good.replace(b"9", b"-9"), good.replace(b"9", b"9" * 30)]
     server.faults["pagination=keyset"] = [send_bytes(b"[" + b",".join([*bad, good]) + b"]")]
-    assert fetch(forge_of(server, tmp_path, kind="gitlab")) == {"o/r": "not found (HTTP 404)"}
+    assert fetch(forge_of(server, tmp_path, service="gitlab")) == {"o/r": "not found (HTTP 404)"}
     assert f"{len(bad)} entries of the listing" in capsys.readouterr().err
 
 
@@ -246,7 +248,7 @@ def test_corpus_of_archives_equals_that_of_local_folders(kind: Any, tmp_path: Pa
     licenses = {"one": "MIT", "two": None, "three": None}
     hosted = [Hosted(n, f"o/{name}", repositories[name], license=licenses[name]) for n, name in enumerate(licenses)]
     with forge_server(hosted) as server:
-        forge = forge_of(server, tmp_path, kind=kind)
+        forge = forge_of(server, tmp_path, service=kind)
         manifests, texts = [], []
         sources: tuple[Source, ...] = (LocalRepositories(folder=local), forge)
         for k, source in enumerate(sources):
@@ -490,7 +492,7 @@ def test_the_token_is_sent_to_the_forge_only_and_kept_nowhere(
         host = other.url.removeprefix("http://")
         part = "name2/tarball" if kind == "github" else "projects/2/repository/archive"
         server.faults = {part: [redirect(target)], "1/repository": [refuse(500)], "name1/git": [refuse(500)]}
-        forge = forge_of(server, tmp_path, kind=kind, download_hosts=(host,))
+        forge = forge_of(server, tmp_path, service=kind, download_hosts=(host,))
         assert set(fetch(forge).values()) == {"fetched"}
     header = "Authorization" if kind == "github" else "PRIVATE-TOKEN"
     assert {request.headers[header] for request in server.log} == {f"Bearer {TOKEN}" if kind == "github" else TOKEN}
@@ -533,7 +535,7 @@ def test_a_renamed_repository_is_followed(server: ForgeServer, tmp_path: Path) -
 )
 def test_unsafe_urls_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="url is"):
-        Forge(kind="github", url=url, folder=tmp_path, selection=ALL)
+        Forge(service="github", url=url, folder=tmp_path, selection=ALL)
 
 
 # The state
@@ -863,7 +865,7 @@ def test_an_archive_that_is_gone_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_license_of_the_forge_is_an_spdx_id(kind: str, key: str, expected: str, tmp_path: Path) -> None:
     with forge_server([Hosted(1, "o/r", {"a.py": code(1)}, license=key)]) as server:
-        assert [file.license for file in files_of(forge_of(server, tmp_path, kind=kind))] == [expected]
+        assert [file.license for file in files_of(forge_of(server, tmp_path, service=kind))] == [expected]
 
 
 def test_small_archives_share_a_work_unit(server: ForgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,13 @@ import resource
 import shutil
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from codekiln.corpus.sources.forge import Forge
+from codekiln.corpus.sources.forge_selection import Selection
 from codekiln.errors import ConfigError
 from codekiln.files import (
     TEMPORARY,
@@ -339,3 +342,16 @@ def test_finished_run_has_no_temporary_files(small_run: Path) -> None:
     assert not [path for path in small_run.rglob("*") if path.name.endswith(TEMPORARY) or path.name == ".scratch"]
     assert {path.stem for path in (small_run / "stages").iterdir()} == set(STAGES)
     assert os.access(small_run / "report.html", os.R_OK)
+
+
+def test_the_record_of_a_forge_names_its_class_and_its_service() -> None:
+    selection = Selection(created=("2008-01-01", "2021-12-09"))
+    forge = Forge(service="gitlab", folder=Path("there"), selection=selection)
+    assert to_record(forge)["kind"] == "Forge" and to_record(forge)["service"] == "gitlab"
+
+    @dataclass
+    class Wrong:
+        kind: str
+
+    with pytest.raises(TypeError, match="Wrong has a field kind"):
+        to_record(Wrong("x"))

@@ -107,7 +107,7 @@ def _data_sources(data: Path) -> dict[str, Source]:
     return {
         "nl": pile((str(data / "pile"),)),
         "multi": GitHubExport(folder=str(data / "bigquery"), languages=LANGUAGES),
-        "mono": Forge(kind="github", folder=data / "bigpython", selection=repositories, languages=("Python",)),
+        "mono": Forge(service="github", folder=data / "bigpython", selection=repositories, languages=("Python",)),
     }
 
 

@@ -80,8 +80,8 @@ def _data_sources(data: Path) -> tuple[Source, ...]:
         licenses=tuple(sorted(INCODER_LICENSES)),
     )
     return (
-        Forge(kind="github", folder=data / "github", selection=repositories),
-        Forge(kind="gitlab", folder=data / "gitlab", selection=repositories),
+        Forge(service="github", folder=data / "github", selection=repositories),
+        Forge(service="gitlab", folder=data / "gitlab", selection=repositories),
         GitHubExport(folder=str(data / "bigquery"), languages=("Python", "Jupyter")),
         StackExchange(folder=data / "stackexchange"),
     )

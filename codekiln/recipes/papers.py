@@ -243,7 +243,7 @@ CODEGEN = System(
                 "mono: corpus.sources[0].selection.main_languages",
                 "mono: corpus.sources[0].selection.licenses",
             ),
-            code='Forge(kind="github", folder=data / "bigpython", selection=repositories, languages=("Python",))',
+            code='Forge(service="github", folder=data / "bigpython", selection=repositories, languages=("Python",))',
             difference="BigPython is not public. The repositories that GitHub has today are selected by date, language and "
             "the licenses that InCoder names.",
             test="test_paper_data.py::test_codegen_reads_the_pile_the_export_and_python_of_github",

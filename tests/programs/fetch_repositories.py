@@ -13,7 +13,7 @@ from codekiln.corpus.sources.forge_selection import Selection
 def main() -> None:
     url, folder = sys.argv[1:]
     selection = Selection(created=("2019-01-01", "2021-12-09"), main_languages=("Python",), licenses=("MIT",))
-    Forge(kind="github", url=url, folder=Path(folder), selection=selection).fetch()
+    Forge(service="github", url=url, folder=Path(folder), selection=selection).fetch()
 
 
 if __name__ == "__main__":

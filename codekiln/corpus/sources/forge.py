@@ -17,8 +17,8 @@ from codekiln.corpus.sources.tarballs import Archive, ArchiveUnit
 from codekiln.errors import ConfigError
 from codekiln.extras import import_optional
 
-ForgeKind = Literal["github", "gitlab"]
-_URLS: dict[ForgeKind, str] = {"github": "https://api.github.com", "gitlab": "https://gitlab.com"}
+ForgeService = Literal["github", "gitlab"]
+_URLS: dict[ForgeService, str] = {"github": "https://api.github.com", "gitlab": "https://gitlab.com"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Forge:
     hosts to which it redirects downloads, besides itself and GitHub's codeload.
     """
 
-    kind: ForgeKind
+    service: ForgeService
     folder: Path
     selection: Selection
     languages: tuple[str, ...] = LANGUAGES
@@ -76,7 +76,7 @@ class Forge:
             archive = Archive(
                 location=self.folder / repository.file,
                 n_bytes=repository.n_bytes,
-                source=self.kind,
+                source=self.service,
                 repository=repository.name,
                 revision=repository.commit_id,
                 license=repository.license,
@@ -108,15 +108,15 @@ class Forge:
 
     @property
     def _url(self) -> str:
-        return (self.url or _URLS[self.kind]).rstrip("/")
+        return (self.url or _URLS[self.service]).rstrip("/")
 
     def _fetcher(self) -> Any:
         module = import_optional("codekiln.corpus.sources.forge_fetch", "forge")
-        return module.Fetcher(self.kind, self._url, self.folder, self.selection, self.download_hosts)
+        return module.Fetcher(self.service, self._url, self.folder, self.selection, self.download_hosts)
 
     def _problem(self, repository: str, reason: str) -> SourceFile:
         return SourceFile(
-            source=self.kind,
+            source=self.service,
             repository=repository,
             revision="-",
             license=UNKNOWN,
