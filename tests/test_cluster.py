@@ -23,7 +23,8 @@ MANIFESTS: dict[str, dict[str, Any]] = {
     for manifest in yaml.safe_load_all(path.read_text(encoding="utf-8"))
 }
 TINY: dict[str, object] = {
-    "tokenizer.vocab_size": 384, "model.vocab_size": 384, "model.n_layers": 1, "model.d_model": 32, "model.n_heads": 2,
+    "tokenizer.vocab_size": 384, "train.initialization": "codekiln", "model.attention_layers": "[0]", "model.n_layers": 1,
+    "model.vocab_size": 384, "model.d_model": 32, "model.n_heads": 2,
     "model.n_kv_heads": 1, "model.d_head": 16, "model.d_ff": 64, "model.context_length": 256, "train.total_tokens": 2048,
     "train.global_batch_size": 4, "train.eval_sequences": 4, "min_free_bytes": 1_000_000,
 }  # fmt: skip
