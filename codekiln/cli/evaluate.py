@@ -307,8 +307,6 @@ def _problem_sets(
         try:
             sets.append(held_out.held_out_problems(name, place, settings, limit, make_sandbox))
         except NoProblemsError as error:
-            if len(chosen) == 1:
-                raise
             left_out[name] = str(error)
     if not sets:
         raise NoProblemsError("; ".join(left_out.values()))
