@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codekiln.model.chunk import Chunk
+from codekiln.model.chunk import Chunk, shared_prefixes
 from codekiln.model.configs import Lfm2Config, ModelConfig
 from codekiln.model.flash_attention import FlashBatchAttention
 from codekiln.model.varlen_attention import has_flash_attention
@@ -75,13 +75,6 @@ class KVPool:
             pool[:, target : target + n_tokens] = pool[:, source : source + n_tokens].clone()
 
 
-@dataclass(frozen=True)
-class _SharedPrefix:
-    tokens: slice  # of the batch
-    start: int
-    length: int
-
-
 class BatchAttention:
     """Attention and convolutions of a flat batch of chunks.
 
@@ -111,7 +104,7 @@ class BatchAttention:
         self._lengths = np.concatenate(
             [np.arange(c.n_before + 1, c.n_before + c.n_new + 1) for c in small] or [np.empty(0, np.int64)]
         )
-        self._shared = _shared_prefixes(small)
+        self._shared = shared_prefixes(small)
         if self._has_kernels:
             self._key_arrays, self._value_arrays = pool.keys.numpy(), pool.values.numpy()
             self._input_arrays = pool.inputs.numpy()
@@ -234,26 +227,6 @@ def _earlier_slots(chunk: Chunk, n: int) -> Array:
     in_prefix = places + chunk.prefix_length
     before = np.where(in_prefix >= 0, chunk.prefix_start + in_prefix, -1)
     found: Array = np.where(places >= 0, chunk.start + places, before)
-    return found
-
-
-def _shared_prefixes(chunks: Sequence[Chunk]) -> list[_SharedPrefix]:
-    found: list[_SharedPrefix] = []
-    at = 0
-    for chunk in chunks:
-        stop = at + chunk.n_new
-        if chunk.prefix_length:
-            last = found[-1] if found else None
-            is_same = last is not None and (last.start, last.length, last.tokens.stop) == (
-                chunk.prefix_start,
-                chunk.prefix_length,
-                at,
-            )
-            if last is not None and is_same:
-                found[-1] = _SharedPrefix(slice(last.tokens.start, stop), last.start, last.length)
-            else:
-                found.append(_SharedPrefix(slice(at, stop), chunk.prefix_start, chunk.prefix_length))
-        at = stop
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codekiln.model.chunk import Chunk
+from codekiln.model.chunk import Chunk, shared_prefixes
 
 _flash_forward = torch.ops.aten._flash_attention_forward
 
@@ -54,11 +54,10 @@ class FlashBatchAttention:
         ends = np.cumsum([chunk.n_new for chunk in chunks])
         places = [np.arange(end - chunk.n_new, end) for chunk, end in zip(chunks, ends, strict=True)]
         own = [(chunk.start, chunk.n_before + chunk.n_new, place) for chunk, place in zip(chunks, places, strict=True)]
-        by_prefix: dict[tuple[int, int], list[np.ndarray]] = {}
-        for chunk, place in zip(chunks, places, strict=True):
-            if chunk.prefix_length:
-                by_prefix.setdefault((chunk.prefix_start, chunk.prefix_length), []).append(place)
-        shared = [(start, length, np.concatenate(parts)) for (start, length), parts in by_prefix.items()]
+        shared = [
+            (prefix.start, prefix.length, np.arange(prefix.tokens.start, prefix.tokens.stop))
+            for prefix in shared_prefixes(chunks)
+        ]
         self._own = _plan(own, n_pool, device, is_causal=True, is_merged=bool(shared))
         self._shared = _plan(shared, n_pool, device, is_causal=False, is_merged=True) if shared else None
 
