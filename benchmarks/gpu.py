@@ -26,12 +26,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from codekiln.model.configs import ModelConfig, codegen, kiln
 from codekiln.model.transformer import Transformer
-from codekiln.model.varlen_attention import find_document_offsets
 from codekiln.train.flops import measure_peak_flops
 
 CONTEXT, ROWS, STEPS = 2048, 8, 4
@@ -57,7 +57,8 @@ ENGINES = ("Codekiln", "Transformers")
 def our_step(config: ModelConfig, packing: str) -> Callable[[], None]:
     from codekiln.model.initialization import init_weights
     from codekiln.train.config import AdamWConfig, RuntimeConfig
-    from codekiln.train.loop import compile_loss, forward_backward
+    from codekiln.train.loader import Batch
+    from codekiln.train.loop import compile_loss, forward_backward, micro_batches_of
     from codekiln.train.optimizer import OptimizerGroup
     from codekiln.train.parallel import World, copy_full_, scale_grads, total_grad_norm
 
@@ -66,22 +67,16 @@ def our_step(config: ModelConfig, packing: str) -> Callable[[], None]:
     init_weights(model, torch.Generator().manual_seed(0), copy_full_)
     optimizers = OptimizerGroup(model, AdamWConfig(lr=1e-4))
     loss_fn = compile_loss(model, world, RuntimeConfig(device="cuda"))
-    ids = torch.randint(0, config.vocab_size, (ROWS, CONTEXT + 1), device=DEVICE)
-    weights = torch.ones(ROWS, CONTEXT, device=DEVICE)
-    tokens = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights)
+    ids, targets = np.random.default_rng(0).integers(0, config.vocab_size, (2, ROWS, CONTEXT))
+    weights = np.ones((ROWS, CONTEXT), np.float32)
     turns = itertools.cycle(N_DOCUMENTS)
 
-    def micro_batch() -> tuple[Tensor | None, ...]:
-        """The same tokens with other borders, as the trainer makes them."""
-        if packing != "packed":
-            return *tokens, None, None
-        documents = (torch.arange(CONTEXT) * next(turns) // CONTEXT).expand(ROWS, CONTEXT).contiguous()
-        offsets = torch.from_numpy(find_document_offsets(documents.numpy())).to(DEVICE)
-        torch._dynamo.mark_dynamic(offsets, 0)
-        return *tokens, documents.to(DEVICE), offsets
-
     def step() -> None:
-        forward_backward(loss_fn, [micro_batch()], z_loss=0.0, scale=1 / (ROWS * CONTEXT), world=world)
+        """On the same tokens, with other borders in each step."""
+        documents = np.tile(np.arange(CONTEXT) * next(turns) // CONTEXT, (ROWS, 1)) if packing == "packed" else None
+        batch = Batch(ids, targets, weights, documents, n_bytes=0)
+        micro_batches = list(micro_batches_of(batch, ROWS, DEVICE))
+        forward_backward(loss_fn, micro_batches, z_loss=0.0, scale=1 / (ROWS * CONTEXT), world=world)
         norm = float(total_grad_norm(model, world))
         scale_grads(model, min(1.0, 1 / norm))
         optimizers.step(1, 100)

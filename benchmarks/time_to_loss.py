@@ -47,7 +47,7 @@ from codekiln.tokenizer.config import TokenizerConfig
 from codekiln.tokenizer.training import train_tokenizer
 from codekiln.train.config import RuntimeConfig
 from codekiln.train.loader import BatchLoader
-from codekiln.train.loop import compile_loss, forward_backward
+from codekiln.train.loop import compile_loss, forward_backward, micro_batches_of
 from codekiln.train.objectives import NextToken
 from codekiln.train.optimizer import OptimizerGroup
 from codekiln.train.parallel import SINGLE_PROCESS, scale_grads, total_grad_norm
@@ -264,11 +264,8 @@ def train_ours(
     while used < seconds:
         begun = time.process_time()
         batch = loader.batch(n_steps, 0, 1)
-        assert batch.document_ids is not None
-        arrays = (batch.ids, batch.targets, batch.loss_weights, batch.document_ids)
-        forward_backward(
-            loss_fn, [tuple(map(torch.from_numpy, arrays))], z_loss=plan.z_loss, scale=1 / tokens, world=SINGLE_PROCESS
-        )
+        micro_batches = list(micro_batches_of(batch, MICRO_ROWS, SINGLE_PROCESS.device))
+        forward_backward(loss_fn, micro_batches, z_loss=plan.z_loss, scale=1 / tokens, world=SINGLE_PROCESS)
         scale = tokens / max(1.0, float(batch.loss_weights.sum()))
         norm = float(total_grad_norm(model, SINGLE_PROCESS)) * scale
         scale_grads(model, scale * min(1.0, plan.optimizer.max_grad_norm / (norm + 1e-6)))

@@ -100,7 +100,7 @@ def train(
             batch = next_batch.result()
             if step + 1 < n_steps:
                 next_batch = prefetcher.submit(loader.batch, step + 1, world.dp_rank, world.dp_size)
-            micro_batches = list(_micro_batches(batch, setup.micro_batch_size, world.device))
+            micro_batches = list(micro_batches_of(batch, setup.micro_batch_size, world.device))
             if config.dropout > 0 or config.attention_dropout > 0:
                 torch.manual_seed(_dropout_seed(config.seed, step, world.dp_rank))
             losses_sum = forward_backward(
@@ -435,7 +435,8 @@ def _validate(loss_fn: LossFn, batches: list[Batch], world: World) -> float | No
     return bits_per_byte(*world.all_reduce_sum([nats, sum(batch.n_bytes for batch in batches)]))
 
 
-def _micro_batches(batch: Batch, size: int, device: torch.device) -> Iterator[MicroBatch]:
+def micro_batches_of(batch: Batch, size: int, device: torch.device) -> Iterator[MicroBatch]:
+    """The arguments of `Transformer.loss` for each `size` sequences of a batch, on a device."""
     for start in range(0, len(batch.ids), size):
         yield _tensors(batch, slice(start, start + size), device)
 
