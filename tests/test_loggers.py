@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,7 @@ def test_wandb_resumes_offline_with_its_id_and_all_rows(small_run: Path, tmp_pat
     name = read_json(run / "wandb.json")["id"]
     first = next((run / "wandb").glob(f"offline-run-*-{name}"))
     assert history(first) == read_metrics(log)[:10]
+    time.sleep(1)  # W&B names a folder after its second: two runs within one second would share it
     assert "wandb sync" in log_to_wandb(log, run, 4, 12).stderr
     (second,) = set((run / "wandb").glob(f"offline-run-*-{name}")) - {first}
     assert history(second) == read_metrics(log)[:12] == read_metrics(run / "metrics.jsonl")
