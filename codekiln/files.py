@@ -19,6 +19,7 @@ JsonObject = dict[str, Any]
 # Suffixes of temporary names. Files with them were made by this module; those of a killed process are removed.
 _TEMP, _BACKUP = ".codekiln-temp", ".codekiln-backup"
 TEMPORARY = (_TEMP, _BACKUP)
+_RECORD_CHECKSUM = "record_sha256"
 MAX_JSON_BYTES = 500_000_000
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -87,6 +88,28 @@ def read_json(path: Path) -> JsonObject:
     return record
 
 
+def write_record(path: Path, record: JsonObject) -> None:
+    """Writes a JSON file with a checksum of its own fields, for `read_record`."""
+    write_json(path, record | {_RECORD_CHECKSUM: _record_checksum(record)})
+
+
+def read_record(path: Path) -> JsonObject:
+    """The record in `path` without its checksum. Raises what `read_json` raises, and CorruptFileError if it was changed.
+
+    Records of older versions have no checksum.
+    """
+    record = read_json(path)
+    if _RECORD_CHECKSUM in record and record.pop(_RECORD_CHECKSUM) != _record_checksum(record):
+        raise CorruptFileError(f"{path} is damaged: it is not the record that was written; restore it")
+    return record
+
+
+def _record_checksum(record: JsonObject) -> str:
+    """Hexadecimal SHA-256 of the fields as JSON with sorted keys."""
+    fields = {key: value for key, value in record.items() if key != _RECORD_CHECKSUM}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def to_record(value: Any) -> Any:
     """A configuration as plain JSON, for example a recipe. Dataclasses carry the name of their class as `kind`.
 
@@ -143,6 +166,13 @@ class RecordedFile:
     path: Path
     sha256: str
 
+    def verify(self, remedy: str) -> None:
+        """Raises CorruptFileError if the file is not the recorded one, and MissingFileError if it does not exist."""
+        if not self.path.is_file():
+            raise MissingFileError(f"{self.path} does not exist: {remedy}")
+        if sha256_of(self.path) != self.sha256:
+            raise CorruptFileError(f"checksum mismatch: {self.path} is corrupt; {remedy}")
+
 
 def recorded_files(folder: Path, files: object, record: Path) -> list[RecordedFile]:
     """The files of a folder by their names, with the checksums of `checksum`. Raises InvalidFileError that names the record."""
@@ -172,8 +202,7 @@ def verify_checksum(path: Path, recorded: JsonObject, *, folder: Path) -> None:
         raise CorruptFileError(
             f"{path} is corrupt: it has {found} bytes, and {recorded['bytes']} were written; {remedy}"
         )
-    if sha256_of(path) != recorded["sha256"]:
-        raise CorruptFileError(f"checksum mismatch: {path} is corrupt; {remedy}")
+    RecordedFile(path, recorded["sha256"]).verify(remedy)
 
 
 def require_free_space(folder: Path, min_free_bytes: int) -> None:

@@ -12,11 +12,10 @@ from typing import assert_never
 import torch
 
 from codekiln.convert.models import load_tokenizer
-from codekiln.corpus.documents import MANIFEST, Document, read_documents, read_manifest, read_names
+from codekiln.corpus.documents import DROPPED, MANIFEST, Document, read_documents, read_manifest, read_names
 from codekiln.corpus.engine import CorpusOptions
 from codekiln.corpus.pipeline import build_corpus, read_fingerprints
 from codekiln.corpus.sample import balanced_sample
-from codekiln.corpus.writing import DROPPED
 from codekiln.errors import ConfigError, MissingFileError
 from codekiln.evaluate.config import MEMORIZATION
 from codekiln.evaluate.memorization import evaluate_memorization

@@ -5,7 +5,7 @@ from types import NoneType
 from typing import Any, TypedDict
 
 from codekiln.errors import ConfigError, CorruptFileError, InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, first_difference, read_json, sha256_of, write_json
+from codekiln.files import JsonObject, first_difference, read_record, sha256_of, write_record
 
 RECIPE_FILE = "recipe.json"
 FORMAT = 1  # of recipe.json and of stage records
@@ -40,7 +40,7 @@ def read_recipe(run: Path) -> JsonObject:
 
 def write_recipe(run: Path, recipe: JsonObject) -> None:
     """Writes recipe.json."""
-    write_json(run / RECIPE_FILE, {"format": FORMAT} | recipe)
+    write_record(run / RECIPE_FILE, {"format": FORMAT} | recipe)
 
 
 def require_same_recipe(run: Path, recipe: JsonObject) -> None:
@@ -75,7 +75,7 @@ def write_stage_record(
         "result": result,
         "output_sha256": output_sha256,
     }
-    write_json(stage_path(run, name), record)
+    write_record(stage_path(run, name), record)
 
 
 def require_stage_output(run: Path, name: str, output: Path) -> None:
@@ -95,7 +95,7 @@ def stage_path(run: Path, name: str) -> Path:
 
 
 def _read(path: Path) -> JsonObject:
-    record = read_json(path)
+    record = read_record(path)
     if record.get("format") != FORMAT:
         raise InvalidFileError(
             f"{path} is damaged or of another version of Codekiln (format {FORMAT} is needed): "

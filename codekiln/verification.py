@@ -93,7 +93,7 @@ def _recorded(run: Path, faults: dict[Path, FileFault]) -> dict[Path, str]:
         (run / "corpus" / MANIFEST, partial(corpus_files, run / "corpus")),
         (run / "tokens" / MANIFEST, partial(token_files, run / "tokens")),
         (run / INDEX_FOLDER / INDEX_MANIFEST, partial(index_files, run / INDEX_FOLDER)),
-        *((folder / STATE, partial(checkpoint_files, folder)) for folder in checkpoint_folders(run / CHECKPOINTS)),
+        *((folder / STATE, partial(_checkpoint_files, folder)) for folder in checkpoint_folders(run / CHECKPOINTS)),
     ]
     found: dict[Path, str] = {}
     for record, read in sections:
@@ -111,12 +111,22 @@ def _recorded(run: Path, faults: dict[Path, FileFault]) -> dict[Path, str]:
 
 def _recipe_files(run: Path) -> list[RecordedFile]:
     read_recipe(run)
-    return []
+    return [_record_file(run / RECIPE_FILE)]
+
+
+def _record_file(path: Path) -> RecordedFile:
+    """A record that was read, and has the checksum of its fields in itself."""
+    return RecordedFile(path, sha256_of(path))
+
+
+def _checkpoint_files(folder: Path) -> list[RecordedFile]:
+    return [*checkpoint_files(folder), _record_file(folder / STATE)]
 
 
 def _stage_files(run: Path, stage: str) -> Iterator[RecordedFile]:
-    """The output of a stage, and the weights that it wrote or read."""
+    """The record of a stage, its output, and the weights that it wrote or read."""
     record = read_stage_record(run, stage)
+    yield _record_file(stage_path(run, stage))
     output = STAGE_OUTPUTS[stage]
     if output is not None and record["output_sha256"] is not None:
         yield RecordedFile(run / output, record["output_sha256"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codekiln.errors import ConfigError, CorruptFileError
-from codekiln.files import read_json, write_json
+from codekiln.files import read_record, write_record
 from codekiln.train.checkpoint import Checkpointer, checkpoint_state_dict, list_checkpoints
 from codekiln.train.config import TrainConfig
 from codekiln.train.objectives import NextToken
@@ -74,9 +74,13 @@ def test_state_has_a_format_and_damage_is_named(tmp_path: Path) -> None:
     checkpointer.save(1, checkpoint_state_dict({"a.weight": torch.ones(2, 2)}, {}), {})
     checkpointer.wait()
     path = list_checkpoints(tmp_path)[-1]
-    state = read_json(path / "state.json")
+    state = read_record(path / "state.json")
     assert state["format"] == 1
     for damaged, name in ((state | {"format": 2}, "format"), (state | {"files": []}, "files")):
-        write_json(path / "state.json", damaged)
+        write_record(path / "state.json", damaged)
         with pytest.raises(CorruptFileError, match=rf"state\.json.*{name}"):
             checkpointer.load(path, {"a.weight": torch.ones(2, 2)})
+    text = (path / "state.json").read_text(encoding="utf-8").replace('"step": 1', '"step": 2')
+    (path / "state.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CorruptFileError, match=r"state\.json.*not the record that was written"):
+        checkpointer.load(path, {"a.weight": torch.ones(2, 2)})

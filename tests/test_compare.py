@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from codekiln.files import read_json, write_json
+from codekiln.files import read_json, write_json, write_record
 from codekiln.metrics_log import MetricsRow, read_metrics
 from codekiln.report.charts import training_charts
 from codekiln.report.compare import compare_runs, read_runs, totals_table, write_comparison
@@ -29,7 +29,7 @@ def stopped(small_run: Path, tmp_path: Path) -> Path:
     recipe["train"]["seed"] = 1
     recipe["corpus"]["sources"][0]["license"] = "Apache-2.0"
     del recipe["model"]["rope_base"]
-    write_json(run / "recipe.json", recipe)
+    write_record(run / "recipe.json", recipe)
     return run
 
 
@@ -179,7 +179,7 @@ def test_names_and_recipes_are_escaped(small_run: Path, stopped: Path, tmp_path:
     hostile = tmp_path / "<img src=x onerror=alert(1)>"
     shutil.copytree(stopped, hostile)
     recipe = read_json(hostile / "recipe.json")
-    write_json(hostile / "recipe.json", recipe | {"name": "</script><script>alert(1)</script>"})
+    write_record(hostile / "recipe.json", recipe | {"name": "</script><script>alert(1)</script>"})
     write_comparison(read_runs([small_run, hostile]), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page and "<script>alert(1)" not in page

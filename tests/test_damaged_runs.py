@@ -1,6 +1,7 @@
 """Runs whose files were damaged, edited or whose code has changed: an error names the file, and nothing is overwritten."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,9 @@ def rebuild(small_run: Path, run: Path) -> None:
         lambda text: "[" * 100_000,
         lambda text: json.dumps({"format": 1}),
         lambda text: json.dumps({"format": "one"}),
+        lambda text: re.sub(r"[0-8](?=\D)", lambda digit: str(int(digit.group()) + 1), text, count=2),
     ],
-    ids=["empty", "half", "list", "null", "zeros", "deep", "no fields", "other format"],
+    ids=["empty", "half", "list", "null", "zeros", "deep", "no fields", "other format", "other numbers"],
 )
 def test_damaged_record_is_named(name: str, damage: Callable[[str], str], small_run: Path, tmp_path: Path) -> None:
     run = copy_of(small_run, tmp_path)

@@ -21,10 +21,12 @@ from codekiln.files import (
     atomic_write,
     first_difference,
     read_json,
+    read_record,
     require_free_space,
     sha256_of,
     to_record,
     write_json,
+    write_record,
 )
 from codekiln.folders import MARK, claim_folder
 from codekiln.overrides import apply_overrides
@@ -71,7 +73,7 @@ def test_stage_of_another_recipe_is_refused(small_run: Path, tmp_path: Path) -> 
     shutil.copytree(small_run, run)
     record = read_json(run / "stages" / "corpus.json")
     record["inputs"]["seed"] = 9
-    write_json(run / "stages" / "corpus.json", record)
+    write_record(run / "stages" / "corpus.json", record)
     with pytest.raises(ValueError, match=r"corpus.*seed: found 9, .*0"):
         build(small_recipe(code_of(small_run)), run, EAGER)
 
@@ -102,7 +104,7 @@ def test_run_in_use_by_another_process_is_refused(small_run: Path, tmp_path: Pat
 
 
 def test_recipe_record_is_plain_json_with_class_names(small_run: Path) -> None:
-    record = json.loads((small_run / "recipe.json").read_text(encoding="utf-8"))
+    record = read_record(small_run / "recipe.json")
     assert record == {"format": 1} | to_record(small_recipe(code_of(small_run)))
     assert record["train"]["objective"]["kind"] == "SpmInfill"
     assert record["corpus"]["steps"][1]["filters"][0] == {"kind": "MeanLineLength", "limit": 100}
@@ -198,7 +200,7 @@ def test_card_reads_the_records_only(small_run: Path, tmp_path: Path) -> None:
         {"kind": "ExactDuplicates", "key": "content"},
     ]
     recipe["train"] |= {"dropout": 0.25, "attention_dropout": 0.5, "z_loss": 1e-4, "initialization": "jaxformer"}
-    write_json(run / "recipe.json", recipe)
+    write_record(run / "recipe.json", recipe)
     manifest = read_json(run / "corpus" / "manifest.json")
     manifest["dropped"] = {
         "line too long (characters)": {"step": "Filters", "documents": 3, "bytes": 1, "examples": []},
@@ -210,7 +212,7 @@ def test_card_reads_the_records_only(small_run: Path, tmp_path: Path) -> None:
         record["result"] |= changes
         if stage == "corpus":
             record["output_sha256"] = sha256_of(run / "corpus" / "manifest.json")
-        write_json(run / "stages" / f"{stage}.json", record)
+        write_record(run / "stages" / f"{stage}.json", record)
     evaluation = run / "evaluation" / "incoder"
     evaluation.mkdir(parents=True)
     metrics = {
@@ -238,8 +240,8 @@ def test_card_says_what_an_older_version_did_not_record(small_run: Path, tmp_pat
     for name in ("dropout", "attention_dropout", "initialization"):
         del recipe["train"][name]
     del record["result"]["micro_batches_per_step"]
-    write_json(run / "recipe.json", recipe)
-    write_json(run / "stages" / "train.json", record)
+    write_record(run / "recipe.json", recipe)
+    write_record(run / "stages" / "train.json", record)
     card = card_of(run)
     assert card["Hyper-parameters"]["Dropout"] == card["Hyper-parameters"]["Gradient accumulation"] == "not recorded"
     assert card["Training"]["Initialization"] == "from scratch (initialization: not recorded)"
@@ -255,7 +257,7 @@ def test_report_loads_nothing_and_escapes_the_corpus(small_run: Path, tmp_path: 
     shutil.copytree(small_run, hostile)
     record = read_json(hostile / "stages" / "functions.json")
     record["result"]["functions"][0]["infill"] = "<script>alert(1)</script>"
-    write_json(hostile / "stages" / "functions.json", record)
+    write_record(hostile / "stages" / "functions.json", record)
     page = write_report(hostile).read_text(encoding="utf-8")
     assert "<script>alert(1)</script>" not in page and "&lt;script&gt;alert(1)" in page
 

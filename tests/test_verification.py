@@ -1,6 +1,7 @@
 """`codekiln verify`: one flipped bit in any file of a run with a checksum is found, and the file is named."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.command import assert_refused, codekiln
 FILES = (
     "corpus/train/part-00000.parquet",
     "corpus/validation/part-00000.parquet",
+    "corpus/near-duplicates.parquet",
+    "corpus/redactions.parquet",
     "corpus/manifest.json",
     "tokenizer.json",
     "tokens/train/tokens-00000.bin",
@@ -77,6 +80,11 @@ def test_a_record_that_cannot_be_read_is_named(name: str, run: Path) -> None:
     original = (run / name).read_bytes()
     try:
         (run / name).write_bytes(original[: len(original) // 2])
+        assert [(each.path, each.fault) for each in verify_run(run).faults] == [(name, "damaged")]
+        digit = re.search(rb"[0-8]", original)
+        assert digit is not None
+        changed = original[: digit.start()] + b"%d" % (int(digit.group()) + 1) + original[digit.end() :]
+        (run / name).write_bytes(changed)
         assert [(each.path, each.fault) for each in verify_run(run).faults] == [(name, "damaged")]
     finally:
         (run / name).write_bytes(original)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.errors import InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, RecordedFile, atomic_write, checksum, read_json, verify_checksum
+from codekiln.files import JsonObject, RecordedFile, atomic_write, checksum, read_json, recorded_files, verify_checksum
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
 # What the last phase of the steps sees of a document.
 DOCUMENT_COLUMNS = (*SCHEMA.names, "stars", "kernel")
 SPLITS = ("train", "validation")
+DROPPED = "dropped"  # the folder of dropped documents
 MANIFEST = "manifest.json"
 FORMAT = 3  # of the manifest
 PART_BYTES = 32 * 2**20
@@ -92,10 +93,13 @@ def _is_split(entry: object) -> bool:
 
 
 def corpus_files(corpus: Path) -> Iterator[RecordedFile]:
-    """The parts of a corpus, with their checksums."""
-    for split, entry in read_manifest(corpus)["splits"].items():
+    """The files of a corpus, with their checksums: its parts, what its steps listed, and dropped documents."""
+    manifest = read_manifest(corpus)
+    for split, entry in manifest["splits"].items():
         for part in entry["parts"]:
             yield RecordedFile(corpus / split / Path(part["file"]).name, part["sha256"])
+    yield from recorded_files(corpus, manifest.get("lists", {}), corpus / MANIFEST)
+    yield from recorded_files(corpus / DROPPED, manifest.get("dropped_parts", {}), corpus / MANIFEST)
 
 
 def read_documents(corpus: Path, split: str) -> Iterator[Document]:

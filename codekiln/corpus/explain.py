@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.declared import read_license
 from codekiln.corpus.decoding import is_utf8
-from codekiln.corpus.documents import document_name, read_manifest
+from codekiln.corpus.documents import DROPPED, corpus_files, document_name, read_manifest
 from codekiln.corpus.languages import LANGUAGES, may_be
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.reading import NAME_NOT_UTF8, read_draft
@@ -23,7 +23,6 @@ from codekiln.corpus.steps.near import CLUSTERS, NEAR_DUPLICATE
 from codekiln.corpus.steps.redact import COLUMN as REDACTIONS_COLUMN
 from codekiln.corpus.steps.redact import count_rules
 from codekiln.corpus.steps.step import Draft, Step
-from codekiln.corpus.writing import DROPPED
 from codekiln.errors import ConfigError, MissingFileError
 
 MAX_EXAMPLES = 20
@@ -98,42 +97,41 @@ def explain_in_corpus(path: Path, corpus: Path) -> Explanation:
 
     The reason of a dropped file is known if it is a near-duplicate or contaminated, or if dropped documents were written.
     """
-    manifest = read_manifest(corpus)
     parts = path.absolute().parts
-    for split in manifest["splits"]:
-        for name in _names(corpus / split, ("repository", "revision", "path")):
+    for split in read_manifest(corpus)["splits"]:
+        for row in _rows(corpus, f"{split}/"):
+            name = document_name(row["repository"], row["revision"], row["path"])
             if _is_file(parts, name):
                 return Explanation("corpus", f"kept in {split}", name)
-    for row in _rows(corpus / DROPPED):
+    for row in _rows(corpus, f"{DROPPED}/"):
         name = document_name(row["repository"], row["revision"], row["path"])
         if _is_file(parts, name):
             measured = "" if row["measured"] is None else _number(row["measured"])
             return Explanation(
                 "corpus", f"dropped by {row['step']}: {row['reason']}", measured or name, is_dropped=True
             )
-    for row in _rows(corpus / CLUSTERS):
+    for row in _rows(corpus, CLUSTERS):
         if _is_file(parts, row["name"]):
             return Explanation("corpus", NEAR_DUPLICATE, f"{row['similarity']:.3f} to {row['kept']}", is_dropped=True)
-    for row in _rows(corpus / HITS):
+    for row in _rows(corpus, HITS):
         if _is_file(parts, row["name"]):
             return Explanation("corpus", contaminated_by(row["benchmark"]), f"{row['fraction']:.0%}", is_dropped=True)
     advice = "" if (corpus / DROPPED).is_dir() else "build the corpus with --keep-dropped to see why"
     return Explanation("corpus", "not in the corpus", advice, is_dropped=True)
 
 
-def _names(folder: Path, columns: tuple[str, ...]) -> Iterator[str]:
-    for row in _rows(folder, columns):
-        yield document_name(*(row[column] for column in columns))
+def _rows(corpus: Path, prefix: str) -> Iterator[dict[str, Any]]:
+    """The rows of those files of the corpus whose paths begin so, without texts. Each file is verified first.
 
-
-def _rows(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, or of all in a folder, without texts; none if there is none."""
-    paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
-    for each in paths:
-        with pq.ParquetFile(each) as file:
-            wanted = columns or [name for name in file.schema_arrow.names if name != "text"]
-            for batch in file.iter_batches(columns=list(wanted)):
-                yield from batch.to_pylist()
+    Raises CorruptFileError or MissingFileError that names the file.
+    """
+    for recorded in corpus_files(corpus):
+        if str(recorded.path.relative_to(corpus)).startswith(prefix):
+            recorded.verify(f"remove {corpus} and run the same command again")
+            with pq.ParquetFile(recorded.path) as file:
+                columns = [name for name in file.schema_arrow.names if name != "text"]
+                for batch in file.iter_batches(columns=columns):
+                    yield from batch.to_pylist()
 
 
 def _is_file(parts: tuple[str, ...], name: str) -> bool:
@@ -192,9 +190,9 @@ def show_drops(corpus: Path, reason: str | None) -> dict[str, Any]:
         raise ConfigError(f"no file was dropped with the reason {reason!r}: choose from {', '.join(dropped) or 'none'}")
     examples = dict.fromkeys(dropped[reason]["examples"], "")
     if reason == NEAR_DUPLICATE:
-        rows = [row for row in pq.read_table(corpus / CLUSTERS).to_pylist() if row["name"] != row["kept"]]
+        rows = [row for row in _rows(corpus, CLUSTERS) if row["name"] != row["kept"]]
         examples = {row["name"]: f"{row['similarity']:.3f} to {row['kept']}" for row in rows[:MAX_EXAMPLES]}
     elif reason.startswith(CONTAMINATED):
-        rows = [row for row in pq.read_table(corpus / HITS).to_pylist() if reason == contaminated_by(row["benchmark"])]
+        rows = [row for row in _rows(corpus, HITS) if reason == contaminated_by(row["benchmark"])]
         examples = {row["name"]: f"{row['fraction']:.0%} of {row['text']}" for row in rows[:MAX_EXAMPLES]}
     return examples

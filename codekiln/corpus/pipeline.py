@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from codekiln.corpus.config import CorpusConfig, named_steps
-from codekiln.corpus.documents import FORMAT, MANIFEST, SPLITS, read_manifest
+from codekiln.corpus.documents import DROPPED, FORMAT, MANIFEST, SPLITS, read_manifest
 from codekiln.corpus.engine import Engine, count_interrupts
 from codekiln.corpus.overlap import drop_overlap, overlap_record
 from codekiln.corpus.reading import UnitReader
@@ -20,9 +20,9 @@ from codekiln.corpus.split import choose_held_out
 from codekiln.corpus.steps.license_gate import REASON as LICENSE_REASON
 from codekiln.corpus.steps.step import Step
 from codekiln.corpus.tally import Tally, tally_corpus
-from codekiln.corpus.writing import DROPPED, write_dropped, write_splits
+from codekiln.corpus.writing import write_dropped, write_splits
 from codekiln.errors import ConfigError
-from codekiln.files import JsonObject, read_json, sha256_of, to_record, write_json
+from codekiln.files import JsonObject, checksum, read_json, sha256_of, to_record, write_json
 from codekiln.folders import claim_folder, clear_folder
 from codekiln.progress import print_line
 
@@ -82,6 +82,11 @@ def build_corpus(
         [*(name for name, _ in named_steps(config)), OVERLAP_STEP]
     )
     manifest["validation"] = {"by": held_out.unit, "names": list(held_out.names), "overlap": overlap}
+    lists = [folder / name for step in config.steps for name in step.outputs]
+    manifest["lists"] = {path.name: checksum(path) for path in lists if path.is_file()}
+    manifest["dropped_parts"] = {
+        path.name: checksum(path) for path in sorted((folder / DROPPED).glob("part-*.parquet"))
+    }
     write_json(folder / MANIFEST, manifest)
     write_json(folder / PLAN, plan | {"manifest_sha256": sha256_of(folder / MANIFEST)})
     _remove_scratch(scratch.folder)

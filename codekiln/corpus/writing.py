@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.documents import DOCUMENT_COLUMNS, PART_BYTES, SCHEMA, SPLITS, write_part
+from codekiln.corpus.documents import DOCUMENT_COLUMNS, DROPPED, PART_BYTES, SCHEMA, SPLITS, write_part
 from codekiln.corpus.scratch import ORDER_BITS, Scratch
 from codekiln.corpus.split import HeldOut, cut_text
 from codekiln.corpus.steps.step import Step
 from codekiln.files import JsonObject, atomic_write, read_json, write_json
 
-DROPPED = "dropped"  # the folder of dropped documents
 DROPPED_SCHEMA = pa.schema([*SCHEMA, ("step", pa.string()), ("reason", pa.string()), ("measured", pa.float64())])
 
 

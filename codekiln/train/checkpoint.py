@@ -26,12 +26,12 @@ from codekiln.files import (
     RecordedFile,
     checksum,
     first_difference,
-    read_json,
+    read_record,
     recorded_files,
     remove_leftovers,
     temp_path_of,
     verify_checksum,
-    write_json,
+    write_record,
 )
 from codekiln.folders import atomic_folder, remove_folder
 from codekiln.model.tensors import save_safetensors, shape_mismatches
@@ -131,7 +131,7 @@ class Checkpointer:
                     "training_state": pending.training_state,
                     "files": files,
                 }
-                write_json(pending.temp_path / STATE, record)
+                write_record(pending.temp_path / STATE, record)
         if self._world.is_main:
             for entry in set(self._folder.iterdir()) - self._kept():
                 if _NAME.fullmatch(entry.name):
@@ -220,7 +220,7 @@ def checkpoint_files(path: Path) -> list[RecordedFile]:
 
 def _read_state(path: Path) -> JsonObject:
     """state.json of a checkpoint. Raises CorruptFileError if it is damaged or of another format."""
-    state = read_json(path / STATE)
+    state = read_record(path / STATE)
     if state.get("format") != FORMAT:
         raise CorruptFileError(
             f"{path / STATE} is damaged or of another version of Codekiln (format {FORMAT} is needed): remove {path}"
