@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from codekiln.arrays import load_arrays, map_array, save_arrays
+from codekiln.arrays import load_arrays, map_array, save_arrays, sorted_unique
+
+
+def test_sorted_unique_values_are_those_of_numpy() -> None:
+    generator = np.random.default_rng(0)
+    for shape in ((0,), (1,), (1000,), (30, 40)):
+        values = generator.integers(0, 50, shape).astype(np.uint64) << np.uint64(58)
+        assert np.array_equal(sorted_unique(values), np.unique(values))
 
 
 def test_arrays_are_loaded_as_they_were_saved(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from codekiln.arrays import load_arrays, map_array, save_arrays
+from codekiln.arrays import load_arrays, map_array, save_arrays, sorted_unique
 from codekiln.corpus.scratch import Drops, Indices, Scratch, cached_by_file
 from codekiln.corpus.shingles import Bytes, Hashes, find_in, make_filter, text_runs
 from codekiln.corpus.split import HeldOut
@@ -35,7 +35,7 @@ class RunIndex:
 
     @classmethod
     def build(cls, texts: Iterable[str], n_words: int) -> "RunIndex":
-        values = np.unique(np.concatenate([np.empty(0, np.uint64), *(text_runs(text, n_words) for text in texts)]))
+        values = sorted_unique(np.concatenate([np.empty(0, np.uint64), *(text_runs(text, n_words) for text in texts)]))
         return cls(n_words, values, make_filter(values))
 
     @classmethod
@@ -99,7 +99,7 @@ def _find_shared(scratch: Scratch, held_out: HeldOut, unit: int) -> None:
         rows = batch.filter(pa.array(~held_out.mask(batch)))
         for order, text in zip(rows.column("order").to_pylist(), rows.column("text").to_pylist(), strict=True):
             places = index.find(text)
-            shared = np.unique(places[places >= 0])
+            shared = sorted_unique(places[places >= 0])
             if len(shared):
                 orders.append(order)
                 n_runs.append(len(places))

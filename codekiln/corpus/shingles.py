@@ -8,6 +8,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from codekiln.arrays import sorted_unique
+
 SHINGLE_WORDS = 5
 N_BANDS, BAND_ROWS = 42, 6
 N_BINS = N_BANDS * BAND_ROWS
@@ -233,7 +235,7 @@ def make_filter(index: Hashes) -> Bytes:
 
 def shingle_set(text: str) -> Hashes:
     """The sorted, unique shingles of a text."""
-    return np.unique(text_runs(text, SHINGLE_WORDS))
+    return sorted_unique(text_runs(text, SHINGLE_WORDS))
 
 
 def text_runs(text: str, n_words: int) -> Hashes:

@@ -7,8 +7,7 @@ texts 25 or 12. Texts of fewer words are not checked.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from codekiln.arrays import sorted_unique
 from codekiln.corpus.documents import Document
 from codekiln.corpus.overlap import RUN_WORDS, RunIndex
 from codekiln.corpus.shingles import text_runs
@@ -69,11 +68,11 @@ class _Search:
         self._index = RunIndex.build(texts, n_words)
         self._texts_of: dict[int, list[int]] = {}
         for number, text in enumerate(texts):
-            for place in np.unique(self._index.find(text)).tolist():
+            for place in sorted_unique(self._index.find(text)).tolist():
                 self._texts_of.setdefault(place, []).append(number)
 
     def find(self, text: str) -> list[str]:
         """The texts that share a run with a text."""
         places = self._index.find(text)
-        shared = np.unique(places[places >= 0]).tolist()
+        shared = sorted_unique(places[places >= 0]).tolist()
         return [self._texts[number] for number in sorted({n for place in shared for n in self._texts_of[place]})]

@@ -14,11 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from codekiln.arrays import sorted_unique
 from codekiln.corpus.documents import document_name
 from codekiln.corpus.scratch import Scratch
 from codekiln.corpus.steps.step import Draft, Drop, Step
@@ -118,7 +118,7 @@ class _BenchmarkTexts:
         named = [(each.path.name, name, text) for each in benchmarks for name, text in _read_texts(each.path)]
         self._names = [(file, name) for file, name, _ in named]
         self._index = RunIndex.build((text for _, _, text in named), RUN_WORDS)
-        places = [np.unique(self._index.find(text)) for _, _, text in named]
+        places = [sorted_unique(self._index.find(text)) for _, _, text in named]
         self._n_runs = [len(each) for each in places]
         self._texts_of: dict[int, list[int]] = {}
         for number, each in enumerate(places):
@@ -129,7 +129,7 @@ class _BenchmarkTexts:
         """File, text and share of the benchmark text that a document has most of; None if it is less than `min_fraction`."""
         places = self._index.find(text)
         counts = Counter(
-            number for place in np.unique(places[places >= 0]).tolist() for number in self._texts_of[place]
+            number for place in sorted_unique(places[places >= 0]).tolist() for number in self._texts_of[place]
         )
         shares = {number: count / self._n_runs[number] for number, count in counts.items()}
         best = max(shares, key=lambda number: (shares[number], -number)) if shares else None

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codekiln.arrays import load_arrays, map_array, save_arrays
+from codekiln.arrays import load_arrays, map_array, save_arrays, sorted_unique
 from codekiln.corpus.documents import document_name
 from codekiln.corpus.scratch import (
     ORDER_BITS,
@@ -136,7 +136,7 @@ def _find_buckets(scratch: Scratch, partition: int) -> None:
     members = orders[is_shared]
     stops = np.cumsum(shared_lengths)
     save_arrays(
-        scratch.path("buckets", partition), {"members": members, "stops": stops, "candidates": np.unique(members)}
+        scratch.path("buckets", partition), {"members": members, "stops": stops, "candidates": sorted_unique(members)}
     )
 
 
@@ -146,9 +146,9 @@ def _place_shingles(scratch: Scratch, n_partitions: int) -> None:
     if path.is_file():
         return
     found = [load_arrays(scratch.path("buckets", k))["candidates"] for k in range(n_partitions)]
-    candidates = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+    candidates = sorted_unique(np.concatenate([np.empty(0, np.int64), *found]))
     lengths = np.zeros(len(candidates), np.int64)
-    for unit in np.unique(candidates >> ORDER_BITS).tolist():
+    for unit in sorted_unique(candidates >> ORDER_BITS).tolist():
         for batch in scratch.batches(unit, ["order", "shingles"]):
             orders = batch.column("order").to_numpy()
             at = np.minimum(np.searchsorted(candidates, orders), len(candidates) - 1)
@@ -250,7 +250,7 @@ def _describe(scratch: Scratch, orders: Indices) -> dict[str, list[Any]]:
     """Names, and what the rule of survivors looks at, of the documents with these orders."""
     columns = ["repository", "revision", "path", *COLUMNS]
     found: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "name")}
-    for unit in np.unique(orders >> ORDER_BITS).tolist():
+    for unit in sorted_unique(orders >> ORDER_BITS).tolist():
         for batch in scratch.batches(unit, columns):
             is_wanted = np.isin(batch.column("order").to_numpy(), orders, assume_unique=True)
             for row in batch.filter(pa.array(is_wanted)).to_pylist():
