@@ -1,13 +1,15 @@
 """Near-duplicates on the Python files of this machine: speed, memory, and quality against brute force, next to other tools.
 
-    near_duplicates.py [--megabytes N] [--peer-megabytes N] [--sample N] [--rounds N] [--peers NAME ...]
+    near_duplicates.py [--megabytes N] [--peer-megabytes N] [--sample N] [--rounds N] [--peers NAME ...] [--bigcode SCRIPT]
 
 Speed: each tool reads the same files (Parquet, or a folder for Codekiln) and says which it keeps, in a process of its own. The
 processor seconds of the process and its children count, imports and compilation too. Codekiln gets all files, the peers
 `--peer-megabytes`, because they are slow; Codekiln's row for as many bytes is there too. The tools alternate; the table has the
-median of the rounds, and the largest peak memory of one process. All use runs of five words and a similarity of 0.7.
-Peers are installed into a temporary folder: text-dedup 0.4 (the author's tool of BigCode's scripts), datasketch 2 (MinHashLSH),
-and Daft's own MinHash with 25 bands of 10.
+median of the rounds, and the largest peak memory of one process. All use runs of five words and a similarity of 0.7. The row
+"without steps" reads and writes only: what it takes less is the time of the step.
+Peers are installed into temporary folders: text-dedup 0.4, datasketch 2 (MinHashLSH), datatrove (25 buckets of 10 hashes), and
+Daft's own MinHash with 25 bands of 10. SCRIPT is near_deduplication/minhash_deduplication.py of BigCode's repository
+bigcode-dataset; its row is missing without it.
 Quality: on a sample in which each second file is an edited copy of another one, all pairs are compared by their shingles.
 """
 
@@ -45,7 +47,8 @@ from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.near import NearDuplicates
 source = LocalRepositories(folder=Path(sys.argv[1], "code"), license="MIT")
 out = Path(sys.argv[2], "corpus")
-build_corpus(CorpusConfig(sources=(source,), steps=(NearDuplicates(),), validation_fraction=0.0), out)
+steps = (NearDuplicates(),) if sys.argv[3:] != ["without"] else ()
+build_corpus(CorpusConfig(sources=(source,), steps=steps, validation_fraction=0.0), out)
 """
 DATASKETCH = """
 import re, sys
@@ -53,7 +56,7 @@ import pyarrow.parquet as pq
 from datasketch import MinHash, MinHashLSH
 word = re.compile(rb"[A-Za-z0-9_\\x80-\\xff]+")
 index, kept = MinHashLSH(threshold=0.7, num_perm=250), []
-for batch in pq.ParquetFile(sys.argv[1] + "/texts.parquet").iter_batches(batch_size=256):
+for batch in pq.ParquetFile(sys.argv[1] + "/parquet/texts.parquet").iter_batches(batch_size=256):
     for name, text in zip(batch.column("name").to_pylist(), batch.column("text").to_pylist()):
         words = word.findall(text.encode())
         signature = MinHash(num_perm=250)
@@ -69,7 +72,7 @@ import daft, numpy as np
 from daft import col
 from daft.functions import minhash, regexp_replace
 words = regexp_replace(daft.functions.lower(col("text")), r"[^a-z0-9_]+", " ")
-rows = daft.read_parquet(sys.argv[1] + "/texts.parquet").select(col("name"), words.alias("words"))
+rows = daft.read_parquet(sys.argv[1] + "/parquet/texts.parquet").select(col("name"), words.alias("words"))
 rows = rows.with_column("hashes", minhash(col("words"), num_hashes=250, ngram_size=5)).exclude("words").collect()
 hashes = np.stack(rows.to_pydict()["hashes"]).reshape(-1, 25, 10)
 names = rows.to_pydict()["name"]
@@ -86,10 +89,33 @@ for band in range(25):
         parent[max(root, other)] = min(root, other)
 kept = [name for at, name in enumerate(names) if find(at) == at]
 """
-PEERS = {
-    "text-dedup 0.4": ("text-dedup==0.4.0", None),
-    "datasketch 2, MinHashLSH": ("datasketch>=2", DATASKETCH),
-    "Daft, its own MinHash": (None, DAFT),
+DATATROVE = """
+import sys
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+from datatrove.pipeline.dedup.minhash import MinhashConfig
+from datatrove.pipeline.readers import ParquetReader
+from datatrove.pipeline.writers import ParquetWriter
+data, out = sys.argv[1:]
+config = MinhashConfig(n_grams=5, num_buckets=25, hashes_per_bucket=10)
+read = ParquetReader(f"{data}/parquet", id_key="name")
+stages = [
+    [read, MinhashDedupSignature(f"{out}/signatures", config)],
+    [MinhashDedupBuckets(f"{out}/signatures", f"{out}/buckets", config=config)],
+    [MinhashDedupCluster(f"{out}/buckets", f"{out}/removed", config)],
+    [read, MinhashDedupFilter(f"{out}/removed"), ParquetWriter(f"{out}/kept")],
+]
+for k, steps in enumerate(stages):
+    LocalPipelineExecutor(steps, tasks=25 if k == 1 else 1, workers=1, logging_dir=f"{out}/logs{k}").run()
+"""
+BIGCODE, WITHOUT = "BigCode's script", "Codekiln without steps"
+# Packages of each peer, and the program that runs it.
+PEERS: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "text-dedup 0.4": (("text-dedup==0.4.0",), None),
+    BIGCODE: (("datasets<3", "typer", "scipy", "tqdm"), None),
+    "datatrove": (("datatrove", "spacy", "orjson", "xxhash<4"), DATATROVE),
+    "datasketch 2, MinHashLSH": (("datasketch>=2",), DATASKETCH),
+    "Daft, its own MinHash": ((), DAFT),
 }
 
 
@@ -116,7 +142,8 @@ def write_texts(texts: list[str], folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="")
     table = pa.table({"name": [f"{number:06}" for number in range(len(texts))], "text": texts})
-    pq.write_table(table, folder / "texts.parquet", compression="zstd", row_group_size=1024)
+    (folder / "parquet").mkdir()
+    pq.write_table(table, folder / "parquet" / "texts.parquet", compression="zstd", row_group_size=1024)
 
 
 def edited(text: str, fraction: float, rng: random.Random) -> str:
@@ -126,30 +153,36 @@ def edited(text: str, fraction: float, rng: random.Random) -> str:
     )
 
 
-def run_tool(command: list[str], packages: Path) -> tuple[float, float]:
-    """Processor seconds of a process and its children, and the peak memory of the largest one in MB."""
-    measured = "import json,resource,subprocess,sys\n" + (
+def run_tool(command: list[str], packages: Path) -> tuple[float, float, float]:
+    """Processor seconds of a process and its children, its seconds, and the peak memory of the largest one in MB."""
+    measured = "import json,resource,subprocess,sys,time\nbegun = time.perf_counter()\n" + (
         "done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)\n"
+        "seconds = time.perf_counter() - begun\n"
         "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
         "if done.returncode: sys.exit(done.stderr[-3000:])\n"
-        "print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))\n"
+        "print(json.dumps([used.ru_utime + used.ru_stime, seconds, used.ru_maxrss / 1024]))\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(packages), str(ROOT)))}
     done = subprocess.run(
         [sys.executable, "-c", measured, *command], env=environment, capture_output=True, text=True, check=True
     )
-    seconds, peak = json.loads(done.stdout)
-    return seconds, peak
+    processor_seconds, seconds, peak = json.loads(done.stdout)
+    return processor_seconds, seconds, peak
 
 
-def command_of(name: str, folder: Path, out: Path) -> list[str]:
+def command_of(name: str, folder: Path, out: Path, bigcode: Path | None = None) -> list[str]:
     """The command that runs a tool on the texts in a folder."""
     out.mkdir()
-    program = CODEKILN if name == "Codekiln" else PEERS[name][1]
-    if program is not None:
+    if name in ("Codekiln", WITHOUT):
+        return [sys.executable, "-c", CODEKILN, str(folder), str(out), *(["without"] if name == WITHOUT else [])]
+    if name == BIGCODE:
+        options = {"dataset": "parquet", "data-dir": folder / "parquet", "column": "text", "output": out / "kept"}
+        options |= {"cache-dir": out / "cache"}
+        return [sys.executable, str(bigcode), *(f"--{key}={value}" for key, value in options.items())]
+    if (program := PEERS[name][1]) is not None:
         return [sys.executable, "-c", program, str(folder), str(out)]
     options = {
-        "path": "parquet", "data_files": folder / "texts.parquet", "split": "train", "column": "text", "ngram": 5,
+        "path": "parquet", "data_files": folder / "parquet" / "texts.parquet", "split": "train", "column": "text", "ngram": 5,
         "num_perm": 250, "threshold": 0.7, "cache_dir": out / "cache", "output": out / "kept", "num_proc": 2,
     }  # fmt: skip
     pairs = itertools.chain.from_iterable((f"--{key}", str(value)) for key, value in options.items())
@@ -211,7 +244,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--bigcode", type=Path)
     options = parser.parse_args()
+    peers = [name for name in options.peers if name != BIGCODE or options.bigcode is not None]
     console = Console()
     texts = read_texts(options.megabytes * 1e6)
     size = sum(len(text.encode()) for text in texts) / 1e6
@@ -221,34 +256,37 @@ def main() -> None:
         few_size = sum(len(text.encode()) for text in few) / 1e6
         write_texts(texts, folder / "all")
         write_texts(few, folder / "few")
-        names = [package for name in options.peers if (package := PEERS[name][0]) is not None]
-        if names:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages), *names]
-            subprocess.run(pip, check=True)
+        for name in peers:
+            if names := PEERS[name][0]:
+                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages / name), *names]
+                subprocess.run(pip, check=True, capture_output=True)
         empty = folder / "empty"
         run_tool(command_of("Codekiln", folder / "few", folder / "compile"), empty)  # compiles functions
-        tools: list[tuple[str, str, Path, float]] = [("Codekiln", "Codekiln", folder / "all", size)]
-        tools += [
-            (f"{name} ({few_size:.0f} MB)", name, folder / "few", few_size) for name in ("Codekiln", *options.peers)
+        tools: list[tuple[str, str, Path, float]] = [
+            (name, name, folder / "all", size) for name in ("Codekiln", WITHOUT)
         ]
-        speeds: dict[str, list[float]] = {}
+        tools += [(f"{name} ({few_size:.0f} MB)", name, folder / "few", few_size) for name in ("Codekiln", *peers)]
+        speeds: dict[str, list[tuple[float, float]]] = {}
         peaks: dict[str, float] = {}
         signatures = []
         signature_speed(texts[:50])
         for number in range(options.rounds):
             signatures.append(signature_speed(few))
             for k, (title, name, data, megabytes) in enumerate(tools):
-                paths = empty if name in ("Codekiln", "Daft, its own MinHash") else packages
-                seconds, peak = run_tool(command_of(name, data, folder / f"out-{number}-{k}"), paths)
-                speeds.setdefault(title, []).append(megabytes / seconds)
+                command = command_of(name, data, folder / f"out-{number}-{k}", options.bigcode)
+                processor_seconds, seconds, peak = run_tool(command, packages / name)
+                speeds.setdefault(title, []).append((megabytes / processor_seconds, megabytes / seconds))
                 peaks[title] = max(peak, peaks.get(title, 0))
         quality = measure_quality(texts, options.sample, folder / "sample", empty) if options.sample else ""
     table = Table(title=f"{len(texts):,} files, {size:.0f} MB")
-    for column in ("", "MB per processor second", "peak memory, MB"):
+    for column in ("", "MB per processor second", "MB per second", "peak memory, MB"):
         table.add_column(column)
-    table.add_row(f"Codekiln, signatures only ({few_size:.0f} MB)", f"{statistics.median(signatures):.0f}", "")
-    for title, found in speeds.items():
-        table.add_row(title, f"{statistics.median(found):.2f}", f"{peaks[title]:,.0f}")
+    table.add_row(f"Codekiln, signatures only ({few_size:.0f} MB)", f"{statistics.median(signatures):.0f}", "", "")
+    medians = {title: [statistics.median(each) for each in zip(*found, strict=True)] for title, found in speeds.items()}
+    step = size / (size / medians["Codekiln"][0] - size / medians[WITHOUT][0])
+    table.add_row("Codekiln, the step alone", f"{step:.0f}", "", "")
+    for title, (per_processor_second, per_second) in medians.items():
+        table.add_row(title, f"{per_processor_second:.2f}", f"{per_second:.2f}", f"{peaks[title]:,.0f}")
     console.print(table)
     console.print(quality)
 

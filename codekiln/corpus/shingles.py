@@ -38,22 +38,21 @@ def _mix(value: np.uint64) -> np.uint64:
 @_compiled
 def word_hashes(text: Bytes) -> Hashes:
     """The hash of each word of a text in UTF-8, in order."""
-    found = np.empty(len(text) // 2 + 1, np.uint64)
+    found = np.empty(len(text) // 2 + 2, np.uint64)
     n = 0
     value = _FNV_OFFSET
     inside = False
-    for byte in text:
-        if _IS_WORD[byte]:
-            value = (value ^ np.uint64(byte)) * _FNV_PRIME
-            inside = True
-        elif inside:
-            found[n] = _mix(value)
-            n += 1
-            value = _FNV_OFFSET
-            inside = False
-    if inside:
-        found[n] = _mix(value)
-        n += 1
+    for byte in text:  # without branches, which the processor could not predict
+        is_word = _IS_WORD[byte]
+        found[n] = value
+        n += inside & (not is_word)
+        longer = (value ^ np.uint64(byte)) * _FNV_PRIME
+        value = longer if is_word else _FNV_OFFSET
+        inside = is_word
+    found[n] = value
+    n += inside
+    for at in range(n):
+        found[at] = _mix(found[at])
     return found[:n]
 
 
