@@ -33,7 +33,7 @@ from codekiln.corpus.sources.forge_selection import Selection
 from codekiln.corpus.sources.ignored import VENDORED_REASON
 from codekiln.corpus.sources.tarballs import Archive, ArchiveUnit
 from codekiln.corpus.sources.tree import LocalRepositories
-from codekiln.errors import ConfigError, CorruptFileError, InvalidFileError, MissingFileError
+from codekiln.errors import CodekilnError, ConfigError, CorruptFileError, InvalidFileError, MissingFileError
 from codekiln.files import to_record
 from tests.forge_server import (
     Fault,
@@ -679,8 +679,10 @@ def test_opt_out_lists_of_another_form_are_refused(tmp_path: Path) -> None:
         replace(ALL, opt_out_file=path).read_opt_out()
     for line in ("owner", "*/name", "owner/**", "https://github.com/o/n x"):
         path.write_text(line + "\n", encoding="utf-8")
-        with pytest.raises(ConfigError, match="not an entry"):
+        with pytest.raises(CodekilnError, match="is not a repository"):
             replace(ALL, opt_out_file=path).read_opt_out()
+    path.write_text("https://gitlab.com/Group/Below/name.git\ngit@github.com:o/n.git\n", encoding="utf-8")
+    assert replace(ALL, opt_out_file=path).read_opt_out().entries == {"group/below/name", "o/n"}
 
 
 def test_opt_out_of_a_group_holds_for_all_below() -> None:

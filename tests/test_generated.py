@@ -1,5 +1,6 @@
 """Generated files, copies of libraries, excluded repositories, licenses of files and folders, languages by content."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from codekiln.corpus.documents import read_documents
 from codekiln.corpus.languages import detect_language
 from codekiln.corpus.licenses import header_license
 from codekiln.corpus.pipeline import build_corpus
+from codekiln.corpus.repository_names import read_names
 from codekiln.corpus.sources.files import ReadFile, SourceFile
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.exact import ExactDuplicates
-from codekiln.corpus.steps.exclude import exclude, read_names
+from codekiln.corpus.steps.exclude import exclude
 from codekiln.corpus.steps.generated import GENERATED_MARK, GENERATED_NAME, LIBRARY, GeneratedFiles
 from codekiln.corpus.steps.license_gate import LicenseGate
 from codekiln.corpus.steps.step import Draft, Drop
@@ -165,9 +167,11 @@ def test_repositories_in_lists_are_dropped(tmp_path: Path) -> None:
         (code / name / "a.py").write_text(f"def {name}():\n    return '{name}'\n", encoding="utf-8")
     listed = tmp_path / "evaluation.txt"
     listed.write_text("# CodeSearchNet, test\nhttps://github.com/Owner/Name.git\nTWO\n\nsome/*\n", encoding="utf-8")
-    assert read_names(listed) == ["owner/name", "two", "some/*"]
+    assert read_names(listed).entries == {"owner/name", "two", "some/*"}
     step = exclude([listed])
     assert step.check_file(draft("").file) == Drop("repository excluded by evaluation.txt")
+    nested = replace(draft("").file, repository="Some/group/below")
+    assert step.check_file(nested) == Drop("repository excluded by evaluation.txt")
     config = CorpusConfig(
         sources=(LocalRepositories(folder=code, license="MIT"),), steps=(step,), validation_fraction=0.0
     )

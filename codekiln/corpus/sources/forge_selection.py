@@ -2,17 +2,14 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 from codekiln.corpus.languages import LANGUAGES
-from codekiln.errors import ConfigError, MissingFileError
+from codekiln.corpus.repository_names import RepositoryNames, parse_names, read_names
+from codekiln.errors import ConfigError
 from codekiln.files import shorten, to_record
-
-_OPT_OUT = re.compile(r"([^\s/*]+/)+(\*|[^\s/*]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,7 @@ class Selection:
     """Public repositories that are no forks. Dates are days, `2021-12-09`, and both are included.
 
     The window of `created` has to end, so that the same recipe lists the same repositories. No languages or licenses stand for
-    all. `opt_out` and the lines of `opt_out_file` are `owner/name`, or `owner/*` for all below; `#` begins a comment.
+    all. `opt_out` and the lines of `opt_out_file` are `owner/name`, a URL, or `owner/*` for all below; `#` begins a comment.
     `max_repositories` keeps those that are listed first: the oldest of the first language and license.
     """
 
@@ -84,43 +81,21 @@ class Selection:
         ]
         return has_language and (not self.licenses or repository.license in self.licenses)
 
-    def read_opt_out(self) -> "OptOut":
-        """The opt-out list. Raises MissingFileError, or ConfigError for a line of another form."""
-        entries = list(self.opt_out)
+    def read_opt_out(self) -> RepositoryNames:
+        """The opt-out list. Raises CodekilnError for a file that cannot be read, and an entry of another form."""
+        found = parse_names(self.opt_out, "opt_out")
         if self.opt_out_file is not None:
-            try:
-                text = self.opt_out_file.read_text(encoding="utf-8-sig")
-            except OSError as error:
-                raise MissingFileError(
-                    f"the opt-out list {self.opt_out_file} cannot be read: {error.strerror}"
-                ) from None
-            except UnicodeDecodeError:
-                raise ConfigError(f"the opt-out list {self.opt_out_file} is not UTF-8") from None
-            entries += [line.partition("#")[0].strip() for line in text.splitlines()]
-        entries = [entry for entry in entries if entry]
-        for entry in entries:
-            if not _OPT_OUT.fullmatch(entry):
-                raise ConfigError(f"{shorten(entry)!r} is not an entry of an opt-out list: write owner/name or owner/*")
-        return OptOut(frozenset(entry.lower() for entry in entries))
+            found |= read_names(self.opt_out_file)
+        if bare := sorted(entry for entry in found.entries if "/" not in entry):
+            raise ConfigError(
+                f"{shorten(bare[0])!r} in the opt-out list is not a repository: write owner/name, or owner/*"
+            )
+        return found
 
-    def key(self, opt_out: "OptOut") -> str:
+    def key(self, opt_out: RepositoryNames) -> str:
         """A hash that differs for another selection or opt-out list."""
         record = json.dumps([to_record(self), sorted(opt_out.entries)])
         return hashlib.sha256(record.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class OptOut:
-    """Repositories whose owners do not want them to be used. Letter case does not matter, as on the forges."""
-
-    entries: Collection[str]
-
-    def __contains__(self, name: str) -> bool:
-        name = name.lower()
-        owners = name.split("/")[:-1]
-        return name in self.entries or any(
-            "/".join(owners[:n]) + "/*" in self.entries for n in range(1, len(owners) + 1)
-        )
 
 
 def linguist_name(language: str) -> str:
