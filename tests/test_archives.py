@@ -51,6 +51,7 @@ from codekiln.corpus.sources.streams import BOMB, DAMAGED
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
 from tests.small import ROOT, run_program, write_tree
+from tests.test_corpus_sources import MIT_TEXT
 
 TEXTS = Columns(text="text")
 PROSE: dict[str, Any] = {"columns": TEXTS, "language": "Text", "languages": ()}
@@ -387,6 +388,38 @@ def build(source: Source, out: Path) -> dict[str, bytes]:
     build_corpus(CorpusConfig(sources=(source,), validation_fraction=0.1), out)
     paths = (path for path in out.rglob("*") if path.is_file() and path.name != "plan.json")
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_licenses_in_archives_are_those_of_folders(tmp_path: Path) -> None:
+    """The nearest folder counts, in any order of the members: also copies of other projects in a repository."""
+    isc = "Permission to use, copy, modify, and/or distribute this software for any purpose\n"
+    files = {
+        "one/a.py": "x", "one/LICENSE": MIT_TEXT, "one/lib/b.py": "x", "one/lib/gpl/COPYING": "GNU General Public License",
+        "one/lib/gpl/deep/c.py": "x", "one/lib/package/package.json": '{"license": "ISC"}', "one/lib/package/d.py": "x",
+        "two/pyproject.toml": '[project]\nlicense = {file = "terms.txt"}\n', "two/e.py": "x", "two/LICENSE.md": isc,
+        "two/setup.cfg": "[metadata]\nlicense = Apache-2.0\n", "three/f.py": "x",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "code" / name).write_text(text, encoding="utf-8")
+    expected = {
+        f"{file.repository}/{file.path}": file.license for file in LocalRepositories(folder=tmp_path / "code").files()
+    }
+    assert expected["one/lib/gpl/deep/c.py"] == UNKNOWN and expected["one/lib/package/d.py"] == "ISC"
+    assert expected["one/lib/b.py"] == "MIT" and expected["two/e.py"] == "Apache-2.0"
+    for seed in range(4):
+        names = sorted(files)
+        random.Random(seed).shuffle(names)
+        names.sort(key=lambda name: name.split("/")[0])  # as in real archives, a repository is in one place
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for name in names:
+                archive.add(tmp_path / "code" / name, name)
+        with zipfile.ZipFile(tmp_path / "b.zip", "w") as packed:
+            for name in names:
+                packed.write(tmp_path / "code" / name, name)
+        for name in ("a.tar", "b.zip"):
+            found = files_of(Archives(paths=(str(tmp_path / name),)), tmp_path)
+            assert {f"{file.repository}/{file.path}": file.license for file in found} == expected, (seed, name)
 
 
 def test_lines_are_the_same_in_ranges_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ class NearestLicense(Generic[Folder]):
         while folder not in self._known:
             passed.append(folder)
             declared = self._read(folder)
-            if declared is not None or folder == self._top:
+            if declared is not None or folder in (self._top, folder.parent):
                 self._known[folder] = declared
             else:
                 folder = folder.parent

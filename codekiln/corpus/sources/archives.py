@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from codekiln.corpus.declared import MAX_BYTES as MAX_LICENSE_BYTES
-from codekiln.corpus.declared import is_license_file, join_licenses, recognize_license
+from codekiln.corpus.declared import NearestLicense, declares_license, join_licenses, license_of_files
 from codekiln.corpus.languages import LANGUAGES, known_language, may_be
 from codekiln.corpus.licenses import UNKNOWN, declared_license
 from codekiln.corpus.sources.blobs import BlobStore
@@ -62,9 +62,9 @@ class Archives:
     Archives are `.tar` (also `.tar.gz` and `.tar.zst`) and `.zip`. Their members are source files: the first folder is the
     repository. Hidden files are ignored. Nothing is extracted to the disk.
 
-    `license` is the SPDX expression for all of it. Without it, the license is in a column, or in license files in the first
-    folder of a repository. `language` is that of all documents. Only files in `languages` are read, by their column, name or
-    content; all if it is empty. Only documents of `repositories` are read, or all.
+    `license` is the SPDX expression for all of it. Without it, the license is in a column, or is what the nearest folder of a
+    file declares, as in a folder on the disk. `language` is that of all documents. Only files in `languages` are read, by their
+    column, name or content; all if it is empty. Only documents of `repositories` are read, or all.
 
     Limits: `max_bytes` of a document, and lines of JSON of three times as much and 1 MB. A file that is decompressed to more
     than 200 times its size, and to more than 64 MB, is not read further. What cannot be read is counted as a drop.
@@ -221,11 +221,18 @@ class PackedFiles:
     def files(self) -> Iterator[SourceFile]:
         """Reads the archive twice if the license is in it, because license files may come last."""
         source = self.source
-        licenses = self._licenses() if source.license is None else {}
+        declared = self._read_licenses() if source.license is None else {}
+        nearest = NearestLicense(PurePosixPath(), declared.get)
+        last = None  # the repository of the member before
         for number, member in enumerate(self._members(self._is_wanted, source.max_bytes)):
             repository, path = self._place(member.name)
             if source.repositories and repository not in source.repositories:
                 continue
+            if repository != last:
+                last, nearest = repository, NearestLicense(PurePosixPath(), declared.get)
+            license = UNKNOWN
+            if len(member.name) <= MAX_NAME_CHARACTERS and not is_unsafe(member.name):
+                license = nearest.of(PurePosixPath(repository, path).parent) or UNKNOWN
             problem = member.problem
             if member.name and is_unsafe(member.name):
                 problem = UNSAFE_NAME
@@ -237,7 +244,7 @@ class PackedFiles:
                 member.size,
                 HeldContent(member.content) if member.content is not None else CannotRead(),
                 problem,
-                license=licenses.get(repository, UNKNOWN),
+                license=license,
             )
 
     def _members(self, is_wanted: Any, max_bytes: int) -> Iterator[Member]:
@@ -257,19 +264,39 @@ class PackedFiles:
         repository, _, path = clean_name(name).partition("/")
         return (repository, path) if path else (self.file.stem, repository)
 
-    def _licenses(self) -> dict[str, str]:
-        """The licenses of the repositories, by the license files in their first folders."""
+    def _read_licenses(self) -> dict[PurePosixPath, str]:
+        """What folders declare, by repository and folder. The texts of one repository are in memory at a time.
+
+        Of a folder whose files are in several places of the archive and do not agree, the license is unknown.
+        """
 
         def is_wanted(name: str) -> bool:
-            path = self._place(name)[1]
-            return not is_unsafe(name) and "/" not in path and is_license_file(path)
+            if is_unsafe(name) or len(name) > MAX_NAME_CHARACTERS:
+                return False
+            *folders, last = clean_name(name).split("/")
+            return declares_license(last) and not any(map(is_vendored, folders))
 
-        found: dict[str, set[str]] = {}
+        found: dict[PurePosixPath, str] = {}
+
+        def settle(folders: dict[PurePosixPath, dict[str, str]]) -> None:
+            for folder, texts in folders.items():
+                declared = license_of_files(texts, lambda name, texts=texts: texts.get(name, ""))  # type: ignore[misc]
+                if declared is not None:
+                    found[folder] = declared if found.get(folder, declared) == declared else UNKNOWN
+
+        pending: dict[PurePosixPath, dict[str, str]] = {}
+        last = None
         for member in self._members(is_wanted, MAX_LICENSE_BYTES):
-            if member.content is not None:
-                text = member.content.decode("utf-8", "replace")
-                found.setdefault(self._place(member.name)[0], set()).add(recognize_license(text))
-        return {repository: join_licenses(names) for repository, names in found.items()}
+            if member.content is None:
+                continue
+            repository, path = self._place(member.name)
+            if repository != last:
+                settle(pending)
+                last, pending = repository, {}
+            place = PurePosixPath(repository, path)
+            pending.setdefault(place.parent, {})[place.name] = member.content.decode("utf-8-sig", "replace")
+        settle(pending)
+        return found
 
 
 def license_of(value: Any) -> str:
