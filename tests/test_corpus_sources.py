@@ -8,14 +8,14 @@ import shutil
 import subprocess
 import tokenize
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from codekiln.corpus.config import CorpusConfig
-from codekiln.corpus.declared import read_license, recognize_license
+from codekiln.corpus.declared import NearestLicense, read_license, recognize_license
 from codekiln.corpus.decoding import UndecodableError, decode_source
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.licenses import UNKNOWN
@@ -293,3 +293,9 @@ def test_a_cut_text_is_complete_and_cut_at_a_line(text: str, n_bytes: int) -> No
 def test_large_fraction_is_refused() -> None:
     with pytest.raises(ConfigError, match="validation_fraction"):
         CorpusConfig(sources=(), validation_fraction=0.5)
+
+
+def test_search_for_a_license_ends_outside_of_the_top_folder() -> None:
+    nearest = NearestLicense(PurePosixPath("repository"), {PurePosixPath("repository"): "MIT"}.get)
+    assert nearest.of(PurePosixPath("repository/a/b")) == "MIT"
+    assert nearest.of(PurePosixPath("/etc/a")) is None and nearest.of(PurePosixPath("other")) is None
