@@ -118,7 +118,7 @@ def test_devices_and_links_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (Path("/dev/zero"), tmp_path / "link", tmp_path / "pipe", tmp_path, tmp_path / "none"):
         with pytest.raises(OSError, match=r"."):
-            ReadFile(path, 0)()
+            ReadFile(str(path), 0)()
 
 
 def test_a_repository_with_many_files(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ MIT_TEXT = (
 def draft(text: str, path: str = "src/a.py", license: str = "MIT", *, is_given: bool = False) -> Draft:
     file = SourceFile(
         source="tree", repository="owner/name", revision="-", license=license, path=path, size=len(text),
-        read=ReadFile(Path(path), 0), is_license_given=is_given,
+        read=ReadFile(path, 0), is_license_given=is_given,
     )  # fmt: skip
     return Draft(file=file, language="Python", text=text, license=license)
 

@@ -75,6 +75,11 @@ class Engine:
             return max(1, int(import_optional("ray", "ray").cluster_resources().get("CPU", 1)))
         return usable_cores()
 
+    @property
+    def worker_memory_bytes(self) -> int:
+        """The share of a worker in the memory of its machine, if all are on one."""
+        return self.memory_bytes // self.n_workers
+
     def run(
         self, title: str, task: Callable[[int], None], finished: Callable[[int], Path], sizes: Sequence[int]
     ) -> None:
@@ -108,11 +113,13 @@ class Engine:
     def _map(self, task: Callable[[int], None], numbers: Sequence[int]) -> Iterator[int]:
         """Runs the task for each number, in parallel; yields each number when its task is finished."""
         import daft  # noqa: PLC0415
+        import pyarrow as pa  # noqa: PLC0415
 
         @daft.func.batch(return_dtype=daft.DataType.int64(), batch_size=1)
         def run(batch: daft.Series) -> list[int]:
             for k in batch.to_pylist():
                 task(k)
+                pa.default_memory_pool().release_unused()
             return list(batch.to_pylist())
 
         frame = daft.from_pydict({"task": list(numbers)})

@@ -25,6 +25,7 @@ from codekiln.files import JsonObject, atomic_write, read_json, write_json
 SCRATCH_FORMAT = 2  # of what tasks leave: another version begins again
 READ_BATCH_ROWS = 256
 FLUSH_BYTES, FLUSH_ROWS = 64 * 2**20, 20_000
+FLUSH_COPIES = 15  # of `FLUSH_BYTES` in the memory of a worker: texts, rows, and what is compressed
 ORDER_BITS = 32  # of the place in a work unit
 PARTITION_FRACTION = 0.25  # of the memory of a worker: sorting a partition needs copies
 
@@ -168,7 +169,7 @@ class Scratch:
         """
         path = self._stage(stage).with_suffix(".json")
         if not path.is_file():
-            share = PARTITION_FRACTION * self.engine.memory_bytes / self.engine.n_workers
+            share = PARTITION_FRACTION * self.engine.worker_memory_bytes
             write_json(path, {"partitions": max(self.engine.n_workers, -int(-n_bytes // share))})
         return int(read_json(path)["partitions"])
 

@@ -25,7 +25,7 @@ class Reader(Protocol):
     def __call__(self) -> bytes | str: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file before it is read, and what its repository declares. `path` is relative to the repository, with slashes.
 
@@ -82,11 +82,11 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ReadFile:
     """Reads a regular file. Nothing else is opened, and no link is followed: the file may have changed since it was listed."""
 
-    location: Path
+    location: str  # takes less memory than a path, of which a corpus may have millions
     modified_ns: int
 
     def __call__(self) -> bytes:
@@ -97,7 +97,7 @@ class ReadFile:
             return file.read()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CannotRead:
     """The reader of a file that has a problem."""
 
@@ -125,7 +125,7 @@ def local_file(location: Path) -> tuple[int, Reader, str | None]:
         status = location.lstat()
     except OSError:
         return 0, CannotRead(), UNREADABLE
-    return status.st_size, ReadFile(location, status.st_mtime_ns), None
+    return status.st_size, ReadFile(str(location), status.st_mtime_ns), None
 
 
 def file_lists(files: Iterable[SourceFile]) -> Iterator[FileList]:
