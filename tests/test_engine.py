@@ -392,6 +392,8 @@ def test_the_pool_is_limited_by_the_memory_of_the_machine(monkeypatch: pytest.Mo
     assert KVPool.bytes_per_token(config, torch.float32) == n_bytes
     assert n_bytes * 10 == sum(each.numel() * 4 for each in (pool.keys, pool.values, pool.inputs))
     context = config.context_length
-    for memory, contexts in ((None, 8), (10**12, 8), (int(3.5 * n_bytes * context / 0.4), 3), (1, 1)):
+    size = n_bytes * context
+    found = ((None, 32), (10**12, 32), (200 * size, 20), (50 * size, 8), (int(3.5 * size / 0.4), 3), (1, 1))
+    for memory, contexts in found:
         monkeypatch.setattr(codekiln.generate.engine, "memory_bytes", lambda memory=memory: memory)
         assert make_engine(random_model(config))._cache.n_tokens == contexts * context

@@ -31,10 +31,10 @@ FinishReason = Literal["stop", "length"]
 MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 MAX_LOGITS = 2**28  # of a step in which all tokens are scored: 1 GB in float32
 MAX_ROWS = 256  # sequences that generate at the same time
-# The pool holds as many tokens as this number of full contexts; or fewer, but at least one context, so that it needs no more
-# than a part of the memory of the machine, or of the free memory of the GPU.
-POOL_CONTEXTS = {"cpu": 8, "cuda": 64}
-POOL_MEMORY_FRACTION = 0.4
+# The pool holds as many tokens as a number of full contexts; or fewer, but at least one context, so that it needs no more than
+# a part of the memory of the machine, or of the free memory of the GPU. The largest pool of these limits counts: models whose
+# contexts are small keep the prefixes of more editors.
+POOL_CONTEXTS = {"cpu": ((8, 0.4), (32, 0.1)), "cuda": ((64, 0.4),)}
 MIN_SHARED_TOKENS = 32  # for which a request waits until another one has read them
 FIRST_DRAFT = 2  # tokens; the limit follows how many are right
 MAX_DRAFTING_ROWS = 4  # with more sequences a step is limited by computation, and drafts do not pay
@@ -504,12 +504,11 @@ class Engine:
 def _default_pool_tokens(decoder: Decoder) -> int:
     """Tokens of the pool: at least one full context."""
     config, device = decoder.config, decoder.device
-    wanted = POOL_CONTEXTS[device.type]
+    limits = POOL_CONTEXTS[device.type]
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
-    if memory is not None:
-        n_bytes = KVPool.bytes_per_token(config, decoder.embedding.dtype) * config.context_length
-        wanted = min(wanted, int(POOL_MEMORY_FRACTION * memory) // n_bytes)
-    return max(1, wanted) * config.context_length
+    n_bytes = KVPool.bytes_per_token(config, decoder.embedding.dtype) * config.context_length
+    fitting = (n if memory is None else min(n, int(fraction * memory) // n_bytes) for n, fraction in limits)
+    return max(1, *fitting) * config.context_length
 
 
 def _positions(chunk: Chunk) -> Tensor:
