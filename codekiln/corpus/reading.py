@@ -14,7 +14,7 @@ from codekiln.corpus.decoding import NOT_UTF8, UndecodableError, decode_source, 
 from codekiln.corpus.documents import document_name, hash_order
 from codekiln.corpus.languages import detect_language, language_of
 from codekiln.corpus.notebooks import notebook_to_text
-from codekiln.corpus.scratch import FLUSH_BYTES, FLUSH_COPIES, FLUSH_ROWS, ORDER_BITS, Scratch
+from codekiln.corpus.scratch import FLUSH_BYTES, FLUSH_COPIES, FLUSH_ROWS, MIN_FLUSH_BYTES, ORDER_BITS, Scratch
 from codekiln.corpus.sources.files import UNREADABLE, SourceFile, WorkUnit
 from codekiln.corpus.steps.step import Draft, Drop, Step
 from codekiln.errors import InvalidFileError
@@ -66,7 +66,7 @@ class UnitReader:
         steps = named_steps(self.config)
         rows: list[dict[str, Any]] = []
         pending = 0
-        flush_bytes = min(FLUSH_BYTES, self.scratch.engine.worker_memory_bytes // FLUSH_COPIES)
+        flush_bytes = min(FLUSH_BYTES, max(MIN_FLUSH_BYTES, self.scratch.engine.worker_memory_bytes // FLUSH_COPIES))
 
         def flush() -> None:
             nonlocal n_parts, n_bytes, pending
