@@ -100,7 +100,9 @@ def read_record(path: Path) -> JsonObject:
     """
     record = read_json(path)
     if _RECORD_CHECKSUM in record and record.pop(_RECORD_CHECKSUM) != _record_checksum(record):
-        raise CorruptFileError(f"{path} is damaged: it is not the record that was written; restore it")
+        raise CorruptFileError(
+            f"{path} is damaged: it is not the record that was written; restore it, or remove it and run the same command again"
+        )
     return record
 
 
