@@ -91,11 +91,12 @@ def test_ctrl_c_leaves_the_results_that_were_printed(small_run: Path, tmp_path: 
         "--max-new-tokens",
         "100",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    first = process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=100)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        # Not with `communicate`, which loses what `readline` has read ahead.
+        rest, errors = process.stdout.read(), process.stderr.read()
     assert process.returncode == 130 and "Traceback" not in errors, errors
     records = [json.loads(line) for line in (first + rest).splitlines()]
     assert [Path(record["file"]).name for record in records] == [f"{n:03}.py" for n in range(len(records))]

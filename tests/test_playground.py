@@ -375,6 +375,7 @@ def test_candidates_show_probabilities_and_are_chosen_with_keys(page: Page) -> N
     write(page, "total = ")
     page.keyboard.press("Control+Shift+Enter")
     options = page.locator("#candidates [role=option]")
+    expect(options.nth(1)).to_contain_text("token limit")  # the answer has arrived
     expect(options).to_have_count(2)
     assert {name: body[name] for name in ("prompt", "n", "logprobs", "stream")} == {
         "prompt": "total = ",
