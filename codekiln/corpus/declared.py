@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, Generic, TypeVar
@@ -81,6 +81,11 @@ def license_of_files(names: Iterable[str], read: ReadText) -> str | None:
             return declared
         found = found or declared
     return found
+
+
+def license_of_texts(texts: Mapping[str, str]) -> str | None:
+    """As `read_license`, of a folder with these files, by name."""
+    return license_of_files(texts, lambda name: texts.get(name, ""))
 
 
 class NearestLicense(Generic[Folder]):

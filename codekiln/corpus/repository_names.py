@@ -37,9 +37,9 @@ def parse_names(lines: Iterable[str], origin: str) -> RepositoryNames:
     found = set()
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
-        name = re.sub(r"^(https?://[^/]+/|git@[^:]+:)", "", text.lower()).strip("/").removesuffix(".git")
-        if not name and not text:
+        if not text:
             continue
+        name = re.sub(r"^(https?://[^/]+/|git@[^:]+:)", "", text.lower()).strip("/").removesuffix(".git")
         if not _NAME.fullmatch(name) or name == "*" or "\ufffd" in name:
             raise InvalidFileError(f"{origin}, line {number}: {shorten(text)!r} is not a repository such as owner/name")
         found.add(name)

@@ -1,8 +1,8 @@
 """The scratch folder of a corpus that is being built: what each task has finished, until the corpus is complete.
 
-Each work unit of a source leaves its documents in `read/`, in files of `FLUSH_BYTES` of text at most. The order of a document
-is its place: the number of its work unit, and the place in it. Texts are never moved between machines: what steps exchange are
-orders and hashes, in partitions by hash. What a step drops is a list of orders in `drops/`.
+Each work unit of a source leaves its documents in `read/`, in files of about `FLUSH_BYTES` of text or less. The order of a
+document is its place: the number of its work unit, and the place in it. Texts are never moved between machines: what steps
+exchange are orders and hashes, in partitions by hash. What a step drops is a list of orders in `drops/`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from codekiln.files import JsonObject, atomic_write, read_json, write_json
 SCRATCH_FORMAT = 2  # of what tasks leave: another version begins again
 READ_BATCH_ROWS = 256
 FLUSH_BYTES, MIN_FLUSH_BYTES, FLUSH_ROWS = 64 * 2**20, 8 * 2**20, 20_000
-FLUSH_COPIES = 15  # of `FLUSH_BYTES` in the memory of a worker: texts, rows, and what is compressed
+FLUSH_COPIES = 15  # a worker has memory for this many times the text that it collects, because writing it needs copies
 ORDER_BITS = 32  # of the place in a work unit
 PARTITION_FRACTION = 0.25  # of the memory of a worker: sorting a partition needs copies
 

@@ -1,5 +1,6 @@
 """Data sets in files: tables in Parquet and JSONL, and files in tar and zip archives."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -7,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from codekiln.corpus.declared import MAX_BYTES as MAX_LICENSE_BYTES
-from codekiln.corpus.declared import NearestLicense, declares_license, join_licenses, license_of_files
+from codekiln.corpus.declared import NearestLicense, declares_license, join_licenses, license_of_texts
 from codekiln.corpus.languages import LANGUAGES, known_language, may_be
 from codekiln.corpus.licenses import UNKNOWN, declared_license
 from codekiln.corpus.sources.blobs import BlobStore
@@ -276,26 +277,20 @@ class PackedFiles:
             *folders, last = clean_name(name).split("/")
             return declares_license(last) and not any(map(is_vendored, folders))
 
+        texts = (
+            (PurePosixPath(*self._place(member.name)), member.content.decode("utf-8-sig", "replace"))
+            for member in self._members(is_wanted, MAX_LICENSE_BYTES)
+            if member.content is not None
+        )
         found: dict[PurePosixPath, str] = {}
-
-        def settle(folders: dict[PurePosixPath, dict[str, str]]) -> None:
-            for folder, texts in folders.items():
-                declared = license_of_files(texts, lambda name, texts=texts: texts.get(name, ""))  # type: ignore[misc]
+        for _, files in itertools.groupby(texts, key=lambda file: file[0].parts[0]):
+            folders: dict[PurePosixPath, dict[str, str]] = {}
+            for place, text in files:
+                folders.setdefault(place.parent, {})[place.name] = text
+            for folder, known in folders.items():
+                declared = license_of_texts(known)
                 if declared is not None:
                     found[folder] = declared if found.get(folder, declared) == declared else UNKNOWN
-
-        pending: dict[PurePosixPath, dict[str, str]] = {}
-        last = None
-        for member in self._members(is_wanted, MAX_LICENSE_BYTES):
-            if member.content is None:
-                continue
-            repository, path = self._place(member.name)
-            if repository != last:
-                settle(pending)
-                last, pending = repository, {}
-            place = PurePosixPath(repository, path)
-            pending.setdefault(place.parent, {})[place.name] = member.content.decode("utf-8-sig", "replace")
-        settle(pending)
         return found
 
 

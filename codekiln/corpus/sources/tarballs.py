@@ -14,7 +14,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from codekiln.corpus.declared import MAX_BYTES as MAX_DECLARATION_BYTES
-from codekiln.corpus.declared import NearestLicense, declares_license, license_of_files, named_license_file
+from codekiln.corpus.declared import NearestLicense, declares_license, license_of_texts, named_license_file
 from codekiln.corpus.languages import may_be
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, Reader, SourceFile
@@ -275,8 +275,7 @@ class _Rules:
     def _read_license(self, folder: PurePosixPath) -> str | None:
         if folder == _ROOT and self._archive.license is not None:
             return self._archive.license
-        texts = self._texts.get(folder, {})
-        return license_of_files(texts, lambda name: texts.get(name, ""))
+        return license_of_texts(self._texts.get(folder, {}))
 
     def skip(self, path: PurePosixPath, *, is_folder: bool) -> _Skip | None:
         """Why a path is not listed; None if it is."""
