@@ -80,8 +80,7 @@ def running_server(model: Path, *options: str) -> Iterator[RunningServer]:
 def write_parts(folder: Path, batches: Iterable[pa.RecordBatch]) -> list[JsonObject]:
     """Writes each batch as one part of a corpus. Returns their records."""
     folder.mkdir(parents=True)
-    tables = (pa.Table.from_batches([batch]) for batch in batches)
-    return [write_part(folder / f"part-{k:05}.parquet", table) for k, table in enumerate(tables)]
+    return [write_part(folder / f"part-{k:05}.parquet", [batch]) for k, batch in enumerate(batches)]
 
 
 def write_tree(folder: Path) -> Path:

@@ -10,7 +10,7 @@ PACKAGE = Path(codekiln.__file__).parent
 LAYERS = (
     {"errors"},
     {"files", "progress", "extras", "machine", "threads"},
-    {"arrays", "folders", "hub", "metrics_log"},
+    {"arrays", "folders", "hub", "metrics_log", "tables"},
     {"corpus", "tokenizer", "model", "index"},
     {"train", "generate", "convert"},
     {"evaluate", "serve"},

@@ -130,9 +130,22 @@ def test_a_repository_with_many_files(tmp_path: Path) -> None:
         (folder / f"{n - n % 100}" / f"{n}.py").write_text(f"value_{n} = {n}\n", encoding="utf-8")
     source = LocalRepositories(folder=tmp_path / "code", license="MIT")
     units: list[FileList] = list(source.units(tmp_path))
-    assert [len(unit.listed) for unit in units] == [10_000, 2_000]
+    assert [unit.n_files for unit in units] == [10_000, 2_000]
+    assert sum(len(unit.compressed) for unit in units) < 30 * 12_000  # of a list of millions, little is in memory
     manifest, _ = build(tmp_path / "code", tmp_path / "corpus")
     assert manifest["kept"]["documents"] == 12_000
+
+
+def test_a_list_of_files_is_complete(tmp_path: Path) -> None:
+    """Names that are not UTF-8, unreadable folders and declared licenses are in the compressed list."""
+    code = write_tree(tmp_path / "code")
+    (code / "repository0" / os.fsdecode(b"\xff.py")).write_text("value = 1\n", encoding="utf-8")
+    (code / "repository0" / "vendor").mkdir()
+    source = LocalRepositories(folder=code, license="MIT", languages=("Python",))
+    listed = list(source.files())
+    assert [file for unit in source.units(tmp_path) for file in unit.files()] == listed
+    assert {file.problem is None for file in listed} == {True, False}
+    assert any(file.path == "\udcff.py" for file in listed)
 
 
 def test_clock_and_locale_change_nothing(tmp_path: Path) -> None:

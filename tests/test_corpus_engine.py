@@ -258,7 +258,7 @@ def test_sizes_and_engines_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 200,000,000"):
         Engine(memory_bytes=1000)
     assert CorpusOptions().engine == Engine()
-    assert FileList(()).n_bytes == 0
+    assert FileList.of([]).n_bytes == 0
     write_tree(tmp_path / "code")
     train = ("train", "demo", "--out", tmp_path / "run", "--code", tmp_path / "code", "--license", "MIT")
     assert_refused(codekiln(*train, "--memory", "much"), "2GB")

@@ -1,7 +1,7 @@
 """Documents on disk: Parquet parts per split, and a manifest with their checksums."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codekiln.errors import InvalidFileError, MissingFileError
-from codekiln.files import JsonObject, RecordedFile, atomic_write, checksum, read_json, recorded_files, verify_checksum
+from codekiln.files import JsonObject, RecordedFile, checksum, read_json, recorded_files, verify_checksum
+from codekiln.tables import write_table
 
 SCHEMA = pa.schema(
     [
@@ -31,6 +32,7 @@ MANIFEST = "manifest.json"
 FORMAT = 3  # of the manifest
 PART_BYTES = 32 * 2**20
 READ_BATCH_ROWS = 512
+GROUP_ROWS = 512  # of a row group
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,18 @@ def hash_order(seed: int, name: str) -> str:
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:16]
 
 
-def write_part(path: Path, rows: pa.Table) -> JsonObject:
-    """Writes one part with rows of `SCHEMA`. Returns its record."""
-    with atomic_write(path) as temp_path:
-        pq.write_table(rows, temp_path, compression="zstd", row_group_size=4096)
-    return {"file": path.name, "documents": rows.num_rows, "text_bytes": _text_bytes(rows)} | checksum(path)
+def write_part(path: Path, batches: Iterable[pa.RecordBatch]) -> JsonObject:
+    """Writes one part with the rows of `SCHEMA`, of which `GROUP_ROWS` are in memory. Returns its record."""
+    n_bytes = 0
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        nonlocal n_bytes
+        for batch in batches:
+            n_bytes += _text_bytes(batch)
+            yield batch.cast(SCHEMA)
+
+    n_documents = write_table(path, rows(), SCHEMA, group_rows=GROUP_ROWS)
+    return {"file": path.name, "documents": n_documents, "text_bytes": n_bytes} | checksum(path)
 
 
 def read_manifest(corpus: Path) -> JsonObject:
@@ -130,8 +139,8 @@ def _batches(corpus: Path, split: str, record: JsonObject, columns: list[str]) -
     """The rows of a part, after its checksum was verified."""
     path = corpus / split / Path(record["file"]).name
     verify_checksum(path, record, folder=corpus)
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=READ_BATCH_ROWS, columns=columns)
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        yield from file.iter_batches(batch_size=READ_BATCH_ROWS, columns=columns, use_threads=False)
 
 
 def _text_bytes(data: pa.RecordBatch | pa.Table) -> int:

@@ -60,14 +60,14 @@ def drop_overlap(scratch: Scratch, held_out: HeldOut, max_overlap: float | None)
     """Compares all training documents with the held-out ones. `overlap_record` has the shares afterwards.
 
     A training document is dropped if at least `max_overlap` of its runs are in held-out documents and in no more than
-    `MAX_COPIES` training documents; None drops nothing. Memory: three times the runs of the held-out texts, whose size is
-    limited (`split.py`).
+    `MAX_COPIES` training documents; None drops nothing. Memory: three times the runs of the held-out texts, of 8 bytes each,
+    whose number is limited (`split.py`).
     """
     if not _index_path(scratch).is_dir():
         RunIndex.build((text for _, text in _held_out_texts(scratch, held_out)), RUN_WORDS).save(_index_path(scratch))
     scratch.run("Corpus: held-out overlap", "overlap", partial(_find_shared, scratch, held_out))
     index = _load_index(_index_path(scratch))
-    n_documents = np.zeros(len(index.values), np.int64)
+    n_documents = np.zeros(len(index.values), np.int32)
     for _, _, places in _shared_runs(scratch):
         n_documents[places] += 1
     is_copied = n_documents <= MAX_COPIES

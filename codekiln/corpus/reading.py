@@ -1,6 +1,8 @@
 """Reads the documents of a work unit, and passes them through the steps that look at one document."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -14,13 +16,23 @@ from codekiln.corpus.decoding import NOT_UTF8, UndecodableError, decode_source, 
 from codekiln.corpus.documents import document_name, hash_order
 from codekiln.corpus.languages import detect_language, language_of
 from codekiln.corpus.notebooks import notebook_to_text
-from codekiln.corpus.scratch import FLUSH_BYTES, FLUSH_COPIES, FLUSH_ROWS, MIN_FLUSH_BYTES, ORDER_BITS, Scratch
+from codekiln.corpus.scratch import (
+    FLUSH_BYTES,
+    FLUSH_COPIES,
+    FLUSH_ROWS,
+    MIN_FLUSH_BYTES,
+    ORDER_BITS,
+    READ_BATCH_ROWS,
+    Scratch,
+)
+from codekiln.corpus.sources.blobs import ReadBlob
 from codekiln.corpus.sources.files import UNREADABLE, SourceFile, WorkUnit
 from codekiln.corpus.steps.step import Draft, Drop, Step
 from codekiln.errors import InvalidFileError
 from codekiln.files import atomic_write, write_json
 
 NAME_NOT_UTF8 = "name not UTF-8"
+N_EARLY_READS = 32  # of a task, from a store that answers late
 
 COLUMNS = {
     "order": pa.int64(),
@@ -71,14 +83,21 @@ class UnitReader:
         def flush() -> None:
             nonlocal n_parts, n_bytes, pending
             with atomic_write(self.scratch.read_path(unit, n_parts)) as temp_path:
-                pq.write_table(pa.Table.from_pylist(rows, schema), temp_path, compression="zstd", row_group_size=1024)
+                pq.write_table(
+                    pa.Table.from_pylist(rows, schema), temp_path, compression="zstd", row_group_size=READ_BATCH_ROWS
+                )
             n_parts += 1
             n_bytes += sum(row["text_bytes"] for row in rows)
             rows.clear()
             pending = 0
 
-        for file in islice(_readable(self.units[unit].files()), n_rows, None):
-            row = self._read(with_utf8_names(file), steps)
+        def is_read(file: SourceFile) -> bool:
+            """Whether no step drops a file before it is read."""
+            return file.problem is None and not any(step.check_file(file) for _, step in steps)
+
+        listed = map(with_utf8_names, islice(_readable(self.units[unit].files()), n_rows, None))
+        for file in read_early(listed, is_read):
+            row = self._read(file, steps)
             row["order"] = (unit << ORDER_BITS) + n_rows
             n_rows += 1
             rows.append(row)
@@ -187,6 +206,33 @@ def _readable(files: Iterator[SourceFile]) -> Iterator[SourceFile]:
         name = error.filename or "an input of the corpus"
         message = f"{name} cannot be read ({error.strerror or error}): restore it, then run the same command again"
         raise InvalidFileError(message) from error
+
+
+def read_early(files: Iterator[SourceFile], is_read: Callable[[SourceFile], bool]) -> Iterator[SourceFile]:
+    """The files in order. Blobs that are wanted are requested before their turn, `N_EARLY_READS` at a time."""
+    waiting: deque[SourceFile] = deque()
+    pool = ThreadPoolExecutor(N_EARLY_READS)
+    try:
+        for file in files:
+            if isinstance(file.read, ReadBlob) and file.size <= file.max_bytes and is_read(file):
+                waiting.append(replace(file, read=_Requested(pool.submit(file.read))))
+            else:
+                waiting.append(file)
+            while waiting and not (isinstance(waiting[0].read, _Requested) and len(waiting) <= N_EARLY_READS):
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Requested:
+    """The reader of content that another thread reads. An error is raised in its turn."""
+
+    content: Future[bytes | str]
+
+    def __call__(self) -> bytes | str:
+        return self.content.result()
 
 
 def _too_large(file: SourceFile, n_bytes: int) -> Drop:

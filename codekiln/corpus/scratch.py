@@ -80,9 +80,11 @@ class Scratch:
         n_parts = _unit_record(self.unit_record(unit))["parts"]
         needed = list(dict.fromkeys(["order", "step", "reason", "measured", *columns]))
         for path in (self.read_path(unit, part) for part in range(n_parts)):
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, pre_buffer=False) as file:
                 groups = [k for k in range(file.num_row_groups) if between is None or _overlaps(file, k, between)]
-                for batch in file.iter_batches(batch_size=READ_BATCH_ROWS, columns=needed, row_groups=groups):
+                for batch in file.iter_batches(
+                    READ_BATCH_ROWS, groups, needed, use_threads=False
+                ):  # tasks use all cores
                     decided = self._decide(batch)
                     if not dropped:
                         decided = decided.filter(pc.is_null(decided.column("reason")))

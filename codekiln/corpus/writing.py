@@ -80,12 +80,10 @@ def _write_part(
     part = parts[k]
     path = folder / part.split / f"part-{part.number:05}.parquet"
     if held_out.is_cut or any(type(step).finish_document is not Step.finish_document for step in config.steps):
-        rows = pa.Table.from_pylist(list(_finished(config, scratch, held_out, part)), SCHEMA)
+        batches = _finished(config, scratch, held_out, part)
     else:  # texts are written as they are: no Python object is made of each
-        rows = pa.Table.from_batches([batch.select(SCHEMA.names) for batch in _rows(scratch, held_out, part)]).cast(
-            SCHEMA
-        )
-    write_json(scratch.path("parts", k), write_part(path, rows))
+        batches = (batch.select(SCHEMA.names) for batch in _rows(scratch, held_out, part))
+    write_json(scratch.path("parts", k), write_part(path, batches))
 
 
 def _rows(scratch: Scratch, held_out: HeldOut, part: _Part) -> Iterator[pa.RecordBatch]:
@@ -98,9 +96,10 @@ def _rows(scratch: Scratch, held_out: HeldOut, part: _Part) -> Iterator[pa.Recor
             yield batch.filter(pc.and_(pa.array(is_wanted), has_text))
 
 
-def _finished(config: CorpusConfig, scratch: Scratch, held_out: HeldOut, part: _Part) -> Iterator[JsonObject]:
+def _finished(config: CorpusConfig, scratch: Scratch, held_out: HeldOut, part: _Part) -> Iterator[pa.RecordBatch]:
     """The documents of a part after the last phase of the steps. A side of the cut without text is left out."""
     for batch in _rows(scratch, held_out, part):
+        finished = []
         for row in batch.to_pylist():
             text = row["text"]
             if held_out.is_cut and row["order"] in held_out.orders:
@@ -108,7 +107,8 @@ def _finished(config: CorpusConfig, scratch: Scratch, held_out: HeldOut, part: _
             if text:
                 for step in config.steps:
                     text = step.finish_document(row, text, scratch)
-                yield {name: row[name] for name in SCHEMA.names} | {"text": text}
+                finished.append({name: row[name] for name in SCHEMA.names} | {"text": text})
+        yield pa.RecordBatch.from_pylist(finished, SCHEMA)
 
 
 def write_dropped(scratch: Scratch, folder: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from codekiln.errors import InvalidFileError
-from codekiln.files import atomic_write
+from codekiln.tables import write_table
 
 NAMES_FILE = "documents.parquet"
 SCHEMA = pa.schema([(name, pa.string()) for name in ("repository", "revision", "path", "license")])
@@ -28,18 +28,7 @@ class DocumentName:
 
 def write_names(path: Path, names: Iterable[pa.RecordBatch], *, n_documents: int) -> None:
     """Writes the names of all documents. Raises InvalidFileError if there are not as many as documents."""
-    with atomic_write(path) as temp_path, pq.ParquetWriter(temp_path, SCHEMA, compression="zstd") as writer:
-        waiting: list[pa.RecordBatch] = []
-        n_rows = 0
-        for batch in names:
-            waiting.append(batch)
-            n_rows += batch.num_rows
-            if sum(each.num_rows for each in waiting) >= GROUP_ROWS:
-                table = pa.Table.from_batches(waiting, SCHEMA)
-                n_whole = table.num_rows // GROUP_ROWS * GROUP_ROWS
-                writer.write_table(table.slice(0, n_whole), row_group_size=GROUP_ROWS)
-                waiting = table.slice(n_whole).to_batches()
-        writer.write_table(pa.Table.from_batches(waiting, SCHEMA), row_group_size=GROUP_ROWS)
+    n_rows = write_table(path, names, SCHEMA, group_rows=GROUP_ROWS)
     if n_rows != n_documents:
         path.unlink()
         raise InvalidFileError(

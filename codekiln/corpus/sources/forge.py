@@ -91,7 +91,7 @@ class Forge:
         if archives:
             yield ArchiveUnit(tuple(archives))
         if problems:
-            yield FileList(tuple(problems))
+            yield FileList.of(problems)
         if not repositories:
             raise ConfigError(f"no repository of {self._url} fits the selection: select others")
 
