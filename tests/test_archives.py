@@ -14,6 +14,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import pytest
 
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.decoding import NOT_UTF8
+from codekiln.corpus.documents import read_documents
 from codekiln.corpus.languages import LANGUAGES, known_language
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.pipeline import build_corpus
@@ -33,7 +35,13 @@ from codekiln.corpus.sources import records
 from codekiln.corpus.sources.archives import LONG_NAME, NO_TEXT, OTHER_TYPE, Archives, Columns, license_of
 from codekiln.corpus.sources.blobs import BAD_ID, BlobStore
 from codekiln.corpus.sources.data_files import find_data_files, format_of
-from codekiln.corpus.sources.data_sets import hugging_face_folder, pile, the_stack, the_stack_v2
+from codekiln.corpus.sources.data_sets import (
+    hugging_face_folder,
+    pile,
+    the_stack,
+    the_stack_v2,
+    the_stack_v2_repositories,
+)
 from codekiln.corpus.sources.files import Source, SourceFile
 from codekiln.corpus.sources.github_export import BAD_ROW, BINARY, NO_CONTENT, GitHubExport
 from codekiln.corpus.sources.ignored import VENDORED_REASON
@@ -186,6 +194,78 @@ def test_contents_of_the_stack_v2_are_read_from_a_store(tmp_path: Path) -> None:
         "src/6.py": BAD_ID,
         "src/7.py": "unknown encoding",
     }
+
+
+def test_files_of_the_stack_v2_by_repository(tmp_path: Path) -> None:
+    """A row has a list of files, as in the training sets of StarCoder2."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / ("1" * 40)).write_bytes(gzip.compress(b"one = 1\n"))
+    (store / ("2" * 40)).write_bytes(gzip.compress("zwei = 'ä'\n".encode("latin-1")))
+
+    def file(blob_id: str, path: str, language: str, encoding: str = "UTF-8") -> dict[str, Any]:
+        return {
+            "blob_id": blob_id, "path": path, "content_id": blob_id, "language": language, "length_bytes": 8,
+            "detected_licenses": ["MIT", "Apache-2.0"], "license_type": "permissive", "src_encoding": encoding,
+            "is_vendor": False, "is_generated": False,
+        }  # fmt: skip
+
+    rows = [
+        {"repo_name": "ada/one", "revision_id": "a" * 40, "star_events_count": 3, "num_files": 3, "files": [
+            file("1" * 40, "/src/one.py", "Python"), file("2" * 40, "/zwei.py", "Python", "ISO-8859-1"),
+            file("2" * 40, "/a.txt", "Text"),
+        ]},
+        {"repo_name": "ada/none", "revision_id": "b" * 40, "star_events_count": 0, "num_files": 0, "files": []},
+        {"repo_name": "ada/null", "revision_id": "c" * 40, "star_events_count": 0, "num_files": 0, "files": None},
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ids.parquet")
+    source = the_stack_v2_repositories((str(tmp_path / "ids.parquet"),), blobs=BlobStore(url=f"file://{store}"))
+    one, two, null = files_of(source, tmp_path)
+    assert (one.repository, one.path, one.revision, one.stars) == ("ada/one", "src/one.py", "a" * 40, 3)
+    assert (read(one), read(two), one.license) == ("one = 1\n", "zwei = 'ä'\n", "Apache-2.0 AND MIT")
+    assert (null.path, null.problem) == ("ids/2/0", NO_TEXT)
+
+
+def test_blobs_are_requested_before_their_turn(tmp_path: Path) -> None:
+    """A server holds back all answers until 32 requests have come. Files that are too large are not requested."""
+    wanted = [f"{n:040x}" for n in range(40)]
+    together, asked = threading.Barrier(32), Counter[str]()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.rpartition("/")[2]
+            asked[name] += 1
+            if asked[name] == 1 and int(name, 16) < 32:
+                together.wait(30)
+            content = gzip.compress(f"value = {int(name, 16)}\n".encode())
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    rows = [
+        {"blob_id": blob_id, "path": f"{n}.py", "repo_name": "ada/one", "revision_id": "a" * 40,
+         "detected_licenses": ["MIT"], "src_encoding": "UTF-8", "language": "Python", "star_events_count": 0,
+         "length_bytes": 10 if n < 40 else 2_000_000}
+        for n, blob_id in enumerate([*wanted, "f" * 40])
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ids.parquet")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = BlobStore(url=f"http://127.0.0.1:{server.server_port}/content")
+        source = the_stack_v2((str(tmp_path / "ids.parquet"),), blobs=store)
+        config = CorpusConfig(sources=(source,), validation_fraction=0.0)
+        build_corpus(config, tmp_path / "corpus")
+        server.shutdown()
+    texts = [document.text for document in read_documents(tmp_path / "corpus", "train")]
+    assert texts == [f"value = {n}\n" for n in range(40)]
+    assert set(asked) == set(wanted)
 
 
 def test_a_store_that_cannot_be_reached_stops_the_corpus(tmp_path: Path) -> None:

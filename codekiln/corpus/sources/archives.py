@@ -34,7 +34,8 @@ class Columns:
     """The names of the columns of a table. `meta.name` is the field `name` in the column `meta`.
 
     `license` may hold a list: the code is then under all of them. `text` holds the content as text or as bytes, or the id of a
-    blob (`Archives.blobs`). Then `size` has its bytes, and `encoding` its encoding.
+    blob (`Archives.blobs`). Then `size` has its bytes, and `encoding` its encoding. Where a row is a whole repository, `files`
+    is the column with the list of its files, and `files.path` the field `path` of each of them.
     """
 
     text: str = "text"
@@ -46,10 +47,12 @@ class Columns:
     stars: str | None = None
     size: str | None = None
     encoding: str | None = None
+    files: str | None = None
 
     def names(self) -> list[str]:
-        values = (getattr(self, field.name) for field in fields(self))
-        return [value for value in values if value is not None]
+        """The columns to read. The list of files is read as a whole."""
+        values = [value for field in fields(self) if (value := getattr(self, field.name)) is not None]
+        return [value for value in values if self.files is None or not value.startswith(f"{self.files}.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +171,20 @@ class TablePart:
 
     def files(self) -> Iterator[SourceFile]:
         for record in self.part.records(self.source.columns.names(), self.source.max_line_bytes):
-            if (file := self._file(record)) is not None:
-                yield file
+            number_path = f"{self.part.file.stem}/{record.number}"
+            if self.source.columns.files is None or record.problem is not None:
+                rows = [(number_path, record)]
+            else:
+                rows = [
+                    (f"{number_path}/{k}", each) for k, each in enumerate(_listed(record, self.source.columns.files))
+                ]
+            for path, row in rows:
+                if (file := self._file(row, path)) is not None:
+                    yield file
 
-    def _file(self, record: Record) -> SourceFile | None:
-        """The document of a record; None if the source does not want it."""
+    def _file(self, record: Record, number_path: str) -> SourceFile | None:
+        """The document of a record, which has the path `number_path` without another; None if the source does not want it."""
         source, columns, stem = self.source, self.source.columns, self.part.file.stem
-        number_path = f"{stem}/{record.number}"
         if record.problem is not None:
             return source.make_file(stem, number_path, record.n_bytes, CannotRead(), record.problem)
 
@@ -292,6 +302,16 @@ class PackedFiles:
                 if declared is not None:
                     found[folder] = declared if found.get(folder, declared) == declared else UNKNOWN
         return found
+
+
+def _listed(record: Record, column: str) -> Iterator[Record]:
+    """A record for each entry of the list in a column, with the entry in the place of the list."""
+    entries = value_at(record.values, column)
+    if not isinstance(entries, list):
+        yield Record(record.number, {}, record.n_bytes, NO_TEXT if entries is None else OTHER_TYPE)
+        return
+    for entry in entries:
+        yield Record(record.number, record.values | {column: entry}, record.n_bytes // len(entries))
 
 
 def license_of(value: Any) -> str:

@@ -66,8 +66,8 @@ def the_stack_v2(
     """The Stack, version 2 (arXiv:2402.19173): Parquet files with the names of files; their contents are in `blobs`.
 
     Contents are read from Software Heritage's bucket by `blob_id`, and decoded from `src_encoding`. A document is under all of
-    `detected_licenses`. This is the layout of `the-stack-v2` and `the-stack-v2-dedup`, with a row per file; `*-train-*-ids`,
-    with a row per repository, is not read. The columns are documented at https://huggingface.co/datasets/bigcode/the-stack-v2.
+    `detected_licenses`. This is the layout of `the-stack-v2` and `the-stack-v2-dedup`, with a row per file. The columns are
+    documented at https://huggingface.co/datasets/bigcode/the-stack-v2.
     """
     columns = Columns(
         text="blob_id",
@@ -79,6 +79,29 @@ def the_stack_v2(
         stars="star_events_count",
         size="length_bytes",
         encoding="src_encoding",
+    )
+    return Archives(paths=paths, columns=columns, source="github", languages=languages, blobs=blobs or BlobStore())
+
+
+def the_stack_v2_repositories(
+    paths: tuple[str, ...], *, languages: tuple[str, ...] = LANGUAGES, blobs: BlobStore | None = None
+) -> Archives:
+    """StarCoder2's training files (arXiv:2402.19173): `the-stack-v2-train-full-ids` and `the-stack-v2-train-smol-ids`.
+
+    They are `the_stack_v2` with a row per repository, which has the list `files`. The columns are documented at
+    https://huggingface.co/datasets/bigcode/the-stack-v2-train-smol-ids.
+    """
+    columns = Columns(
+        files="files",
+        text="files.blob_id",
+        path="files.path",
+        repository="repo_name",
+        revision="revision_id",
+        license="files.detected_licenses",
+        language="files.language",
+        stars="star_events_count",
+        size="files.length_bytes",
+        encoding="files.src_encoding",
     )
     return Archives(paths=paths, columns=columns, source="github", languages=languages, blobs=blobs or BlobStore())
 
