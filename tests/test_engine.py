@@ -1,6 +1,8 @@
 """The engine, in pairs that must agree: cached and not, batched and alone, drafted and not, int8 and float32."""
 
 import copy
+import math
+import platform
 import random
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
 
 import codekiln.generate.engine
 from codekiln.errors import PromptError
@@ -17,6 +21,7 @@ from codekiln.generate.complete import Completer
 from codekiln.generate.engine import Engine, Request
 from codekiln.generate.prefix_cache import PrefixCache, Range
 from codekiln.generate.sampling import GREEDY, SamplingParams
+from codekiln.model import cpu_kernels
 from codekiln.model.cache import BatchAttention, KVPool
 from codekiln.model.chunk import Chunk
 from codekiln.model.configs import KilnConfig, Lfm2Config, ModelConfig, codegen, incoder
@@ -24,7 +29,7 @@ from codekiln.model.decoder import Decoder, Int8Linear, Precision
 from codekiln.model.huggingface import load_model
 from codekiln.model.make_decoder import make_decoder
 from codekiln.model.transformer import ShortConvolution, Transformer
-from tests.small import assert_greedy, make_engine
+from tests.small import assert_greedy, make_engine, run_program
 
 SMALL: dict[str, Any] = {
     "n_layers": 2, "d_model": 64, "n_heads": 4, "d_head": 16, "d_ff": 96, "vocab_size": 300, "context_length": 512
@@ -311,6 +316,59 @@ def test_int8_products_are_exact_sums_of_rounded_factors(shape: tuple[int, int, 
     assert ((found - expected).abs() / scale).max() < 3e-4
     assert ((found - (x @ weight.T + (0 if bias is None else bias))).abs() / scale).max() < 0.02
     assert torch.equal(found, torch.cat([Int8Linear(weight, bias)(row[None]) for row in x]))
+
+
+@pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64"])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for processors of the family x86-64")
+def test_int8_products_of_older_processors_are_the_same(processor: str, tmp_path: Path) -> None:
+    """The tiles for AVX2, and those without instructions of their own, compute the same numbers as this processor's."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(70, 200, generator=generator), torch.randn(9, 200, generator=generator)
+    np.savez(tmp_path / "input.npz", weight=weight.numpy(), x=x.numpy())
+    feature = "avx2" if processor == "x86-64-v3" else "none"
+    cache = str(tmp_path / "cache")
+    run_program(
+        "multiply_int8.py", tmp_path, feature, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=cache
+    )
+    assert np.array_equal(np.load(tmp_path / "output.npy"), Int8Linear(weight, None)(x).numpy())
+
+
+@pytest.mark.parametrize("width", [8, 16, 40, 64, 80, 128])
+@pytest.mark.parametrize("n_before", [0, 1, 5])
+def test_attention_kernel_computes_what_pytorch_computes(width: int, n_before: int) -> None:
+    """Widths that fill vectors or not, lengths around eight tokens, and a softmax that goes on after `n_before` keys."""
+    generator = torch.Generator().manual_seed(width)
+    lengths, n_heads, n_keys = [6, 7, 13, 14, 24, 42], 6, 2
+    starts = np.cumsum([0, *lengths[:-1]])
+    q = torch.randn(len(lengths), n_heads, width, generator=generator)
+    k, v = (torch.randn(sum(lengths), n_keys, width, generator=generator) for _ in range(2))
+    out = torch.zeros(len(lengths), n_heads * width)
+    maxima, sums = torch.full((len(lengths), n_heads), -torch.inf), torch.zeros(len(lengths), n_heads)
+    expected = torch.empty_like(out)
+    for n, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        keys, values = (
+            each[start : start + length].repeat_interleave(n_heads // n_keys, 1).transpose(0, 1) for each in (k, v)
+        )
+        expected[n] = F.scaled_dot_product_attention(q[n][:, None], keys, values).flatten()
+        if n_before:
+            scores = torch.einsum("hd,hsd->hs", q[n], keys[:, :n_before]) / math.sqrt(width)
+            maxima[n] = scores.amax(1)
+            weights = (scores - maxima[n][:, None]).exp()
+            sums[n], out[n] = weights.sum(1), torch.einsum("hs,hsd->hd", weights, values[:, :n_before]).flatten()
+    states = (maxima.numpy(), sums.numpy(), out.numpy())
+    cpu_kernels.attend(q.numpy(), k.numpy(), v.numpy(), starts + n_before, np.array(lengths) - n_before, *states)
+    assert_close(out, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(cpu_kernels.SILU_GATED, "silu"), (cpu_kernels.GELU_TANH, "gelu_tanh")])
+def test_activations_of_any_size(kind: int, name: str) -> None:
+    """Up to where the exponential is zero or too large."""
+    x = torch.cat((torch.linspace(-200, 200, 8001), torch.tensor([0.0, -1e-30, 1e-30, -1e20, 1e20])))[None]
+    out = np.empty(x.shape, np.float32)
+    product = torch.cat((x, torch.ones_like(x)), 1) if name == "silu" else x
+    cpu_kernels.activate(product.numpy(), kind, out)
+    expected = F.silu(x.double()) if name == "silu" else F.gelu(x.double(), approximate="tanh")
+    assert_close(torch.from_numpy(out), expected.float(), atol=1e-6, rtol=1e-6)
 
 
 def test_int8_products_are_the_same_in_threads() -> None:

@@ -1,9 +1,9 @@
 """Matrix products of weights in 8 bits and activations in up to 13 bits, compiled for the processor by numba.
 
-N row of activations, O output, K input. Sums are exact integers, so a row does not depend on the others. One instruction of
-x86 processors (`pmaddwd`) multiplies pairs of 16-bit numbers and adds them in 32 bits: the weights are extended to 16 bits as
-they are loaded. LLVM cannot be made to choose it for a tile of rows and outputs from plain loops, so tiles are written in its
-own language. On other processors, the same tile is written with general vector operations.
+N row of activations, O output, K input. Sums are exact integers, so a row does not depend on the others. Instructions of x86
+processors multiply pairs of 16-bit numbers and add them in 32 bits (`pmaddwd`, and with VNNI `vpdpwssd`): the weights are
+extended to 16 bits as they are loaded. LLVM cannot be made to choose them for a tile of rows and outputs from plain loops, so
+tiles are written in its own language. On other processors, the same tile is written with general vector operations.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from codekiln.model.llvm_kernels import FLOAT, INDEX, INT32, emit_prefetch, pointer, shuffle, spread, sum_lanes
+
 Array = npt.NDArray[Any]
 MAX_WEIGHT, MAX_ACTIVATION = 127, 4095
 K_MULTIPLE, O_MULTIPLE = 32, 4  # weights are padded with zeros to these
@@ -29,6 +31,8 @@ PREFETCH_BYTES = 16 * 1024
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 _LANES = 32 if _FEATURES.get("avx512bw") else 16  # 16-bit numbers in a register
+_TILE_ROWS = 4 if _LANES == 32 else 2  # of activations: there are registers for the sums of so many, with 4 outputs
+_ADD_PRODUCTS = {16: "", 32: "llvm.x86.avx512.vpdpwssd.512"}[_LANES] if _FEATURES.get("avx512vnni") else ""
 _MULTIPLY_ADD = {16: "llvm.x86.avx2.pmadd.wd", 32: "llvm.x86.avx512.pmaddw.d.512"} if _FEATURES.get("avx2") else {}
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -38,118 +42,98 @@ def max_activation(n_inputs: int) -> int:
     return int(min(MAX_ACTIVATION, (2**31 - 1) // (MAX_WEIGHT * n_inputs)))
 
 
-def _tile(n_outputs: int, n_rows: int) -> Callable[..., None]:
-    """A function for the products of some rows of weights and some rows of activations.
+def _tile(n_rows: int) -> Callable[..., None]:
+    """A function for the products of four rows of weights and `n_rows` rows of activations.
 
-    Its arguments: pointers to the first weight and the first activation, K, and a pointer to four or eight sums, those of one
-    row of activations after the other.
+    Its arguments: pointers to the first weight and the first activation, K, pointers to the scales of the weights, those of the
+    activations, and the bias; a pointer to the first output, and the distance of its rows.
     """
     bytes_, shorts = ir.VectorType(ir.IntType(8), _LANES), ir.VectorType(ir.IntType(16), _LANES)
-    sums = ir.VectorType(ir.IntType(32), _LANES // 2)
-    index, integer, byte_pointer = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
-    even, odd = (ir.Constant(ir.VectorType(integer, _LANES // 2), list(range(k, _LANES, 2))) for k in (0, 1))
+    sums = ir.VectorType(INT32, _LANES // 2)
+    outputs = ir.VectorType(FLOAT, O_MULTIPLE)
+    even, odd = (ir.Constant(sums, list(range(k, _LANES, 2))) for k in (0, 1))
 
-    def multiply_add(builder: Any, weights: Any, activations: Any) -> Any:
-        """The sums of neighboring products."""
+    def add_products(builder: Any, total: Any, weights: Any, activations: Any) -> Any:
+        """The total, plus the sums of neighboring products."""
+        if _ADD_PRODUCTS:
+            # LLVM 22 takes vectors of 16-bit numbers, and those before vectors of 32 bits with the same content.
+            kind = shorts if llvmlite.binding.llvm_version_info[0] >= 22 else sums
+            function = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(sums, [sums, kind, kind]), _ADD_PRODUCTS
+            )
+            return builder.call(function, [total, *(builder.bitcast(each, kind) for each in (weights, activations))])
         if name := _MULTIPLY_ADD.get(_LANES):
-            function = ir.FunctionType(sums, [shorts, shorts])
-            return builder.call(cgutils.get_or_insert_function(builder.module, function, name), [weights, activations])
-        pairs = []
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(sums, [shorts, shorts]), name)
+            return builder.add(total, builder.call(function, [weights, activations]))
         for places in (even, odd):
             a, b = (
-                builder.shuffle_vector(each, ir.Constant(shorts, ir.Undefined), places)
+                builder.sext(builder.shuffle_vector(each, ir.Constant(shorts, ir.Undefined), places), sums)
                 for each in (weights, activations)
             )
-            pairs.append(builder.mul(builder.sext(a, sums), builder.sext(b, sums)))
-        return builder.add(*pairs)
+            total = builder.add(total, builder.mul(a, b))
+        return total
 
-    def shuffle(builder: Any, a: Any, b: Any, places: list[int]) -> Any:
-        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(integer, len(places)), places))
-
-    def add_lanes(builder: Any, vectors: list[Any]) -> Any:
-        """A vector with the sum of the lanes of each of four or eight vectors. The pairs are those of x86's `phaddd`."""
-        if _LANES == 32:
-            halves = list(range(8)), list(range(8, 16))
-            vectors = [builder.add(*(shuffle(builder, each, each, half) for half in halves)) for each in vectors]
-        for _ in range(2):
-            pairs = zip(vectors[::2], vectors[1::2], strict=True)
-            vectors = [
-                builder.add(
-                    shuffle(builder, a, b, [0, 2, 8, 10, 4, 6, 12, 14]),
-                    shuffle(builder, a, b, [1, 3, 9, 11, 5, 7, 13, 15]),
-                )
-                for a, b in pairs
-            ]
-        a, b = vectors[0], vectors[-1]
-        n = 4 * len(vectors)
-        return builder.add(
-            shuffle(builder, a, b, [0, 1, 2, 3, 8, 9, 10, 11][:n]),
-            shuffle(builder, a, b, [4, 5, 6, 7, 12, 13, 14, 15][:n]),
-        )
-
-    def prefetch(builder: Any, pointer: Any) -> None:
-        """Requests memory to read, into the first cache. There need not be any at this address."""
-        function = ir.FunctionType(ir.VoidType(), [byte_pointer, integer, integer, integer])
-        options = [integer(0), integer(3), integer(1)]
-        name = "llvm.prefetch.p0"
-        builder.call(cgutils.get_or_insert_function(builder.module, function, name), [pointer, *options])
+    def load(builder: Any, address: Any, kind: Any) -> Any:
+        loaded = builder.load(builder.bitcast(address, kind.as_pointer()))
+        loaded.align = 1
+        return loaded
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first_weight, first_activation, length, out = arguments
-        weights = [builder.gep(first_weight, [builder.mul(length, index(r))]) for r in range(n_outputs)]
-        activations = [builder.gep(first_activation, [builder.mul(length, index(c))]) for c in range(n_rows)]
+        first_weight, first_activation, length, scales, row_scales, bias, out, stride = arguments
+        weights = [builder.gep(first_weight, [builder.mul(length, INDEX(r))]) for r in range(O_MULTIPLE)]
+        activations = [builder.gep(first_activation, [builder.mul(length, INDEX(c))]) for c in range(n_rows)]
         before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
         builder.branch(loop)
         builder.position_at_end(loop)
-        at = builder.phi(index)
-        at.add_incoming(index(0), before)
-        totals = [[builder.phi(sums) for _ in range(n_outputs)] for _ in range(n_rows)]
-
-        def load(pointer: Any, kind: Any) -> Any:
-            loaded = builder.load(builder.bitcast(builder.gep(pointer, [at]), kind.as_pointer()))
-            loaded.align = 1
-            return loaded
-
+        at = builder.phi(INDEX)
+        at.add_incoming(INDEX(0), before)
+        totals = [[builder.phi(sums) for _ in weights] for _ in activations]
         for each in weights:
-            prefetch(builder, builder.gep(each, [builder.add(at, index(PREFETCH_BYTES))]))
-        loaded_weights = [builder.sext(load(each, bytes_), shorts) for each in weights]
-        loaded_activations = [load(each, shorts) for each in activations]
-        following = builder.add(at, index(_LANES))
-        at.add_incoming(following, loop)
+            emit_prefetch(builder, builder.gep(each, [builder.add(at, INDEX(PREFETCH_BYTES))]))
+        loaded = [builder.sext(load(builder, builder.gep(each, [at]), bytes_), shorts) for each in weights]
         ends = []
-        for row, x in zip(totals, loaded_activations, strict=True):
-            for total, w in zip(row, loaded_weights, strict=True):
-                end = builder.add(total, multiply_add(builder, w, x))
-                total.add_incoming(ir.Constant(sums, [0] * (_LANES // 2)), before)
-                total.add_incoming(end, loop)
-                ends.append(end)
+        for row, activation in zip(totals, activations, strict=True):
+            x = load(builder, builder.gep(activation, [at]), shorts)
+            ends += [add_products(builder, total, w, x) for total, w in zip(row, loaded, strict=True)]
+        following = builder.add(at, INDEX(_LANES))
+        at.add_incoming(following, loop)
+        for total, end in zip((each for row in totals for each in row), ends, strict=True):
+            total.add_incoming(ir.Constant(sums, [0] * (_LANES // 2)), before)
+            total.add_incoming(end, loop)
         builder.cbranch(builder.icmp_signed("<", following, length), loop, after)
         builder.position_at_end(after)
-        found = add_lanes(builder, ends)
-        stored = builder.store(found, builder.bitcast(out, found.type.as_pointer()))
-        stored.align = 4
+        known_scales, known_bias = load(builder, scales, outputs), load(builder, bias, outputs)
+        for c in range(n_rows):
+            if c % 2 == 0:  # the sums of two rows are made together
+                found = sum_lanes(builder, ends[4 * c : 4 * c + 8], builder.add)
+            places = list(range(4 * (c % 2), 4 * (c % 2) + 4))
+            exact = builder.sitofp(shuffle(builder, found, found, places), outputs)
+            row_scale = spread(builder, builder.load(builder.gep(row_scales, [INDEX(c)])), O_MULTIPLE)
+            y = builder.fadd(builder.fmul(exact, builder.fmul(known_scales, row_scale)), known_bias)
+            place = builder.gep(out, [builder.mul(stride, INDEX(c))])
+            builder.store(y, builder.bitcast(place, outputs.as_pointer())).align = 4
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typing_context: Any, weight: Any, activation: Any, length: Any, out: Any) -> Any:
-        return types.void(weight, activation, types.int64, out), generate
+    def tile(
+        typing_context: Any,
+        weight: Any,
+        activation: Any,
+        length: Any,
+        scales: Any,
+        row_scales: Any,
+        bias: Any,
+        out: Any,
+        stride: Any,
+    ) -> Any:
+        kinds = (weight, activation, types.int64, scales, row_scales, bias, out, types.int64)
+        return types.void(*kinds), generate
 
     function: Callable[..., None] = tile
     return function
 
 
-@intrinsic
-def _pointer(typing_context: Any, array: Any, place: Any) -> Any:
-    """A pointer to an element of a contiguous array, by its number in the order of storage."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.gep(data, [arguments[1]])
-
-    return types.CPointer(array.dtype)(array, types.int64), generate
-
-
-_tile_4x1, _tile_2x4 = _tile(4, 1), _tile(2, 4)
+_tile_1, _tile_2, _tile_4 = _tile(1), _tile(2), _tile(4)
 
 
 @_compiled
@@ -173,24 +157,23 @@ def _multiply_outputs(
     weight: Array, scales: Array, bias: Array, x: Array, x_scales: Array, out: Array, first: int, last: int
 ) -> None:
     """The outputs from `first` to `last` of `multiply`, both multiples of O_MULTIPLE."""
-    n_rows, n_inputs = x.shape
-    tile = np.empty(8, np.int32)
-    sums = _pointer(tile, 0)
-    for start in range(0, n_rows, ROWS_PER_BLOCK):
-        stop = min(start + ROWS_PER_BLOCK, n_rows)
-        whole = start + (stop - start) // 4 * 4
-        for o in range(first, last, 4):
-            for n in range(start, whole, 4):
-                for half in range(o, o + 4, 2):
-                    _tile_2x4(_pointer(weight, half * n_inputs), _pointer(x, n * n_inputs), n_inputs, sums)
-                    for c in range(4):
-                        for r in range(2):
-                            scale = scales[half + r] * x_scales[n + c]
-                            out[n + c, half + r] = np.float32(tile[2 * c + r]) * scale + bias[half + r]
-            for n in range(whole, stop):
-                _tile_4x1(_pointer(weight, o * n_inputs), _pointer(x, n * n_inputs), n_inputs, sums)
-                for r in range(4):
-                    out[n, o + r] = np.float32(tile[r]) * (scales[o + r] * x_scales[n]) + bias[o + r]
+    n_inputs, stride = x.shape[1], out.shape[1]
+    for start in range(0, x.shape[0], ROWS_PER_BLOCK):
+        stop = min(start + ROWS_PER_BLOCK, x.shape[0])
+        for o in range(first, last, O_MULTIPLE):
+            w, w_scales, b = pointer(weight, o * n_inputs), pointer(scales, o), pointer(bias, o)
+            n = start
+            while n < stop:
+                row, row_scales, y = pointer(x, n * n_inputs), pointer(x_scales, n), pointer(out, n * stride + o)
+                if _TILE_ROWS == 4 and stop - n >= 4:
+                    _tile_4(w, row, n_inputs, w_scales, row_scales, b, y, stride)
+                    n += 4
+                elif stop - n >= 2:
+                    _tile_2(w, row, n_inputs, w_scales, row_scales, b, y, stride)
+                    n += 2
+                else:
+                    _tile_1(w, row, n_inputs, w_scales, row_scales, b, y, stride)
+                    n += 1
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
