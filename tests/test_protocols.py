@@ -18,7 +18,8 @@ import pytest
 
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.context import ContextFile, RepositoryContext
-from codekiln.generate.sampling import SamplingParams
+from codekiln.generate.postprocess import Cursor, PostProcessing, postprocess
+from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.serve.fim_templates import find_hole
 from codekiln.serve.protocols.llama_cpp import LineLimits
 from tests.small import program, program_environment, running_server
@@ -49,6 +50,12 @@ def url(small_run: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def recognizing(small_run: Path) -> Iterator[str]:
     with serving(small_run, "--recognize-fim") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def postprocessing(small_run: Path) -> Iterator[str]:
+    with serving(small_run, "--postprocess", "block") as address:
         yield address
 
 
@@ -172,6 +179,53 @@ def test_ollama_options_are_honored(url: str, completer: Completer) -> None:
         for more in ({}, {"raw": True, "keep_alive": "5m", "model": "run:latest"}):
             answer = answered(url, "/api/generate", GENERATE | more | {"options": options})
             assert answer["response"] == expected(completer, **params), options
+
+
+def test_holes_are_post_processed_if_the_server_was_told_to(postprocessing: str, completer: Completer) -> None:
+    """By all protocols, whole and streamed: as the completion itself, post-processed."""
+    settings, n_changed = PostProcessing(mode="block"), 0
+    for seed in range(6):
+        sampling = {"temperature": 1.0, "seed": seed}
+        raw = expected(completer, max_new_tokens=60, **sampling)
+        text = postprocess(PREFIX, raw, SUFFIX, settings)
+        n_changed += text != raw
+        infill = INFILL | sampling | {"n_predict": 60}
+        fim = FIM | {"temperature": 1.0, "random_seed": seed, "max_tokens": 60}
+        generate = GENERATE | {"options": sampling | {"num_predict": 60}}
+        plain = {"prompt": PREFIX, "suffix": SUFFIX, "max_tokens": 60, **sampling}
+        assert answered(postprocessing, "/infill", infill)["content"] == text
+        assert answered(postprocessing, "/v1/fim/completions", fim)["choices"][0]["message"]["content"] == text
+        assert answered(postprocessing, "/api/generate", generate)["response"] == text
+        assert answered(postprocessing, "/v1/completions", plain)["choices"][0]["text"] == text
+        *parts, last = events(postprocessing, "/infill", infill | {"stream": True})
+        assert not parts and last["content"] == text
+        (only,) = events(postprocessing, "/v1/completions", plain | {"stream": True})
+        assert only["choices"][0]["text"] == text and only["choices"][0]["finish_reason"]
+        with httpx.stream("POST", postprocessing + "/api/generate", json=generate | {"stream": True}) as response:
+            assert "".join(json.loads(line)["response"] for line in response.iter_lines()) == text
+        with_logprobs = answered(postprocessing, "/v1/completions", plain | {"logprobs": 0})["choices"][0]
+        assert with_logprobs["text"] == raw
+        without_suffix = {key: value for key, value in plain.items() if key != "suffix"}
+        continued = expected(completer, suffix=None, max_new_tokens=60, **sampling)
+        assert answered(postprocessing, "/v1/completions", without_suffix)["choices"][0]["text"] == continued
+        tabby = answered(postprocessing, "/v1/completions", TABBY | sampling)["choices"][0]["text"]
+        assert tabby == postprocess(PREFIX, expected(completer, max_new_tokens=None, **sampling), SUFFIX, settings)
+    assert n_changed >= 3
+
+
+def test_a_completion_ends_where_post_processing_cuts_it(postprocessing: str, url: str) -> None:
+    """The rest is not generated. The settings of equal requests are equal, so that they are computed once."""
+    for seed in range(20):
+        body = INFILL | {"temperature": 1.0, "seed": seed, "n_predict": 120}
+        long, short = (answered(each, "/infill", body)["tokens_predicted"] for each in (url, postprocessing))
+        assert short <= long
+        if short < long / 2:
+            break
+    else:
+        raise AssertionError("no completion ended early")
+    settings = PostProcessing(mode="line")
+    one, other = (CompletionParams(sampling=GREEDY, stop_when=Cursor(PREFIX, SUFFIX, settings)) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
 
 
 def test_tabby_fields_are_honored(url: str, completer: Completer) -> None:

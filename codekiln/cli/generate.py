@@ -249,6 +249,13 @@ def serve(
             "--recognize-fim", help="Prompts in the infilling template of another model get the format of this model."
         ),
     ] = False,
+    postprocess: Annotated[
+        Literal["line", "block", "scope", "hole", "off"],
+        typer.Option(
+            help="Post-process what is written into holes, which then end with their line, their block, their indentation, or "
+            "where the model ends them. Streams then send a text at once.",
+        ),
+    ] = "off",
     is_open: Annotated[
         bool, typer.Option("--open", help="Answer other machines without API keys (anybody can use the model).")
     ] = False,
@@ -271,6 +278,8 @@ def serve(
     backend: BackendOption = "pytorch",
 ) -> None:
     """Serve completions to editors and SDKs, and a playground."""
+    from codekiln.generate.postprocess import PostProcessing
+
     server = import_optional("codekiln.serve.server", "serve")
     api_keys = server.read_keys(api_key_file)
     if host not in server.LOOPBACK and not api_keys and not is_open:
@@ -303,6 +312,7 @@ def serve(
             max_body_bytes=max_body_bytes,
             api_keys=api_keys,
             recognize_fim=recognize_fim,
+            postprocessing=None if postprocess == "off" else PostProcessing(mode=postprocess),
             training=server.Training(tracer=tracer, withheld="" if limits is None else limits.reason),
         )
         shown = f"[{host}]" if ":" in host else host

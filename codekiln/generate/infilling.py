@@ -18,7 +18,7 @@ from codekiln.generate.complete import (
 )
 from codekiln.generate.context import RepositoryContext
 from codekiln.generate.copying import N_REDRAWS
-from codekiln.generate.postprocess import PostProcessing, is_finished, postprocess
+from codekiln.generate.postprocess import Cursor, PostProcessing
 from codekiln.generate.work import Work, run_all
 from codekiln.tokenizer.infill import N_SENTINELS_PER_SPAN, CausalMask
 
@@ -145,13 +145,13 @@ def _fill_hole(
     settings: InfillSettings,
 ) -> Work[FilledHole]:
     """The ranked candidates for the hole after `request.prompt`. `prompt` is what the model completes."""
-    steps, sampling = settings.postprocessing, settings.params.sampling
+    cursor, sampling = Cursor(request.prompt, suffix, settings.postprocessing), settings.params.sampling
     params = replace(
         settings.params,
         sampling=replace(sampling, logprobs=sampling.logprobs or 0),
-        stop=(*settings.params.stop, *(("\n", "\r") if steps.mode == "line" else ())),
+        stop=(*settings.params.stop, *cursor.stop),
         n=1 if sampling.is_greedy else settings.params.n,
-        stop_when=lambda text: is_finished(request.prompt, text, suffix, steps),
+        stop_when=cursor,
     )
     found: list[Completion] = []
     for attempt in range(1 if sampling.is_greedy else 1 + max(settings.n_retries, N_REDRAWS)):
@@ -164,7 +164,7 @@ def _fill_hole(
         yield [job]
         found = ended + [job.completions[index] for index in sorted(job.completions)]
     written = [each for each in found if not each.is_withheld]
-    candidates = [Candidate(postprocess(request.prompt, each.text, suffix, steps), each) for each in written]
+    candidates = [Candidate(cursor.postprocess(each.text), each) for each in written]
     candidates = [each for each in candidates if each.text or not each.completion.text]
     if settings.rank_by == "suffix" and candidates:
         candidates = yield from _with_suffix_logprobs(completer, request, suffix, candidates, params.cache_key)

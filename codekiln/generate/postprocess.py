@@ -46,6 +46,30 @@ class PostProcessing:
 RAW = PostProcessing.raw()
 
 
+@dataclass(frozen=True)
+class Cursor:
+    """A place in a file, and how completions there are post-processed. As a function it is `is_finished` at this place.
+
+    Equal cursors are equal functions: the server answers equal requests together.
+    """
+
+    prefix: str
+    suffix: str
+    settings: PostProcessing
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The stop strings of the mode."""
+        return ("\n", "\r") if self.settings.mode == "line" else ()
+
+    def postprocess(self, text: str) -> str:
+        """`postprocess` at this place."""
+        return postprocess(self.prefix, text, self.suffix, self.settings)
+
+    def __call__(self, text: str) -> bool:
+        return is_finished(self.prefix, text, self.suffix, self.settings)
+
+
 def postprocess(prefix: str, text: str, suffix: str, settings: PostProcessing) -> str:
     """The completion `text` after all steps that are on. It is empty if nothing useful is left."""
     if settings.cut_repetition:

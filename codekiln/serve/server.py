@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from codekiln.errors import CodekilnError
 from codekiln.generate.complete import Completer
+from codekiln.generate.postprocess import PostProcessing
 from codekiln.serve.access import KeyCheck, read_keys
 from codekiln.serve.errors import RETRY_SECONDS, error_body
 from codekiln.serve.limits import DEFAULT_MAX_BODY_BYTES, RequestLimits, protocol_class
@@ -40,14 +41,17 @@ def make_app(
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     api_keys: Sequence[str] = (),
     recognize_fim: bool = False,
+    postprocessing: PostProcessing | None = None,
     training: Training | None = None,
 ) -> FastAPI:
     """The application for one model, to listen on `host`.
 
     On loopback addresses it answers to their names and to `allowed_hosts`; elsewhere to `allowed_hosts`, or to any name.
-    `recognize_fim` and `training` are explained at `CompletionService`.
+    `recognize_fim`, `postprocessing` and `training` are explained at `CompletionService`.
     """
-    service = CompletionService(completer, model_name, recognize_fim=recognize_fim, training=training)
+    service = CompletionService(
+        completer, model_name, recognize_fim=recognize_fim, postprocessing=postprocessing, training=training
+    )
 
     @asynccontextmanager
     async def run_engine(_: FastAPI) -> AsyncGenerator[None, None]:

@@ -32,6 +32,7 @@ from codekiln.generate.context import RepositoryContext
 from codekiln.generate.copying import N_REDRAWS
 from codekiln.generate.engine import Request as EngineRequest
 from codekiln.generate.infilling import LEFT_TO_RIGHT_NOTE
+from codekiln.generate.postprocess import Cursor, PostProcessing
 from codekiln.generate.recall import RequestText
 from codekiln.serve.fim_templates import find_hole
 from codekiln.serve.metrics import ServerMetrics
@@ -52,12 +53,19 @@ class Refusal(CodekilnError):  # noqa: N818 - not a failure of the server
         self.status, self.message, self.param, self.code = status, message, param, code
 
 
+@dataclass(frozen=True)
+class Hole(InfillRequest):
+    """A prompt for a hole. `after` is the text after it, which not every model sees."""
+
+    after: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Query:
     """What a client wants: `n` samples of each prompt.
 
     A newer query in the same `slot` of a client ends an older one. `is_cut` cuts prompts that are too long; otherwise they
-    are refused. Without `has_cache`, no cached prefix is used.
+    are refused. Without `has_cache`, no cached prefix is used. With `is_raw`, completions are never post-processed.
     """
 
     prompts: Sequence[Prompt]
@@ -65,6 +73,7 @@ class Query:
     slot: str | None = None
     is_cut: bool = True
     has_cache: bool = True
+    is_raw: bool = False
 
 
 @dataclass(eq=False)
@@ -73,6 +82,7 @@ class Answer:
 
     prompt_tokens: list[int]  # of each prompt
     n_cut_tokens: int  # of all prompts: those that did not fit the context
+    cursors: list[Cursor | None]  # of the prompts whose completions are post-processed
     params: CompletionParams
     traces: Traces
     state: dict[str, Any]  # of the request: what its middleware reads
@@ -102,15 +112,36 @@ class Answer:
         assert job is not None
         return job.request
 
+    def cursor_of(self, number: int) -> Cursor | None:
+        """Where the completion of a sample is post-processed, if it is."""
+        return self.cursors[number // self.params.n]
+
     async def whole(self) -> list[Completion]:
-        """All completions, in order, traced. Those that copied too much are drawn again.
+        """All completions, in order, post-processed and traced. Those that copied too much are drawn again.
 
         Raises Refusal if the client has left or sent a newer request in the same slot.
         """
         await self.finish()
         await self.draw_again()
-        await self.trace({number: each.text for number, each in self.completions.items()})
-        return [self.completions[i] for i in range(self.n_samples)]
+        found = [self._postprocess(i, self.completions[i]) for i in range(self.n_samples)]
+        await self.trace({number: each.text for number, each in enumerate(found)})
+        return found
+
+    async def pieces(self) -> AsyncGenerator[CompletionChunk, None]:
+        """The chunks for the client. Text that is post-processed comes at once, with the end of its sample."""
+        async with aclosing(self.chunks) as chunks:
+            async for chunk in chunks:
+                if self.cursor_of(chunk.index) is None:
+                    yield chunk
+                elif chunk.completion is not None:
+                    completion = self._postprocess(chunk.index, chunk.completion)
+                    yield dataclasses.replace(chunk, text=completion.text, completion=completion)
+
+    def _postprocess(self, number: int, completion: Completion) -> Completion:
+        cursor = self.cursor_of(number)
+        return (
+            completion if cursor is None else dataclasses.replace(completion, text=cursor.postprocess(completion.text))
+        )
 
     async def finish(self) -> None:
         """Waits for all completions. Raises Refusal if the client has left or sent a newer request in the same slot."""
@@ -134,9 +165,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Tokenized:
-    """The prompts, and how many of their tokens were cut off."""
+    """The prompts, where each is post-processed, and how many of their tokens were cut off."""
 
     prompts: list[CutPrompt]
+    cursors: list[Cursor | None]
     n_cut_tokens: int
 
 
@@ -144,7 +176,7 @@ class CompletionService:
     """Answers queries about one model. `training` traces its completions.
 
     With `recognize_fim`, prompts without a suffix that are in the infilling template of another model are rendered in the
-    format of this one.
+    format of this one. With `postprocessing`, it is applied to what is written into holes.
     """
 
     def __init__(
@@ -153,10 +185,11 @@ class CompletionService:
         model_name: str,
         *,
         recognize_fim: bool = False,
+        postprocessing: PostProcessing | None = None,
         training: Training | None = None,
     ) -> None:
         self.completer, self.model_name, self._training = completer, model_name, training or Training()
-        self._recognize_fim = recognize_fim
+        self._recognize_fim, self._postprocessing = recognize_fim, postprocessing
         self.metrics = ServerMetrics()
         self._worker = EngineWorker(completer)
         self._parse_slots = asyncio.Semaphore(MAX_PARSING)
@@ -190,15 +223,14 @@ class CompletionService:
             message = f"model {name[:100]!r} does not exist: this server has {self.model_name!r}"
             raise Refusal(404, message, param="model", code="model_not_found")
 
-    def hole(
-        self, request: Request, prefix: str, suffix: str | None, context: RepositoryContext | None = None
-    ) -> InfillRequest:
+    def hole(self, request: Request, prefix: str, suffix: str | None, context: RepositoryContext | None = None) -> Hole:
         """The prompt for a hole. A model that cannot infill continues the prefix, and the answer has a note about it."""
+        after = suffix or ""
         if self.completer.can_infill:
-            return InfillRequest(prefix, suffix, context)
-        if suffix is not None and suffix.strip():
+            return Hole(prefix, suffix, context, after)
+        if after.strip():
             request.scope["state"]["note"] = LEFT_TO_RIGHT_NOTE
-        return InfillRequest(prefix, None, context)
+        return Hole(prefix, None, context, after)
 
     async def answer(self, request: Request, query: Query) -> Answer:
         """Starts to answer a query. Raises Refusal, or ConfigError if the model cannot do it."""
@@ -222,7 +254,7 @@ class CompletionService:
     def _make_answer(self, request: Request, tokenized: _Tokenized, params: CompletionParams) -> Answer:
         lengths = [len(prompt.ids) for prompt in tokenized.prompts]
         traces = Traces(self._training, [prompt.text.before for prompt in tokenized.prompts], params.n)
-        return Answer(lengths, tokenized.n_cut_tokens, params, traces, request.scope["state"])
+        return Answer(lengths, tokenized.n_cut_tokens, tokenized.cursors, params, traces, request.scope["state"])
 
     async def _draw_again(self, request: Request, answer: Answer, tokenized: _Tokenized) -> None:
         """Draws completions that copied too much again, with other seeds. Greedy ones would be the same."""
@@ -236,7 +268,8 @@ class CompletionService:
                 other = dataclasses.replace(sampling, seed=(sampling.seed + attempt) % 2**63)
                 params = dataclasses.replace(answer.params, sampling=other, n=len(numbers), has_prompt_logprobs=False)
                 prompts = [tokenized.prompts[k]]
-                again = self._make_answer(request, dataclasses.replace(tokenized, prompts=prompts), params)
+                alone = dataclasses.replace(tokenized, prompts=prompts, cursors=[tokenized.cursors[k]])
+                again = self._make_answer(request, alone, params)
                 again.chunks = self._run(request, again, prompts, None)
                 await again.finish()
                 answer.completions |= {number: again.completions[i] for i, number in enumerate(numbers)}
@@ -252,6 +285,7 @@ class CompletionService:
             raise Refusal(400, f"max_tokens must be at most {limit} for this model", param="max_tokens")
         room = completer.context_length - max_new_tokens
         prompts: list[CutPrompt] = []
+        cursors: list[Cursor | None] = []
         n_cut_tokens = 0
         for given in query.prompts:
             prompt = self._recognize(given)
@@ -273,13 +307,21 @@ class CompletionService:
             completer.check(found.ids, query.params)
             n_cut_tokens += found.n_tokens - len(found.ids)
             prompts.append(found)
-        return _Tokenized(prompts, n_cut_tokens)
+            cursors.append(None if query.is_raw else self._cursor_of(prompt))
+        return _Tokenized(prompts, cursors, n_cut_tokens)
+
+    def _cursor_of(self, prompt: Prompt) -> Cursor | None:
+        """Where the completion of a prompt is post-processed; None if it is not, or if the prompt is no hole."""
+        if self._postprocessing is None or not isinstance(prompt, Hole):
+            return None
+        return Cursor(prompt.prompt, prompt.after, self._postprocessing)
 
     def _recognize(self, prompt: Prompt) -> Prompt:
         """A prompt, or the text around the hole if it is in the template of another model and that is recognized."""
         if not self._recognize_fim or not isinstance(prompt, InfillRequest) or prompt.suffix is not None:
             return prompt
-        return find_hole(prompt.prompt) or prompt
+        found = find_hole(prompt.prompt)
+        return prompt if found is None else Hole(found.prompt, found.suffix, found.context, found.suffix or "")
 
     async def _run(
         self, request: Request, answer: Answer, prompts: list[CutPrompt], slot: str | None
@@ -287,7 +329,10 @@ class CompletionService:
         """The chunks of all prompts. Generation ends when the client leaves or this generator is closed."""
         self._n_open += 1
         self.metrics.open.set(self._n_open)
-        keys = [_Key(prompt, tuple(prompt.ids), answer.params) for prompt in prompts]
+        keys = [
+            _Key(prompt, tuple(prompt.ids), _with_end(answer.params, cursor))
+            for prompt, cursor in zip(prompts, answer.cursors, strict=True)
+        ]
         if slot is not None:
             self._supersede(slot, answer)
         generations = answer.generations = [self._join(key) for key in keys]
@@ -366,6 +411,13 @@ class _Key:
     prompt: CutPrompt = dataclasses.field(hash=False)
     ids: tuple[int, ...]
     params: CompletionParams
+
+
+def _with_end(params: CompletionParams, cursor: Cursor | None) -> CompletionParams:
+    """The settings of a prompt: a completion ends where post-processing would cut it."""
+    if cursor is None:
+        return params
+    return dataclasses.replace(params, stop=(*params.stop, *cursor.stop), stop_when=cursor)
 
 
 async def _forward(generation: Generation, first_index: int, answer: Answer) -> None:

@@ -298,23 +298,31 @@ class _LlamaResponse:
             async for _ in pieces:
                 pass
         self._require_end()
-        await self._answer.trace({sample.index: sample.text for sample in self._samples})
-        return [self._final(sample, sample.text) for sample in self._samples]
+        texts = {sample.index: self._shown(sample) for sample in self._samples}
+        await self._answer.trace(texts)
+        return [self._final(sample, texts[sample.index]) for sample in self._samples]
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events: one per piece of text, and one per sample with its counts."""
         async with aclosing(self._pieces()) as pieces:
             async for sample, text in pieces:
-                if text:
+                is_held = self._answer.cursor_of(sample.index) is not None
+                if text and not is_held:
                     yield _event(self._partial(sample, text))
                 if sample.stop_type != "none":
+                    shown = self._shown(sample)
                     if self._body.provenance:
-                        await self._answer.trace({sample.index: sample.text})
-                    yield _event(self._final(sample, ""))
+                        await self._answer.trace({sample.index: shown})
+                    yield _event(self._final(sample, shown if is_held else ""))
         try:
             self._require_end()
         except Refusal as refused:
             yield _event(error_body(refused.message, code=refused.code))
+
+    def _shown(self, sample: _Sample) -> str:
+        """The text of a sample for the client."""
+        cursor = self._answer.cursor_of(sample.index)
+        return sample.text if cursor is None else cursor.postprocess(sample.text)
 
     def _require_end(self) -> None:
         if any(sample.stop_type == "none" for sample in self._samples):

@@ -101,7 +101,7 @@ def _whole(shared: JsonObject, completion: Completion, fields: JsonObject) -> Js
 
 async def _events(answer: Answer, shared: JsonObject, body: FimRequest) -> AsyncIterator[str]:
     """Server-sent events: one per chunk that has text, the last one with the token counts, and the end mark."""
-    async with aclosing(answer.chunks) as chunks:
+    async with aclosing(answer.pieces()) as chunks:
         async for chunk in chunks:
             if not chunk.text and chunk.completion is None:
                 continue

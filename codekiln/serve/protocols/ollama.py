@@ -208,7 +208,7 @@ def _with_errors(handler: Handler) -> Handler:
 
 async def _lines(answer: Answer, body: GenerateRequest) -> AsyncIterator[str]:
     """One line per chunk that has text, and a last one with the counts."""
-    async with aclosing(answer.chunks) as chunks:
+    async with aclosing(answer.pieces()) as chunks:
         async for chunk in chunks:
             if chunk.completion is not None:
                 if body.provenance:

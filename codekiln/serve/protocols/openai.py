@@ -16,7 +16,7 @@ from codekiln.files import JsonObject
 from codekiln.generate.complete import Completer, Completion, CompletionChunk, CompletionParams, InfillRequest
 from codekiln.generate.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, SamplingParams, TokenLogprobs
 from codekiln.serve.provenance import ProvenanceField
-from codekiln.serve.service import Answer, CompletionService, Prompt, Query, Refusal
+from codekiln.serve.service import Answer, CompletionService, Hole, Prompt, Query, Refusal
 from codekiln.serve.streaming import EVENT_STREAM, StreamedResponse
 
 MAX_PROMPTS = 16
@@ -185,10 +185,15 @@ async def complete(request: Request, body: CompletionRequest, service: Completio
     suffix = body.suffix
     if suffix == "" and not service.completer.can_infill:
         suffix = None  # editors send an empty suffix at the end of a file
-    prompts: list[Prompt] = [
-        InfillRequest(prompt, suffix) if isinstance(prompt, str) else prompt for prompt in body.prompt
-    ]
-    answer = await service.answer(request, Query(prompts=prompts, params=body.params(), is_cut=suffix is not None))
+    prompts: list[Prompt] = []
+    for prompt in body.prompt:
+        if isinstance(prompt, str):
+            is_hole = body.suffix is not None
+            prompts.append(Hole(prompt, suffix, None, body.suffix or "") if is_hole else InfillRequest(prompt))
+        else:
+            prompts.append(prompt)
+    query = Query(prompts=prompts, params=body.params(), is_cut=suffix is not None, is_raw=body.logprobs is not None)
+    answer = await service.answer(request, query)
     response = CompletionResponse(service, body, answer)
     if body.stream:
         return StreamedResponse(_events(answer, response, body), EVENT_STREAM)
@@ -197,7 +202,7 @@ async def complete(request: Request, body: CompletionRequest, service: Completio
 
 async def _events(answer: Answer, response: "CompletionResponse", body: CompletionRequest) -> AsyncIterator[str]:
     """Server-sent events: one per chunk that has text or ends a completion, and the end mark."""
-    async with aclosing(answer.chunks) as chunks:
+    async with aclosing(answer.pieces()) as chunks:
         async for chunk in chunks:
             if chunk.completion is not None and body.provenance:
                 await answer.trace({chunk.index: chunk.completion.text})
