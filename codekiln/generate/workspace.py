@@ -134,7 +134,9 @@ class Workspace:
 
     def _read_all(self) -> None:
         """Reads all files that are new or have changed, and removes those that are gone."""
-        found = {entry.location: _stamp(entry.location) for entry in walk_files(self.folder) if entry.problem is None}
+        found = {
+            (path := Path(entry.location)): _stamp(path) for entry in walk_files(self.folder) if entry.problem is None
+        }
         known = {path: segment.files[path].stamp for path, segment in self._of_file.items()}
         changed = [path for path, stamp in found.items() if known.get(path) != stamp]
         self._update([*(known.keys() - found.keys()), *changed], changed)
@@ -153,7 +155,7 @@ class Workspace:
             if why_not_listed(self.folder, path) is not None:
                 continue
             if path.is_dir():
-                inside = {entry.location for entry in walk_files(path) if entry.problem is None}
+                inside = {Path(entry.location) for entry in walk_files(path) if entry.problem is None}
                 files = {file for file in inside if why_not_listed(self.folder, file) is None}
                 changed |= files
                 present += sorted(files)

@@ -145,10 +145,10 @@ def _place(reader: Reader) -> tuple[str, int] | None:
     return reader.location, reader.modified_ns
 
 
-def local_file(location: Path) -> tuple[int, Reader, str | None]:
+def local_file(location: str | Path) -> tuple[int, Reader, str | None]:
     """Size, reader, and problem or None, of a listed file."""
     try:
-        status = location.lstat()
+        status = os.lstat(location)
     except OSError:
         return 0, CannotRead(), UNREADABLE
     return status.st_size, ReadFile(str(location), status.st_mtime_ns), None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from codekiln.corpus.declared import NearestLicense, read_license
 from codekiln.corpus.languages import LANGUAGES, may_be
@@ -46,13 +46,16 @@ class LocalRepositories:
     def files(self) -> Iterator[SourceFile]:
         """In the order of paths. Raises MissingFileError for a missing folder and ConfigError if it has no source file."""
         licenses = NearestLicense(self.folder, read_license)
+        folder = license = None
         for entry, repository, path in self._list():
             size, read, problem = (0, CannotRead(), None) if entry.problem is not None else local_file(entry.location)
+            if folder != (folder := entry.location.rpartition("/")[0]):
+                license = self.license or licenses.of(Path(folder)) or UNKNOWN
             yield SourceFile(
                 source="tree",
                 repository=repository,
                 revision="-",
-                license=self.license or licenses.of(entry.location.parent) or UNKNOWN,
+                license=license or UNKNOWN,
                 path=path,
                 size=size,
                 read=read,
@@ -67,13 +70,14 @@ class LocalRepositories:
             raise MissingFileError(f"{self.folder} is not a folder: name a folder with source code")
         n_files = 0
         for entry in walk_files(self.folder):
-            path = entry.location.relative_to(self.folder)
-            if entry.problem is None and not may_be(path.name, self.languages):
+            if entry.problem is None and not may_be(entry.path, self.languages):
                 continue
-            is_inside = len(path.parts) > 1 or (entry.problem is not None and entry.location != self.folder)
-            repository = path.parts[0] if is_inside and not self._is_repository else "."
             n_files += entry.problem is None
-            yield entry, repository, entry.location.relative_to(self.folder / repository).as_posix()
+            repository, separator, path = entry.path.partition("/")
+            if (separator or entry.problem is not None) and not self._is_repository:
+                yield entry, repository, path or "."
+            else:
+                yield entry, ".", entry.path
         if not n_files:
             known = ", ".join(self.languages)
             raise ConfigError(f"{self.folder} has no source file: name a folder with files of these languages: {known}")
@@ -83,7 +87,7 @@ class LocalRepositories:
         digest, n_files = hashlib.sha256(), 0
         for entry, repository, path in self._list():
             try:
-                status = entry.location.lstat()
+                status = os.lstat(entry.location)
             except OSError:
                 continue
             n_files += 1
@@ -96,16 +100,23 @@ class LocalRepositories:
         return (self.folder / ".git").exists()
 
 
-@dataclass(frozen=True)
-class Entry:
-    location: Path
+class Entry(NamedTuple):
+    """A file, or a folder with the reason why it is not read. `path` is relative to the folder that is listed."""
+
+    path: str
+    location: str
     problem: str | None = None
+
+
+class _Folder(NamedTuple):
+    path: str
+    location: str
 
 
 def walk_files(folder: Path) -> Iterator[Entry]:
     """Files in the order of their paths, and folders that are not read with the reason. Works for folders of any depth."""
     ignored: list[tuple[PurePath, Any]] = []  # the .gitignore files that apply, with their folders
-    stack = [_list(folder, ignored)]
+    stack = [_list(_Folder("", str(folder)), ignored)]
     while stack:
         entries, n_ignored = stack[-1]
         entry = next(entries, None)
@@ -118,27 +129,31 @@ def walk_files(folder: Path) -> Iterator[Entry]:
             stack.append(_list(entry, ignored))
 
 
-def _list(folder: Path, ignored: list[tuple[PurePath, Any]]) -> tuple[Iterator[Entry | Path], int]:
-    """The entries of one folder: files, folders to descend into as paths, and how many .gitignore files applied before."""
+def _list(folder: _Folder, ignored: list[tuple[PurePath, Any]]) -> tuple[Iterator[Entry | _Folder], int]:
+    """The entries of one folder: files, folders to descend into, and how many .gitignore files applied before."""
     n_ignored = len(ignored)
     try:
-        with os.scandir(folder) as scan:
+        with os.scandir(folder.location) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError:
-        return iter([Entry(folder, UNREADABLE_FOLDER)]), n_ignored
-    if spec := _read_gitignore(folder / ".gitignore"):
-        ignored.append((folder, spec))
-    found: list[Entry | Path] = []
+        return iter([Entry(folder.path or ".", folder.location, UNREADABLE_FOLDER)]), n_ignored
+    if spec := _read_gitignore(Path(folder.location, ".gitignore")):
+        ignored.append((Path(folder.location), spec))
+    found: list[Entry | _Folder] = []
+    before = f"{folder.path}/" if folder.path else ""
     for entry in entries:
-        if is_hidden(entry.name) or entry.is_symlink():
+        name, location = entry.name, entry.path
+        if is_hidden(name) or entry.is_symlink():
             continue
-        path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
-        if is_ignored(path, is_folder, ignored):
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if ignored and is_ignored(Path(location), is_folder, ignored):
             continue
-        if is_folder:
-            found.append(Entry(path, VENDORED_REASON) if is_vendored(entry.name) else path)
+        if is_folder and is_vendored(name):
+            found.append(Entry(before + name, location, VENDORED_REASON))
+        elif is_folder:
+            found.append(_Folder(before + name, location))
         elif entry.is_file(follow_symlinks=False):
-            found.append(Entry(path))
+            found.append(Entry(before + name, location))
     return iter(found), n_ignored
 
 
