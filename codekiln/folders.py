@@ -21,6 +21,7 @@ FolderKind = Literal[
     "run",
     "staged run",
     "corpus",
+    "index",
     "checkpoint",
     "model",
     "tokenizer",

@@ -15,7 +15,7 @@ LAYERS = (
     {"train", "generate", "convert"},
     {"evaluate", "serve"},
     {"recipe", "runs"},
-    {"overrides", "pipeline", "verification"},
+    {"indexing", "overrides", "pipeline", "verification"},
     {"recipes", "report", "planning", "doctor"},
     {"cli"},
 )

@@ -185,7 +185,7 @@ def test_holes_are_post_processed_if_the_server_was_told_to(postprocessing: str,
     """By all protocols, whole and streamed: as the completion itself, post-processed."""
     settings, n_changed = PostProcessing(mode="block"), 0
     for seed in range(6):
-        sampling = {"temperature": 1.0, "seed": seed}
+        sampling: dict[str, Any] = {"temperature": 1.0, "seed": seed}
         raw = expected(completer, max_new_tokens=60, **sampling)
         text = postprocess(PREFIX, raw, SUFFIX, settings)
         n_changed += text != raw

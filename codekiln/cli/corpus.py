@@ -1,4 +1,4 @@
-"""Commands for the corpus: explain, leaks, search, show."""
+"""Commands for the corpus: explain, index, leaks, search, show."""
 # ruff: noqa: PLC0415
 
 import json
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codekiln.cli.options import Json, RunArgument, parse_path, print_table, read_inputs
+from codekiln.cli.options import Json, Memory, RunArgument, parse_path, print_table, read_inputs
+from codekiln.errors import MissingFileError
 from codekiln.extras import import_optional
 
 if TYPE_CHECKING:
@@ -50,6 +51,37 @@ def explain(
 
 
 @app.command()
+def index(
+    code: Annotated[Path, typer.Argument(help="Folder with source code.", show_default=False, parser=parse_path)],
+    model: Annotated[
+        Path,
+        typer.Option(help="Run or model directory whose tokens are indexed.", show_default=False, parser=parse_path),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the index: new, or an earlier one.", show_default=False, parser=parse_path)
+    ],
+    license: Annotated[
+        str | None,
+        typer.Option(help="SPDX license of the code (default: what each folder declares).", show_default=False),
+    ] = None,
+    memory: Memory = "2GB",
+) -> None:
+    """Index any folder of code, without training: for `corpus search OUT`, and for --indexed of complete, infill and serve.
+
+    Run it again after the code has changed: unchanged parts are kept.
+    """
+    from codekiln.corpus.engine import Engine, parse_bytes
+    from codekiln.indexing import index_folder
+    from codekiln.model.huggingface import TOKENIZER, resolve_model_dir
+
+    tokenizer = resolve_model_dir(model) / TOKENIZER
+    if not tokenizer.is_file():
+        raise MissingFileError(f"{model} has no {TOKENIZER}: name a run or a model directory")
+    manifest = index_folder(code, tokenizer, out, license=license, engine=Engine(memory_bytes=parse_bytes(memory)))
+    typer.echo(f"{manifest['tokens']:,} tokens in {manifest['documents']:,} documents are indexed in {out}")
+
+
+@app.command()
 def search(
     run: RunArgument,
     text: Annotated[str | None, typer.Argument(help="Text to search for.", show_default=False)] = None,
@@ -60,7 +92,7 @@ def search(
     limit: Annotated[int, typer.Option(help="Number of places to print.", min=0)] = 10,
     as_json: Json = False,
 ) -> None:
-    """Count the places of a text in the training documents of a run, and show the first ones.
+    """Count the places of a text in the training documents of a run, or in an indexed folder, and show the first ones.
 
     The text is searched as it is, with its line ends and white space. Every occurrence is found.
     """

@@ -75,6 +75,14 @@ HasRecall = Annotated[
         help="Mix in what followed the same tokens in the input, and in the training documents if the run has an index.",
     ),
 ]
+Indexed = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of `codekiln corpus index`, which is searched and recalled instead of the training documents.",
+        show_default=False,
+        parser=parse_path,
+    ),
+]
 Count = Annotated[int, typer.Option("-n", help="Number of candidates to draw.", min=1)]
 
 
@@ -95,6 +103,7 @@ def complete(
     has_recall: HasRecall = False,
     has_provenance: Provenance = False,
     max_copied: MaxCopied = None,
+    indexed: Indexed = None,
     as_json: Json = False,
 ) -> None:
     """Complete a prompt, or several files. With --json, prints one line for each input.
@@ -107,7 +116,10 @@ def complete(
     sampling = _sampling(temperature, top_p, top_k, min_p, seed)
     params = CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), n=n)
     limits = _copy_limits(max_copied)
-    tracer = _open_tracer(model) if has_provenance or limits is not None else None
+    if indexed is not None and not (has_provenance or has_recall or limits is not None):
+        raise typer.BadParameter("--indexed is for --provenance, --recall and --max-copied-tokens: give one of them")
+    needs_index = has_provenance or limits is not None or indexed is not None
+    tracer = _open_tracer(model, indexed) if needs_index else None
     completer = load_completer(model, backend, weights, default="float32")
     if has_recall:
         use_recall(completer, model, tracer)
@@ -174,6 +186,7 @@ def infill(
     has_recall: HasRecall = False,
     has_provenance: Provenance = False,
     max_copied: MaxCopied = None,
+    indexed: Indexed = None,
     as_json: Json = False,
 ) -> None:
     """Fill in the middle: give prefix and suffix, or files with <HOLE> markers. Prints the whole text.
@@ -206,7 +219,10 @@ def infill(
         n_retries=retries,
     )
     limits = _copy_limits(max_copied)
-    tracer = _open_tracer(model) if has_provenance or limits is not None else None
+    if indexed is not None and not (has_provenance or has_recall or limits is not None):
+        raise typer.BadParameter("--indexed is for --provenance, --recall and --max-copied-tokens: give one of them")
+    needs_index = has_provenance or limits is not None or indexed is not None
+    tracer = _open_tracer(model, indexed) if needs_index else None
     completer = load_completer(model, backend, weights, default="float32")
     if has_recall:
         use_recall(completer, model, tracer)
@@ -264,6 +280,7 @@ def serve(
         typer.Option("--index/--no-index", help="Report where completions come from, if the run has an index."),
     ] = True,
     max_copied: MaxCopied = None,
+    indexed: Indexed = None,
     has_recall: HasRecall = False,
     workspace_folder: Annotated[
         Path | None,
@@ -287,12 +304,14 @@ def serve(
             f"other machines could use the model on {host} without an API key: "
             "give --api-key-file, set CODEKILN_API_KEY, or allow it with --open"
         )
+    if indexed is not None and not has_index:
+        raise typer.BadParameter("--indexed names an index, and --no-index wants none: leave one out")
     limits = _copy_limits(max_copied)
     name = model.resolve().name
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(server.listen(host, port))
         with server.refusing_requests(listening):
-            tracer = _open_served_index(model) if has_index else None
+            tracer = _open_served_index(model, indexed) if has_index else None
             if limits is not None and tracer is None:
                 raise ConfigError(
                     f"--max-copied-tokens needs the index of the training documents, and {model} has none: "
@@ -325,14 +344,15 @@ def serve(
         server.serve(application, listening)
 
 
-def _open_served_index(run: Path) -> "Tracer | None":
-    """The index of a run for its server; None if it has none. Raises CodekilnError for one that cannot be used."""
+def _open_served_index(model: Path, indexed: Path | None) -> "Tracer | None":
+    """The index for a server: `indexed`, or that of the run; None if it has none. Raises CodekilnError for one that cannot be
+    used."""
     from codekiln.index.search import INDEX_FOLDER
 
-    if not (run / INDEX_FOLDER).is_dir():
+    if indexed is None and not (model / INDEX_FOLDER).is_dir():
         return None
     try:
-        tracer = _open_tracer(run)
+        tracer = _open_tracer(model, indexed)
     except CodekilnError as failure:
         raise type(failure)(f"{failure}; or serve without it: --no-index") from None
     tracer.find("x = 1\n" * 20)  # compiles the searches, which the first request would wait for
@@ -361,7 +381,7 @@ def _open_workspace(folder: Path | None, completer: "Completer") -> Iterator["Wo
 def use_recall(
     completer: "Completer", model: Path, tracer: "Tracer | None" = None, workspace: "Workspace | None" = None
 ) -> JsonObject:
-    """Turns recall on, with the index of a run if it has one. `tracer` is open if its index is.
+    """Turns recall on, with the index of `tracer`, or else that of the run if it has one.
 
     The gate is that of the run, or else the one that was fitted on the model of the demo. Returns checksums of gate and index.
     """
@@ -374,10 +394,9 @@ def use_recall(
     path = run_gate(model)
     gate = Gate.load(path if path.is_file() else DEFAULT_GATE)
     completer.use_recall(Recall(gate, corpus=None if tracer is None else tracer.index, workspace=workspace))
-    manifest = model / INDEX_FOLDER / INDEX_MANIFEST
     return {
         "gate_sha256": sha256_of(path if path.is_file() else DEFAULT_GATE),
-        "index_sha256": None if tracer is None else sha256_of(manifest),
+        "index_sha256": None if tracer is None else sha256_of(tracer.index.folder / INDEX_MANIFEST),
     }
 
 
@@ -503,12 +522,15 @@ def _record(completion: "Completion") -> JsonObject:
     }
 
 
-def _open_tracer(run: Path) -> "Tracer":
-    """Raises CodekilnError if the run has no index, or one of another tokenizer."""
+def _open_tracer(model: Path, indexed: Path | None = None) -> "Tracer":
+    """The tracer for the completions of a model, in `indexed` or in the index of its run.
+
+    Raises CodekilnError if there is no index, or one of another tokenizer.
+    """
     from codekiln.model.huggingface import TOKENIZER, resolve_model_dir
 
     provenance = import_optional("codekiln.generate.provenance", "corpus")
-    tracer: Tracer = provenance.open_tracer(run, resolve_model_dir(run) / TOKENIZER)
+    tracer: Tracer = provenance.open_tracer(indexed or model, resolve_model_dir(model) / TOKENIZER)
     return tracer
 
 
