@@ -126,7 +126,7 @@ def test_complete_reports_what_is_in_the_training_documents(run: Path) -> None:
     index_text(run, f"# before\n{written}")
     done = codekiln("complete", run, *PROMPT, "--provenance")
     assert done.stdout[:-1] == written
-    assert "tokens are verbatim in 2 places of the training documents" in done.stderr
+    assert "tokens are verbatim in 2 places of the index" in done.stderr
     assert "r1/1.py (MIT), r2/2.py (MIT)" in done.stderr
     record = json.loads(codekiln("complete", run, *PROMPT, "--provenance", "--json").stdout)
     (part,) = record["completions"][0]["provenance"]

@@ -78,7 +78,7 @@ HasRecall = Annotated[
 Indexed = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of `codekiln corpus index`, which is searched and recalled instead of the training documents.",
+        help="Folder of `codekiln corpus index`: it is searched instead of the training documents, and recalled as own code.",
         show_default=False,
         parser=parse_path,
     ),
@@ -122,7 +122,7 @@ def complete(
     tracer = _open_tracer(model, indexed) if needs_index else None
     completer = load_completer(model, backend, weights, default="float32")
     if has_recall:
-        use_recall(completer, model, tracer)
+        use_recall(completer, model, tracer, is_own=indexed is not None)
     _limit_copies(completer, tracer, limits)
     shown = tracer if has_provenance else None
     if len(inputs) == n == 1 and not as_json:
@@ -225,7 +225,7 @@ def infill(
     tracer = _open_tracer(model, indexed) if needs_index else None
     completer = load_completer(model, backend, weights, default="float32")
     if has_recall:
-        use_recall(completer, model, tracer)
+        use_recall(completer, model, tracer, is_own=indexed is not None)
     _limit_copies(completer, tracer, limits)
     shown = tracer if has_provenance else None
     with _printer("Infill", inputs, as_json=as_json) as printer:
@@ -320,7 +320,7 @@ def serve(
             completer = load_completer(model, backend, weights, default="auto")
             workspace = stack.enter_context(_open_workspace(workspace_folder, completer))
             if has_recall or workspace is not None:
-                use_recall(completer, model, tracer, workspace)
+                use_recall(completer, model, tracer, workspace, is_own=indexed is not None)
             _limit_copies(completer, tracer, limits)
             completer.warm_up()
         application = server.make_app(
@@ -379,21 +379,31 @@ def _open_workspace(folder: Path | None, completer: "Completer") -> Iterator["Wo
 
 
 def use_recall(
-    completer: "Completer", model: Path, tracer: "Tracer | None" = None, workspace: "Workspace | None" = None
+    completer: "Completer",
+    model: Path,
+    tracer: "Tracer | None" = None,
+    workspace: "Workspace | None" = None,
+    *,
+    is_own: bool = False,
 ) -> JsonObject:
-    """Turns recall on, with the index of `tracer`, or else that of the run if it has one.
+    """Turns recall on, with the index of a run if it has one, and a workspace. `tracer` is open if that index is.
 
-    The gate is that of the run, or else the one that was fitted on the model of the demo. Returns checksums of gate and index.
+    If `is_own`, the index of `tracer` is that of a folder, which is recalled as a workspace is. The gate is that of the run, or
+    else the one that was fitted on the model of the demo. Returns checksums of the gate and of the index of the run.
     """
-    from codekiln.generate.recall import DEFAULT_GATE, Gate, Recall, run_gate
+    from codekiln.generate.recall import DEFAULT_GATE, Gate, Recall, SearchedTogether, run_gate
     from codekiln.index.build import MANIFEST as INDEX_MANIFEST
     from codekiln.index.search import INDEX_FOLDER
 
-    if tracer is None and (model / INDEX_FOLDER).is_dir():
+    own = [tracer.index] if is_own and tracer is not None else []
+    if (is_own or tracer is None) and (model / INDEX_FOLDER).is_dir():
         tracer = _open_tracer(model)
+    elif is_own:
+        tracer = None
     path = run_gate(model)
     gate = Gate.load(path if path.is_file() else DEFAULT_GATE)
-    completer.use_recall(Recall(gate, corpus=None if tracer is None else tracer.index, workspace=workspace))
+    sources = SearchedTogether((*own, *([] if workspace is None else [workspace])))
+    completer.use_recall(Recall(gate, corpus=None if tracer is None else tracer.index, workspace=sources))
     return {
         "gate_sha256": sha256_of(path if path.is_file() else DEFAULT_GATE),
         "index_sha256": None if tracer is None else sha256_of(tracer.index.folder / INDEX_MANIFEST),
@@ -587,10 +597,10 @@ def _notes(completion: "Completion", limits: "CopyLimits | None", trace: _Trace 
 
 
 def _provenance_notes(traces: Sequence[_Trace | None]) -> list[str]:
-    """A line for each part of a text that is in the training documents."""
+    """A line for each part of a text that is in the index."""
     return [
         f"{record['n_tokens']} tokens are verbatim in {record['count']:,} "
-        f"{'place' if record['count'] == 1 else 'places'} of the training documents, for example "
+        f"{'place' if record['count'] == 1 else 'places'} of the index, for example "
         + ", ".join(f"{source['repository']}/{source['path']} ({source['license']})" for source in record["sources"])
         + f": {shorten(record['text'])}"
         for trace in traces

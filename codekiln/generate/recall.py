@@ -63,6 +63,18 @@ class Searched(Protocol):
 
 
 @dataclass(frozen=True)
+class SearchedTogether:
+    """Several indexes as one."""
+
+    sources: tuple[Searched, ...]
+
+    @property
+    def shards(self) -> Sequence[SortedTokens]:
+        """Those of all indexes."""
+        return [shard for source in self.sources for shard in source.shards]
+
+
+@dataclass(frozen=True)
 class RequestText:
     """All text of a request as ids: `before` the new tokens, also what the context has no room for, and other texts."""
 
