@@ -122,6 +122,21 @@ def test_a_cluster_that_loses_a_worker_writes_the_same_bytes(
         assert checksums(process) == expected
 
 
+@pytest.mark.slow
+def test_memory_is_for_each_machine_of_a_cluster() -> None:
+    """Not for all of them together: here each of two nodes has one processor."""
+    program = (
+        "import sys\nfrom codekiln.corpus.engine import Engine\n"
+        "engine = Engine(kind='ray', ray_address=sys.argv[1], memory_bytes=10**9)\nengine.start()\n"
+        "print(engine.n_workers, engine.worker_memory_bytes)\n"
+    )
+    with ray_cluster() as address:
+        done = subprocess.run(
+            [sys.executable, "-c", program, address], capture_output=True, text=True, check=True, timeout=TIMEOUT
+        )
+    assert done.stdout.split() == ["2", "1000000000"]
+
+
 class ray_cluster:  # noqa: N801 - used as a function
     """A Ray cluster with two nodes of one processor each, as a context manager. Its value is the address."""
 

@@ -77,8 +77,13 @@ class Engine:
 
     @property
     def worker_memory_bytes(self) -> int:
-        """The share of a worker in the memory of its machine, if all are on one."""
-        return self.memory_bytes // self.n_workers
+        """The share of a worker in the memory of its machine. All have the share of those on the machine with the most."""
+        if self.kind == "native":
+            return self.memory_bytes // self.n_workers
+        processors = [
+            node["Resources"].get("CPU", 0) for node in import_optional("ray", "ray").nodes() if node["Alive"]
+        ]
+        return self.memory_bytes // max(1, int(max(processors, default=1)))
 
     def run(
         self, title: str, task: Callable[[int], None], finished: Callable[[int], Path], sizes: Sequence[int]
