@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -151,9 +152,25 @@ def test_more_files_than_the_limit_are_left_out(
     assert 1500 <= followed.state.tokens <= 2000 and len(followed.shards) >= 3
     assert followed.state.left_out == {"over the limit of tokens of all files": 62 - followed.state.files}
     assert has(followed, "def number_0():\n")
+    opened: list[Path] = []
+    read = Workspace._read
+
+    def read_and_note(self: Workspace, path: Path) -> Any:
+        opened.append(path)
+        return read(self, path)
+
+    monkeypatch.setattr(Workspace, "_read", read_and_note)
+    for name in (
+        "number_nought",
+        "number_zero",
+    ):  # when the first change is seen, all files are read that are not indexed
+        opened.clear()
+        (folder / "file_00.py").write_text(f"def {name}():\n    return other\n", encoding="utf-8")
+        wait_until(lambda name=name: has(followed, f"def {name}():\n"))  # type: ignore[misc]
+    assert len(opened) < 5  # the files that do not fit are not read again after each change
     for path in sorted(folder.glob("file_*.py"))[:30]:  # makes room for others
         path.unlink()
-    wait_until(lambda: not has(followed, "def number_0():\n"))
+    wait_until(lambda: not has(followed, "def number_zero():\n"))
     wait_until(lambda: has(followed, "def number_40():\n"))
     followed.stop()
 

@@ -172,10 +172,10 @@ class Workspace:
             if segment is not None:
                 segment.remove(path)
                 touched[id(segment)] = segment
+        waiting: list[Path] = []
         if touched:  # there may be room for files that were left out
-            over = [path for path, reason in self._left_out.items() if reason == _OVER_LIMIT]
-            present = list(dict.fromkeys([*present, *over]))
-        for path in present:
+            waiting = [path for path, reason in self._left_out.items() if reason == _OVER_LIMIT]
+        for number, path in enumerate([*present, *waiting]):
             self._left_out.pop(path, None)
             if self._is_stopped.is_set():
                 return
@@ -185,6 +185,8 @@ class Workspace:
             segment = self._with_room(file.n_tokens)
             if segment is None:
                 self._left_out[path] = _OVER_LIMIT
+                if number >= len(present):
+                    break  # there may be a hundred thousand more, which would be read after each change
                 continue
             segment.add(path, file)
             self._of_file[path] = segment
