@@ -4,8 +4,12 @@
     python benchmarks/recall.py cost MODEL CODE
 
 `quality`: bits per byte and exact single lines on the held-out documents of a run, with the training corpus and with other
-files of the same repository, against the model alone and the index alone (the gate gives the model no weight where anything is
-found); one line for each seed, and medians. RUN has a corpus, a tokenizer, a model and an index. --gate writes the first gate.
+files of the same repository, against the model alone and two peers; one line for each seed, and medians. RUN has a corpus, a
+tokenizer, a model and an index. --gate writes the first gate.
+
+Peers have the same texts. The index alone: the gate gives the model no weight where anything is found. An n-gram cache (Tu et
+al. 2014): the counts that followed the last 1 to 8 tokens, as many as occur, with a fixed weight for each number, which EM fits
+on the documents of the gate.
 
 `cost`: time per generated token of a model (int8 weights on CPUs) with a folder of code as its workspace: without recall, with
 recall, and with drafts. How many tokens of true text a step gives is counted on the same folder, each file against the others.
@@ -24,23 +28,31 @@ import numpy as np
 from codekiln.corpus.documents import read_documents
 from codekiln.evaluate.config import InfillingConfig
 from codekiln.evaluate.recall import (
+    FIT_TOKENS,
     MEASURED_TOKENS,
     SETTINGS,
+    Half,
     OtherFiles,
     count_bytes,
     document_windows,
     fit_and_measure,
     split_repositories,
 )
+from codekiln.generate import recall as recall_module
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.engine import FIRST_DRAFT, Engine
+from codekiln.generate.fit_recall import record_rows
 from codekiln.generate.recall import Gate, Recall, RequestText, SampleText, next_draft_limit
+from codekiln.generate.recall_kernels import N_FEATURES, N_PREDICTIONS
 from codekiln.generate.sampling import GREEDY
 from codekiln.generate.windows import score_document
+from codekiln.index import continuations
 from codekiln.index.build import sort_documents
+from codekiln.index.continuations import MAX_LENGTH
 from codekiln.index.search import INDEX_FOLDER, Index
 
 Ids = list[int]
+CACHE_TOKENS = 8
 
 
 def only_predictions(gate: Gate) -> Gate:
@@ -48,6 +60,42 @@ def only_predictions(gate: Gate) -> Gate:
     bias = gate.output_bias.copy()
     bias[0] -= 100
     return replace(gate, output_bias=bias)
+
+
+def limit_matches(n_tokens: int) -> None:
+    """Sets the length up to which matches are searched."""
+    for module in (recall_module, continuations):
+        vars(module)["MAX_LENGTH"] = n_tokens
+
+
+def ngram_cache(
+    completer: Completer, index: Index, fitted: Sequence[Half], measured: Sequence[Half], seed: int
+) -> float:
+    """Bits per byte of the measured documents with an n-gram cache."""
+    limit_matches(CACHE_TOKENS)
+    sides = []
+    for halves, n in ((fitted, FIT_TOKENS), (measured, MEASURED_TOKENS)):
+        chosen = document_windows(completer, halves, n, seed)
+        rows = record_rows(completer, index, [(scored, others) for _, scored, others in chosen], lambda _: None)
+        sides.append((rows, sum(count_bytes(completer, scored) for _, scored, _ in chosen)))
+    limit_matches(MAX_LENGTH)
+    tables = []
+    for rows, _ in sides:
+        lengths = np.stack([row.inputs[: N_PREDICTIONS * N_FEATURES : N_FEATURES] for row in rows])  # log(1 + length)
+        longest = lengths[:, ::2].argmax(1)  # of the corpus, the repository and the document itself
+        order = np.rint(np.expm1(lengths[:, ::2].max(1))).astype(int)
+        predicted = np.stack([row.predicted for row in rows])[:, ::2][np.arange(len(rows)), longest]
+        tables.append((order, predicted, np.exp([row.logprob for row in rows])))
+    order, predicted, model = tables[0]
+    weights = np.full(CACHE_TOKENS + 1, 0.5)
+    weights[0] = 0
+    for _ in range(50):
+        share = weights[order] * predicted
+        share /= share + (1 - weights[order]) * model
+        weights = np.array([share[order == n].mean() if (order == n).any() else 0.0 for n in range(CACHE_TOKENS + 1)])
+    order, predicted, model = tables[1]
+    mixed = weights[order] * predicted + (1 - weights[order]) * model
+    return float(-np.log2(mixed).sum() / sides[1][1])
 
 
 def quality(run: Path, index_folder: Path | None, seeds: int, n_problems: int, gate_path: Path | None) -> None:
@@ -69,6 +117,9 @@ def quality(run: Path, index_folder: Path | None, seeds: int, n_problems: int, g
             n_bytes += count_bytes(completer, scored)
         completer.use_recall(Recall())
         result["index_alone_bits_per_byte"] = total_bits / n_bytes
+        result["ngram_cache_bits_per_byte"] = ngram_cache(
+            completer, index, *split_repositories(completer, documents, seed), seed
+        )
         results.append(result)
         print(json.dumps({"seed": seed} | result))
     print(f"{'':10} {'bits per byte':>30} {'exact single lines':>30}")
@@ -81,8 +132,9 @@ def quality(run: Path, index_folder: Path | None, seeds: int, n_problems: int, g
             f"{setting:10} {statistics.median(values):10.3f} ({', '.join(f'{v:.3f}' for v in values)}) "
             f"{statistics.median(shares):10.1f}% ({', '.join(f'{v:.1f}' for v in shares)})"
         )
-    alone = [result["index_alone_bits_per_byte"] for result in results]
-    print(f"index alone: {statistics.median(alone):.3f} bits per byte ({', '.join(f'{v:.3f}' for v in alone)})")
+    for name in ("index alone", "ngram cache"):
+        bits = [result[f"{name.replace(' ', '_')}_bits_per_byte"] for result in results]
+        print(f"{name}: {statistics.median(bits):.3f} bits per byte ({', '.join(f'{v:.3f}' for v in bits)})")
 
 
 def steps_of_true_text(ids: Ids, start: int, others: OtherFiles) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.redaction.secrets import SECRETS
 from codekiln.corpus.sources.tree import LocalRepositories
 from codekiln.corpus.steps.redact import Redact
-from codekiln.errors import ConfigError
+from codekiln.errors import ConfigError, MissingFileError
 from codekiln.files import JsonObject, atomic_write, sha256_of
 from codekiln.folders import claim_folder, folder_lock, refuse_links, require_separate
 from codekiln.index.build import IndexedTokens, build_index
@@ -29,9 +29,12 @@ def index_folder(
     `out` holds the corpus, its token shards, a copy of the file `tokenizer`, and the index. It may be unfinished, or the index
     of an earlier version of the code: what has not changed is kept. Files are as for a corpus, duplicates included; secrets are
     replaced. `license` is the SPDX expression of all files; without it, each folder declares its own. Memory is that of
-    `engine`. Raises ConfigError if `out` and `code` are not apart, if `out` has another tokenizer, or if no file can be read.
+    `engine`. Raises MissingFileError if there is no such folder, and ConfigError if `out` and `code` are not apart, if `out`
+    has another tokenizer, or if no file has text.
     """
     engine = engine or Engine()
+    if not code.is_dir():
+        raise MissingFileError(f"{code} is not a folder: name a folder with source code")
     require_separate(out, code)
     claim_folder(out, "index")
     refuse_links(out)
@@ -49,6 +52,8 @@ def index_folder(
         build_corpus(config, out / "corpus", engine)
         prepare_shards(out / "corpus", copy, out / "tokens")
         shards = open_token_shards(out / "tokens", "train")
+        if not sum(map(len, shards.ids)):
+            raise ConfigError(f"no file in {code} has text to index: name a folder with source code")
         tokens = IndexedTokens(shards.ids, shards.document_offsets, Tokenizer.load(copy).vocab_size)
         made_from = {
             "corpus": sha256_of(out / "corpus" / MANIFEST),

@@ -226,6 +226,11 @@ def test_files_of_the_stack_v2_by_repository(tmp_path: Path) -> None:
     assert (null.path, null.problem) == ("ids/2/0", NO_TEXT)
 
 
+def test_a_list_of_files_in_another_column_is_refused() -> None:
+    with pytest.raises(ConfigError, match="without a dot"):
+        Columns(files="meta.files", text="meta.files.blob_id")
+
+
 def test_blobs_are_requested_before_their_turn(tmp_path: Path) -> None:
     """A server holds back all answers until 32 requests have come. Files that are too large are not requested."""
     wanted = [f"{n:040x}" for n in range(40)]

@@ -17,11 +17,12 @@ from torch.testing import assert_close
 
 import codekiln.generate.engine
 from codekiln.errors import PromptError
+from codekiln.files import sha256_of
 from codekiln.generate.complete import Completer
 from codekiln.generate.engine import Engine, Request
 from codekiln.generate.prefix_cache import PrefixCache, Range
 from codekiln.generate.sampling import GREEDY, SamplingParams
-from codekiln.model import cpu_kernels
+from codekiln.model import cpu_kernels, int8_kernels, llvm_kernels
 from codekiln.model.cache import BatchAttention, KVPool
 from codekiln.model.chunk import Chunk
 from codekiln.model.configs import KilnConfig, Lfm2Config, ModelConfig, codegen, incoder
@@ -362,13 +363,20 @@ def test_attention_kernel_computes_what_pytorch_computes(width: int, n_before: i
 
 @pytest.mark.parametrize(("kind", "name"), [(cpu_kernels.SILU_GATED, "silu"), (cpu_kernels.GELU_TANH, "gelu_tanh")])
 def test_activations_of_any_size(kind: int, name: str) -> None:
-    """Up to where the exponential is zero or too large."""
+    """Also where the exponential is too small or too large for 32 bits."""
     x = torch.cat((torch.linspace(-200, 200, 8001), torch.tensor([0.0, -1e-30, 1e-30, -1e20, 1e20])))[None]
     out = np.empty(x.shape, np.float32)
     product = torch.cat((x, torch.ones_like(x)), 1) if name == "silu" else x
     cpu_kernels.activate(product.numpy(), kind, out)
     expected = F.silu(x.double()) if name == "silu" else F.gelu(x.double(), approximate="tanh")
     assert_close(torch.from_numpy(out), expected.float(), atol=1e-6, rtol=1e-6)
+
+
+def test_kernels_are_compiled_again_if_what_they_use_changes() -> None:
+    path = Path(llvm_kernels.__file__)
+    checksum = sha256_of(path)[:16]
+    message = f"set LLVM_KERNELS to {checksum}"
+    assert (checksum, checksum) == (cpu_kernels.LLVM_KERNELS, int8_kernels.LLVM_KERNELS), message
 
 
 def test_int8_products_are_the_same_in_threads() -> None:

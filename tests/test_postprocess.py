@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codekiln.generate.postprocess import (
+    MAX_AROUND,
     RAW,
+    Cursor,
     Mode,
     PostProcessing,
     cut_overlap,
@@ -248,3 +250,21 @@ def test_text_after_the_place_where_generation_stops_changes_nothing(
     steps = PostProcessing(mode=mode, drop_duplicates=False, cut_repetition=False, strip_space=False)
     if is_finished(prefix, text[:n], suffix, steps):
         assert postprocess(prefix, text[:n], suffix, steps) == postprocess(prefix, text, suffix, steps)
+
+
+def test_a_suffix_without_words_takes_no_longer_than_it_is_long() -> None:
+    """Of the lines before the first word, each was once joined with all before it, which took minutes."""
+    cursor = Cursor.of("x = {\n" * 200_000, "}\n" * 500_000, PostProcessing())
+    for text in ("}\n", "  a = 1\n}", "}" * 200):
+        assert isinstance(cursor(text), bool)
+        assert cursor.postprocess(text) in text
+    one_line = Cursor.of("x = ", "y" * 1_000_000 + "\n", PostProcessing())
+    assert one_line.postprocess("f(y)") == "f(y)"
+
+
+def test_text_far_from_the_cursor_does_not_count() -> None:
+    near, far = "\nend_of_it()\n", "x = 1\n" * MAX_AROUND
+    assert Cursor.of(far + "a = ", near + far, RAW) == Cursor.of(
+        (far + "a = ")[-MAX_AROUND:], (near + far)[:MAX_AROUND], RAW
+    )
+    assert Cursor.of(far + "a = ", near + far, PostProcessing()).postprocess("1\nend_of_it()\nmore") == "1"

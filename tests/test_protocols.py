@@ -208,9 +208,33 @@ def test_holes_are_post_processed_if_the_server_was_told_to(postprocessing: str,
         without_suffix = {key: value for key, value in plain.items() if key != "suffix"}
         continued = expected(completer, suffix=None, max_new_tokens=60, **sampling)
         assert answered(postprocessing, "/v1/completions", without_suffix)["choices"][0]["text"] == continued
+        continued = expected(completer, suffix=None, max_new_tokens=60, **sampling)
+        plainly = {key: value for key, value in generate.items() if key != "suffix"}
+        assert answered(postprocessing, "/api/generate", plainly)["response"] == continued
         tabby = answered(postprocessing, "/v1/completions", TABBY | sampling)["choices"][0]["text"]
         assert tabby == postprocess(PREFIX, expected(completer, max_new_tokens=None, **sampling), SUFFIX, settings)
     assert n_changed >= 3
+
+
+def test_each_of_several_samples_is_post_processed(postprocessing: str, url: str) -> None:
+    body = INFILL | {"temperature": 1.0, "n_cmpl": 4, "n_predict": 40}
+    raw, found = (answered(each, "/infill", body) for each in (url, postprocessing))
+    settings = PostProcessing(mode="block")
+    assert [each["content"] for each in found] == [
+        postprocess(PREFIX, each["content"], SUFFIX, settings) for each in raw
+    ]
+    assert all(each["has_new_line"] == ("\n" in each["content"]) for each in found)
+    last = {each["index"]: each["content"] for each in events(postprocessing, "/infill", body | {"stream": True})}
+    assert last == {each["index"]: each["content"] for each in found}
+
+
+def test_holes_in_templates_are_post_processed(small_run: Path, completer: Completer) -> None:
+    with serving(small_run, "--recognize-fim", "--postprocess", "line") as address:
+        prompt = f"<|fim_prefix|>{PREFIX}<|fim_suffix|>{SUFFIX}<|fim_middle|>"
+        body = {"prompt": prompt, "max_tokens": 40, "temperature": 1.0, "seed": 1}
+        text = answered(address, "/v1/completions", body)["choices"][0]["text"]
+    raw = expected(completer, max_new_tokens=40, temperature=1.0, seed=1, stop=("\n", "\r"))
+    assert text == postprocess(PREFIX, raw, SUFFIX, PostProcessing(mode="line"))
 
 
 def test_a_completion_ends_where_post_processing_cuts_it(postprocessing: str, url: str) -> None:

@@ -198,7 +198,7 @@ def test_bash_completes_commands_options_and_recipes(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     script = """
         eval "$(_CODEKILN_COMPLETE=source_bash codekiln)"
-        for line in "codekiln fine" "codekiln recipes show incoder" "codekiln serve --po"; do
+        for line in "codekiln fine" "codekiln recipes show incoder" "codekiln serve --por"; do
             COMP_WORDS=($line)
             COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
             "$(complete -p codekiln | sed 's/.*-F \\([^ ]*\\) .*/\\1/')" codekiln

@@ -175,6 +175,27 @@ def test_more_files_than_the_limit_are_left_out(
     followed.stop()
 
 
+def test_small_files_take_the_room_that_large_ones_leave(
+    folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    sizes = {}
+    for name, n in (("a_middle", 20), ("b_large", 60), ("c_small", 3)):
+        text = f"def {name}():\n" + "    return other\n" * n
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+        sizes[name] = len(tokenizer.encode(text))
+    monkeypatch.setattr(module, "MAX_TOKENS", sizes["a_middle"] + sizes["c_small"] - 1)
+    followed = Workspace(folder, tokenizer)
+    followed.start()
+    assert followed.wait(SECONDS)
+    assert (followed.state.files, followed.state.left_out) == (1, {"over the limit of tokens of all files": 2})
+    (folder / "a_middle.py").unlink()
+    wait_until(lambda: has(followed, "def c_small():\n"))
+    assert (followed.state.files, followed.state.left_out) == (1, {"over the limit of tokens of all files": 1})
+    followed.stop()
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(MissingFileError, match="is not a folder"):
         Workspace(tmp_path / "missing", tokenizer)

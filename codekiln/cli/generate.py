@@ -116,10 +116,9 @@ def complete(
     sampling = _sampling(temperature, top_p, top_k, min_p, seed)
     params = CompletionParams(max_new_tokens=max_new_tokens, sampling=sampling, stop=tuple(stop or ()), n=n)
     limits = _copy_limits(max_copied)
-    if indexed is not None and not (has_provenance or has_recall or limits is not None):
-        raise typer.BadParameter("--indexed is for --provenance, --recall and --max-copied-tokens: give one of them")
-    needs_index = has_provenance or limits is not None or indexed is not None
-    tracer = _open_tracer(model, indexed) if needs_index else None
+    tracer = _open_wanted_tracer(
+        model, indexed, is_searched=has_provenance or limits is not None, has_recall=has_recall
+    )
     completer = load_completer(model, backend, weights, default="float32")
     if has_recall:
         use_recall(completer, model, tracer, is_own=indexed is not None)
@@ -219,10 +218,9 @@ def infill(
         n_retries=retries,
     )
     limits = _copy_limits(max_copied)
-    if indexed is not None and not (has_provenance or has_recall or limits is not None):
-        raise typer.BadParameter("--indexed is for --provenance, --recall and --max-copied-tokens: give one of them")
-    needs_index = has_provenance or limits is not None or indexed is not None
-    tracer = _open_tracer(model, indexed) if needs_index else None
+    tracer = _open_wanted_tracer(
+        model, indexed, is_searched=has_provenance or limits is not None, has_recall=has_recall
+    )
     completer = load_completer(model, backend, weights, default="float32")
     if has_recall:
         use_recall(completer, model, tracer, is_own=indexed is not None)
@@ -269,7 +267,7 @@ def serve(
         Literal["line", "block", "scope", "hole", "off"],
         typer.Option(
             help="Post-process what is written into holes, which then end with their line, their block, their indentation, or "
-            "where the model ends them. Streams then send a text at once.",
+            "where the model ends them. A stream then sends a text whole, when it has ended.",
         ),
     ] = "off",
     is_open: Annotated[
@@ -354,7 +352,8 @@ def _open_served_index(model: Path, indexed: Path | None) -> "Tracer | None":
     try:
         tracer = _open_tracer(model, indexed)
     except CodekilnError as failure:
-        raise type(failure)(f"{failure}; or serve without it: --no-index") from None
+        advice = "without --indexed" if indexed is not None else "with --no-index"
+        raise type(failure)(f"{failure}; or serve {advice}") from None
     tracer.find("x = 1\n" * 20)  # compiles the searches, which the first request would wait for
     return tracer
 
@@ -391,19 +390,21 @@ def use_recall(
     If `is_own`, the index of `tracer` is that of a folder, which is recalled as a workspace is. The gate is that of the run, or
     else the one that was fitted on the model of the demo. Returns checksums of the gate and of the index of the run.
     """
-    from codekiln.generate.recall import DEFAULT_GATE, Gate, Recall, SearchedTogether, run_gate
+    from codekiln.generate.recall import DEFAULT_GATE, Gate, Recall, Searched, SearchedTogether, run_gate
     from codekiln.index.build import MANIFEST as INDEX_MANIFEST
     from codekiln.index.search import INDEX_FOLDER
 
-    own = [tracer.index] if is_own and tracer is not None else []
+    own: list[Searched] = [tracer.index] if is_own and tracer is not None else []
     if (is_own or tracer is None) and (model / INDEX_FOLDER).is_dir():
         tracer = _open_tracer(model)
     elif is_own:
         tracer = None
     path = run_gate(model)
     gate = Gate.load(path if path.is_file() else DEFAULT_GATE)
-    sources = SearchedTogether((*own, *([] if workspace is None else [workspace])))
-    completer.use_recall(Recall(gate, corpus=None if tracer is None else tracer.index, workspace=sources))
+    if workspace is not None:
+        own.append(workspace)
+    corpus = None if tracer is None else tracer.index
+    completer.use_recall(Recall(gate, corpus=corpus, workspace=SearchedTogether(tuple(own)) if own else None))
     return {
         "gate_sha256": sha256_of(path if path.is_file() else DEFAULT_GATE),
         "index_sha256": None if tracer is None else sha256_of(tracer.index.folder / INDEX_MANIFEST),
@@ -530,6 +531,13 @@ def _record(completion: "Completion") -> JsonObject:
         "total_logprob": completion.total_logprob,
         "mean_logprob": completion.mean_logprob,
     }
+
+
+def _open_wanted_tracer(model: Path, indexed: Path | None, *, is_searched: bool, has_recall: bool) -> "Tracer | None":
+    """The tracer if an index is searched, or `indexed` is recalled. Raises BadParameter if `indexed` has no use."""
+    if indexed is not None and not (is_searched or has_recall):
+        raise typer.BadParameter("--indexed is for --provenance, --recall and --max-copied-tokens: give one of them")
+    return _open_tracer(model, indexed) if is_searched or indexed is not None else None
 
 
 def _open_tracer(model: Path, indexed: Path | None = None) -> "Tracer":

@@ -91,12 +91,12 @@ class UnitReader:
             rows.clear()
             pending = 0
 
-        def is_read(file: SourceFile) -> bool:
+        def is_wanted(file: SourceFile) -> bool:
             """Whether no step drops a file before it is read."""
             return file.problem is None and not any(step.check_file(file) for _, step in steps)
 
         listed = map(with_utf8_names, islice(_readable(self.units[unit].files()), n_rows, None))
-        for file in read_early(listed, is_read):
+        for file in read_early(listed, is_wanted):
             row = self._read(file, steps)
             row["order"] = (unit << ORDER_BITS) + n_rows
             n_rows += 1
@@ -208,13 +208,13 @@ def _readable(files: Iterator[SourceFile]) -> Iterator[SourceFile]:
         raise InvalidFileError(message) from error
 
 
-def read_early(files: Iterator[SourceFile], is_read: Callable[[SourceFile], bool]) -> Iterator[SourceFile]:
+def read_early(files: Iterator[SourceFile], is_wanted: Callable[[SourceFile], bool]) -> Iterator[SourceFile]:
     """The files in order. Blobs that are wanted are requested before their turn, `N_EARLY_READS` at a time."""
     waiting: deque[SourceFile] = deque()
     pool = ThreadPoolExecutor(N_EARLY_READS)
     try:
         for file in files:
-            if isinstance(file.read, ReadBlob) and file.size <= file.max_bytes and is_read(file):
+            if isinstance(file.read, ReadBlob) and file.size <= file.max_bytes and is_wanted(file):
                 waiting.append(replace(file, read=_Requested(pool.submit(file.read))))
             else:
                 waiting.append(file)

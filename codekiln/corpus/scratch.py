@@ -82,9 +82,8 @@ class Scratch:
         for path in (self.read_path(unit, part) for part in range(n_parts)):
             with pq.ParquetFile(path, pre_buffer=False) as file:
                 groups = [k for k in range(file.num_row_groups) if between is None or _overlaps(file, k, between)]
-                for batch in file.iter_batches(
-                    READ_BATCH_ROWS, groups, needed, use_threads=False
-                ):  # tasks use all cores
+                # Without threads: tasks use all cores.
+                for batch in file.iter_batches(READ_BATCH_ROWS, groups, needed, use_threads=False):
                     decided = self._decide(batch)
                     if not dropped:
                         decided = decided.filter(pc.is_null(decided.column("reason")))

@@ -145,7 +145,7 @@ def _fill_hole(
     settings: InfillSettings,
 ) -> Work[FilledHole]:
     """The ranked candidates for the hole after `request.prompt`. `prompt` is what the model completes."""
-    cursor, sampling = Cursor(request.prompt, suffix, settings.postprocessing), settings.params.sampling
+    cursor, sampling = Cursor.of(request.prompt, suffix, settings.postprocessing), settings.params.sampling
     params = replace(
         settings.params,
         sampling=replace(sampling, logprobs=sampling.logprobs or 0),

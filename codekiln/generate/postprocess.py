@@ -5,6 +5,7 @@ brackets only, so they work for all languages and know the grammar of none.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -19,7 +20,9 @@ MAX_REPEATED_LINES, MAX_REPEATED_CHARACTERS = 16, 60
 MIN_SUFFIX_CHARACTERS = (
     3  # without white space, that the beginning of the suffix must have to be found inside a completion
 )
+MAX_AROUND = 50_000  # characters before and after a cursor that count
 LINE_END = re.compile(r"\r\n|\r|\n")
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 _QUOTES = "\"'`"
 _CLOSING_LINE = re.compile(r"\s*([\])}]+[;,)\s]*|end[;,)]*)\s*")  # a line that only closes blocks
@@ -48,14 +51,20 @@ RAW = PostProcessing.raw()
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in a file, and how completions there are post-processed. As a function it is `is_finished` at this place.
+    """A place in a file, and how completions there are post-processed. `of` makes one.
 
-    Equal cursors are equal functions: the server answers equal requests together.
+    It can be called as `is_finished` with the text alone. Equal cursors are equal functions, unlike bound methods, so that the
+    server answers equal requests together.
     """
 
     prefix: str
     suffix: str
     settings: PostProcessing
+
+    @classmethod
+    def of(cls, prefix: str, suffix: str, settings: PostProcessing) -> "Cursor":
+        """The place between two texts, of which `MAX_AROUND` characters count."""
+        return cls(prefix[-MAX_AROUND:], suffix[:MAX_AROUND], settings)
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -240,18 +249,19 @@ def _is_wanted_closer(line: str, suffix: str, base: int) -> bool:
 
 def _reach(text: str, suffix: str) -> int | None:
     """Where the first lines of the suffix are in the text; None if they are not."""
-    head, is_enough = "", False
-    for line in suffix.splitlines(keepends=True):
-        head += line
-        is_enough = len("".join(head.split())) >= MIN_SUFFIX_CHARACTERS and re.search(r"\w", line) is not None
-        if is_enough:
+    stop = n_characters = 0
+    for match in _LINE.finditer(suffix):
+        n_characters += len("".join(match[0].split()))
+        if n_characters >= MIN_SUFFIX_CHARACTERS and re.search(r"\w", match[0]):
+            stop = match.end()
             break
-    if not is_enough:
+        if match.end() > len(text) + 2:
+            return None
+    if not stop:
         return None
-    begins_line = head[0] in "\r\n"
-    wanted = head.strip("\r\n")
-    for match in re.finditer(re.escape(wanted) + r"(?=[\r\n]|\Z)", text):
-        at = match.start()
+    begins_line = suffix[0] in "\r\n"
+    wanted = suffix[:stop].strip("\r\n")
+    for at in _places_at_line_ends(text, wanted):
         if begins_line:
             if at and text[at - 1] == "\n":
                 return at - 1
@@ -265,10 +275,22 @@ def _auto_closed_place(text: str, suffix: str) -> int | None:
     rest = LINE_END.split(suffix, maxsplit=1)[0].strip()
     if not _AUTO_CLOSED.fullmatch(rest):
         return None
-    for match in re.finditer(re.escape(rest) + r"[ \t]*(?=[\r\n]|\Z)", text):
-        if not _open(text[: match.start()]):
-            return match.start()
+    for at in _places_at_line_ends(text, rest, spaces=" \t"):
+        if not _open(text[:at]):
+            return at
     return None
+
+
+def _places_at_line_ends(text: str, wanted: str, spaces: str = "") -> Iterator[int]:
+    """Where `wanted` is at the end of a line of the text, before any of `spaces`."""
+    at = text.find(wanted)
+    while at != -1:
+        end = at + len(wanted)
+        while end < len(text) and text[end] in spaces:
+            end += 1
+        if end == len(text) or text[end] in "\r\n":
+            yield at
+        at = text.find(wanted, at + 1)
 
 
 def _is_repeated(before: str, overlap: str) -> bool:

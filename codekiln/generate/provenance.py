@@ -79,7 +79,7 @@ class Tracer:
 
 
 def open_tracer(run: Path, tokenizer_path: Path) -> Tracer:
-    """The tracer of a run that has an index. `tokenizer_path` is the file of the tokenizer that the model writes with.
+    """The tracer of a run or an indexed folder. `tokenizer_path` is the file of the tokenizer that the model writes with.
 
     Raises CodekilnError if the index is missing, damaged or of another run.
     """

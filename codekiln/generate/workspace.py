@@ -65,6 +65,7 @@ class Workspace:
         self._segments: list[_Segment] = []
         self._of_file: dict[Path, _Segment] = {}
         self._left_out: dict[Path, str] = {}
+        self._n_tokens_over: dict[Path, int] = {}  # of the files over the limit
         self._shards: tuple[SortedTokens, ...] = ()
         self._state = WorkspaceState(0, 0, 0, {})
         self._is_stopped = threading.Event()
@@ -172,10 +173,11 @@ class Workspace:
             if segment is not None:
                 segment.remove(path)
                 touched[id(segment)] = segment
-        waiting: list[Path] = []
-        if touched:  # there may be room for files that were left out
-            waiting = [path for path, reason in self._left_out.items() if reason == _OVER_LIMIT]
+        # There may be room for files that were left out. Those that do not fit are not read: there may be a hundred thousand.
+        waiting = [path for path, reason in self._left_out.items() if reason == _OVER_LIMIT] if touched else []
         for number, path in enumerate([*present, *waiting]):
+            if number >= len(present) and self._n_tokens_over[path] > self._n_left:
+                continue
             self._left_out.pop(path, None)
             if self._is_stopped.is_set():
                 return
@@ -185,8 +187,7 @@ class Workspace:
             segment = self._with_room(file.n_tokens)
             if segment is None:
                 self._left_out[path] = _OVER_LIMIT
-                if number >= len(present):
-                    break  # there may be a hundred thousand more, which would be read after each change
+                self._n_tokens_over[path] = file.n_tokens
                 continue
             segment.add(path, file)
             self._of_file[path] = segment
@@ -195,8 +196,13 @@ class Workspace:
                 self._publish([touched.pop(id(segment))])
         self._publish(touched.values())
 
+    @property
+    def _n_left(self) -> int:
+        """How many tokens more may be indexed."""
+        return MAX_TOKENS - sum(each.n_tokens for each in self._segments)
+
     def _with_room(self, n_tokens: int) -> "_Segment | None":
-        if sum(each.n_tokens for each in self._segments) + n_tokens > MAX_TOKENS:
+        if n_tokens > self._n_left:
             return None
         for segment in self._segments:
             if segment.n_tokens < SEGMENT_TOKENS:

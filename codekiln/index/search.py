@@ -219,7 +219,8 @@ def _read_manifest(folder: Path) -> JsonObject:
     path = folder / MANIFEST
     if not path.is_file():
         raise MissingFileError(
-            f"{folder} has no finished index ({MANIFEST} is missing): run `codekiln train` with a recipe that builds one"
+            f"{folder} has no finished index ({MANIFEST} is missing): run `codekiln train` with a recipe that builds one, or "
+            "`codekiln corpus index`"
         )
     manifest = read_json(path)
     kinds = {"vocab_size": int, "documents": int, "tokens": int, "inputs": dict, "shards": list, "files": dict}

@@ -16,22 +16,25 @@ import numpy.typing as npt
 from codekiln.model.llvm_kernels import LANES, add_weighted_1, add_weighted_4, dot_8, float_of_bits, pointer
 
 Array = npt.NDArray[Any]
+LLVM_KERNELS = (
+    "84af360cf2471e9f"  # of llvm_kernels.py: numba compiles again only if this file changes (tests/test_engine.py)
+)
 _TOKENS = 8  # whose keys, and then whose values, are read together
 _EXPONENTIAL = tuple(
     np.float32(x) for x in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
-_LEAST_EXPONENT = np.float32(-87)
+_MIN_EXPONENT = np.float32(-87)
 SILU_GATED, GELU, GELU_TANH = 0, 1, 2
 _compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 
 
 @_compiled
 def _exponential(x: Any) -> Any:
-    """exp of a float32 number of at most 0, or 0 if that is under 1e-38. The relative error is under 4e-7 (Cephes, `expf`).
+    """exp of a float32 number of at most 0; under -87 it is exp(-87), 2e-38. The relative error is under 4e-7 (Cephes, `expf`).
 
     Unlike `math.exp`, several are computed by one instruction.
     """
-    x = max(x, _LEAST_EXPONENT)
+    x = max(x, _MIN_EXPONENT)
     power = np.rint(x * np.float32(1.4426950408889634))
     rest = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
     found = np.float32(1.9875691500e-4)
@@ -44,8 +47,8 @@ def _exponential(x: Any) -> Any:
 @_compiled
 def _sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)) of a float32 number."""
-    least = _exponential(-abs(x))
-    return (np.float32(1) if x >= 0 else least) / (np.float32(1) + least)
+    exponential = _exponential(-abs(x))
+    return (np.float32(1) if x >= 0 else exponential) / (np.float32(1) + exponential)
 
 
 @_compiled

@@ -2,6 +2,8 @@
 
 From plain loops, LLVM makes a sum over the lanes of a register for each product of two short vectors, and keeps a vector that
 is added to in memory. Here eight products share one sum over lanes, and the vector stays in registers.
+
+numba keeps compiled code until the file of the compiled function changes. So the files that use this one have its checksum.
 """
 
 from collections.abc import Callable

@@ -123,25 +123,28 @@ class Answer:
         """
         await self.finish()
         await self.draw_again()
-        found = [self._postprocess(i, self.completions[i]) for i in range(self.n_samples)]
+        found = [await self._postprocessed(i) for i in range(self.n_samples)]
         await self.trace({number: each.text for number, each in enumerate(found)})
         return found
 
     async def pieces(self) -> AsyncGenerator[CompletionChunk, None]:
-        """The chunks for the client. Text that is post-processed comes at once, with the end of its sample."""
+        """The chunks for the client. A text that is post-processed comes whole, when its sample has ended."""
         async with aclosing(self.chunks) as chunks:
             async for chunk in chunks:
                 if self.cursor_of(chunk.index) is None:
                     yield chunk
                 elif chunk.completion is not None:
-                    completion = self._postprocess(chunk.index, chunk.completion)
+                    completion = await self._postprocessed(chunk.index)
                     yield dataclasses.replace(chunk, text=completion.text, completion=completion)
 
-    def _postprocess(self, number: int, completion: Completion) -> Completion:
+    async def _postprocessed(self, number: int) -> Completion:
+        completion = self.completions[number]
+        return dataclasses.replace(completion, text=await self.postprocess(number, completion.text))
+
+    async def postprocess(self, number: int, text: str) -> str:
+        """The text of a sample for the client. In a thread: the text around the cursor may be long."""
         cursor = self.cursor_of(number)
-        return (
-            completion if cursor is None else dataclasses.replace(completion, text=cursor.postprocess(completion.text))
-        )
+        return text if cursor is None else await run_in_threadpool(cursor.postprocess, text)
 
     async def finish(self) -> None:
         """Waits for all completions. Raises Refusal if the client has left or sent a newer request in the same slot."""
@@ -314,7 +317,7 @@ class CompletionService:
         """Where the completion of a prompt is post-processed; None if it is not, or if the prompt is no hole."""
         if self._postprocessing is None or not isinstance(prompt, Hole):
             return None
-        return Cursor(prompt.prompt, prompt.after, self._postprocessing)
+        return Cursor.of(prompt.prompt, prompt.after, self._postprocessing)
 
     def _recognize(self, prompt: Prompt) -> Prompt:
         """A prompt, or the text around the hole if it is in the template of another model and that is recognized."""

@@ -35,7 +35,7 @@ class Columns:
 
     `license` may hold a list: the code is then under all of them. `text` holds the content as text or as bytes, or the id of a
     blob (`Archives.blobs`). Then `size` has its bytes, and `encoding` its encoding. Where a row is a whole repository, `files`
-    is the column with the list of its files, and `files.path` the field `path` of each of them.
+    is the column with the list of its files, without a dot, and `files.path` the field `path` of each of them.
     """
 
     text: str = "text"
@@ -48,6 +48,12 @@ class Columns:
     size: str | None = None
     encoding: str | None = None
     files: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.files is not None and "." in self.files:
+            raise ConfigError(
+                f"columns.files is {self.files!r}: the list of files must be a column of its own, without a dot"
+            )
 
     def names(self) -> list[str]:
         """The columns to read. The list of files is read as a whole."""

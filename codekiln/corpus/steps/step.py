@@ -56,7 +56,7 @@ class Step:
     compares_documents: ClassVar[bool] = False
 
     def check_file(self, file: SourceFile) -> Drop | None:
-        """Phase 1: decides about a listed file before it is read."""
+        """Phase 1: decides about a listed file before it is read. It may be asked twice, and answers the same."""
         return None
 
     def check_document(self, draft: Draft) -> Drop | None:

@@ -298,9 +298,9 @@ class _LlamaResponse:
             async for _ in pieces:
                 pass
         self._require_end()
-        texts = {sample.index: self._shown(sample) for sample in self._samples}
+        texts = {sample.index: await self._answer.postprocess(sample.index, sample.text) for sample in self._samples}
         await self._answer.trace(texts)
-        return [self._final(sample, texts[sample.index]) for sample in self._samples]
+        return [self._final(sample, texts[sample.index], texts[sample.index]) for sample in self._samples]
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events: one per piece of text, and one per sample with its counts."""
@@ -310,19 +310,14 @@ class _LlamaResponse:
                 if text and not is_held:
                     yield _event(self._partial(sample, text))
                 if sample.stop_type != "none":
-                    shown = self._shown(sample)
+                    shown = await self._answer.postprocess(sample.index, sample.text)
                     if self._body.provenance:
                         await self._answer.trace({sample.index: shown})
-                    yield _event(self._final(sample, shown if is_held else ""))
+                    yield _event(self._final(sample, shown if is_held else "", shown))
         try:
             self._require_end()
         except Refusal as refused:
             yield _event(error_body(refused.message, code=refused.code))
-
-    def _shown(self, sample: _Sample) -> str:
-        """The text of a sample for the client."""
-        cursor = self._answer.cursor_of(sample.index)
-        return sample.text if cursor is None else cursor.postprocess(sample.text)
 
     def _require_end(self) -> None:
         if any(sample.stop_type == "none" for sample in self._samples):
@@ -385,7 +380,8 @@ class _LlamaResponse:
             "tokens_evaluated": self._answer.prompt_tokens[0],
         }
 
-    def _final(self, sample: _Sample, content: str) -> JsonObject:
+    def _final(self, sample: _Sample, content: str, text: str) -> JsonObject:
+        """The last record of a sample with this content. `text` is all text that the client has then."""
         first_token_seconds = self._answer.first_token_seconds
         n_read = n_cached = 0
         prompt_ms = (sample.ended - self._answer.started) * 1000
@@ -405,7 +401,7 @@ class _LlamaResponse:
             "truncated": self._answer.n_cut_tokens > 0,
             "stop_type": sample.stop_type,
             "stopping_word": sample.stopping_word,
-            "has_new_line": "\n" in sample.text,
+            "has_new_line": "\n" in text,
             "tokens_cached": n_cached,
             "timings": {
                 "cache_n": n_cached,

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from codekiln import __version__
 from codekiln.errors import CodekilnError
 from codekiln.files import JsonObject
-from codekiln.generate.complete import Completer, Completion, CompletionParams
+from codekiln.generate.complete import Completer, Completion, CompletionParams, InfillRequest
 from codekiln.generate.sampling import SamplingParams
 from codekiln.serve.openapi import describe, describe_completion
 from codekiln.serve.protocols.openai import Name, Seed, StopStrings, WireModel
@@ -132,7 +132,8 @@ def add_ollama(app: FastAPI, service: CompletionService) -> None:
         if not body.prompt and not body.suffix:  # clients load a model with an empty prompt
             record = {"model": body.model, "created_at": _now(), "response": "", "done": True, "done_reason": "load"}
             return JSONResponse(record)
-        prompt = service.hole(request, body.prompt, body.suffix)
+        is_hole = body.suffix is not None
+        prompt = service.hole(request, body.prompt, body.suffix) if is_hole else InfillRequest(body.prompt)
         query = Query(prompts=[prompt], params=body.options.params(completer))
         answer = await service.answer(request, query)
         if body.stream:
