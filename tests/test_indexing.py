@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -78,6 +82,39 @@ def test_an_index_follows_the_code(small_run: Path, tmp_path: Path) -> None:
     ids = Tokenizer.load(tokenizer).encode("def a_new_function_of_today():\n    pass\n")
     assert index.count(ids) == 1
     assert index.count(Tokenizer.load(tokenizer).encode(f"def {NAME}(")) == 0
+
+
+def test_an_index_that_was_interrupted_continues(small_run: Path, tmp_path: Path) -> None:
+    """While files are read, and while they are tokenized."""
+    library, out = sysconfig.get_path("stdlib"), tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "codekiln",
+        "corpus",
+        "index",
+        library,
+        "--model",
+        str(small_run),
+        "--out",
+        str(out),
+    ]
+    for title in ("Corpus: read and filter", "Tokenize"):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            lines = [""]
+            while title not in lines[-1]:
+                assert process.poll() is None, lines
+                lines.append(process.stderr.readline())
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()  # not `communicate`, which would lose what was read ahead
+            assert process.wait(60) == 130, rest
+        assert "same command" in rest and "Traceback" not in rest and "FATAL" not in rest
+    assert (out / "corpus" / "manifest.json").is_file() and not (out / "index").exists()
+    done = codekiln(*command[3:])
+    assert "documents are indexed" in done.stdout, done.stderr
+    found = json.loads(codekiln("corpus", "search", out, "class JSONDecoder(", "--json").stdout)
+    assert [place["path"] for place in found["places"]] == ["decoder.py"]
 
 
 def test_bad_input_is_refused(indexed: Path, small_run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codekiln.cli.options import Json, Memory, RunArgument, parse_path, print_table, read_inputs
+from codekiln.cli.options import Json, Memory, RunArgument, exit_interrupted, parse_path, print_table, read_inputs
 from codekiln.errors import MissingFileError
 from codekiln.extras import import_optional
 
@@ -77,8 +77,13 @@ def index(
     tokenizer = resolve_model_dir(model) / TOKENIZER
     if not tokenizer.is_file():
         raise MissingFileError(f"{model} has no {TOKENIZER}: name a run or a model directory")
-    manifest = index_folder(code, tokenizer, out, license=license, engine=Engine(memory_bytes=parse_bytes(memory)))
-    typer.echo(f"{manifest['tokens']:,} tokens in {manifest['documents']:,} documents are indexed in {out}")
+    engine = Engine(memory_bytes=parse_bytes(memory))
+    try:
+        manifest = index_folder(code, tokenizer, out, license=license, engine=engine)
+    except KeyboardInterrupt:
+        exit_interrupted()
+    noun = "document" if manifest["documents"] == 1 else "documents"
+    typer.echo(f"{manifest['tokens']:,} tokens in {manifest['documents']:,} {noun} are indexed in {out}")
 
 
 @app.command()

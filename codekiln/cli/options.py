@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -158,6 +158,13 @@ KeepCorpus = Annotated[
 def is_main_rank() -> bool:
     """Whether this process prints: rank 0 of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def exit_interrupted(*, status: int = 130, reason: str = "interrupted") -> NoReturn:
+    """Ends the process after Ctrl-C. The threads of the corpus engine abort it if the interpreter shuts down in order."""
+    print_note(f"{reason}. Progress is saved. Run the same command to resume.")
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def print_note(message: str) -> None:

@@ -2,8 +2,6 @@
 # ruff: noqa: PLC0415
 
 import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +29,7 @@ from codekiln.cli.options import (
     RayAddress,
     RecipeArgument,
     TensorParallel,
+    exit_interrupted,
     is_main_rank,
     parse_name,
     parse_path,
@@ -318,12 +317,9 @@ def _train(
             pipeline.build(recipe, out, runtime, stop_after=stop_after, loggers=loggers or [], corpus=corpus)
             runs = [out]
     except KeyboardInterrupt as stopped:
-        was_terminated = isinstance(stopped, Preempted)
-        reason = "stopped by SIGTERM" if was_terminated else "interrupted"
-        print_note(f"{reason}. Progress is saved. Run the same command to resume.")
-        sys.stdout.flush()
-        # The threads of the corpus engine abort the process if the interpreter shuts down in order.
-        os._exit(0 if was_terminated else 130)
+        if isinstance(stopped, Preempted):
+            exit_interrupted(status=0, reason="stopped by SIGTERM")
+        exit_interrupted()
     if stop_after is None and is_main_rank():
         for run in runs:
             write_reports(run)

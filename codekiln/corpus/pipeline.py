@@ -110,7 +110,8 @@ def _open_plan(config: CorpusConfig, folder: Path, *, keep_dropped: bool) -> tup
     fingerprints = [source.fingerprint() for source in config.sources]
     inputs = _digest(config, units, fingerprints)
     if plan is not None and plan["inputs"] != inputs:
-        print_line("Corpus: the input has changed since it was interrupted: it starts again")
+        since = "was built" if "manifest_sha256" in plan else "was interrupted"
+        print_line(f"Corpus: the input has changed since it {since}: it starts again")
         _clear(folder)
         units, plan = _list_units(config, folder), None
     if plan is not None and keep_dropped and not plan["keep_dropped"]:
