@@ -110,7 +110,7 @@ def test_an_index_that_was_interrupted_continues(small_run: Path, tmp_path: Path
             rest = process.stderr.read()  # not `communicate`, which would lose what was read ahead
             assert process.wait(60) == 130, rest
         assert "same command" in rest and "Traceback" not in rest and "FATAL" not in rest
-    assert (out / "corpus" / "manifest.json").is_file() and not (out / "index").exists()
+    assert (out / "corpus" / "manifest.json").is_file() and not (out / "index" / "manifest.json").exists()
     done = codekiln(*command[3:])
     assert "documents are indexed" in done.stdout, done.stderr
     found = json.loads(codekiln("corpus", "search", out, "class JSONDecoder(", "--json").stdout)
