@@ -109,17 +109,15 @@ def quality(run: Path, index_folder: Path | None, seeds: int, n_problems: int, g
         gate, result = fit_and_measure(completer, index, documents, config)
         if seed == 0 and gate_path is not None:
             gate.save(gate_path)
-        halves = split_repositories(completer, documents, seed)[1]
+        fitted, measured = split_repositories(completer, documents, seed)
         n_bytes, total_bits = 0, 0.0
-        for _, scored, others in document_windows(completer, halves, MEASURED_TOKENS, seed):
+        for _, scored, others in document_windows(completer, measured, MEASURED_TOKENS, seed):
             completer.use_recall(Recall(only_predictions(gate), corpus=index, workspace=others))
             total_bits += score_document(completer, scored)
             n_bytes += count_bytes(completer, scored)
         completer.use_recall(Recall())
         result["index_alone_bits_per_byte"] = total_bits / n_bytes
-        result["ngram_cache_bits_per_byte"] = ngram_cache(
-            completer, index, *split_repositories(completer, documents, seed), seed
-        )
+        result["ngram_cache_bits_per_byte"] = ngram_cache(completer, index, fitted, measured, seed)
         results.append(result)
         print(json.dumps({"seed": seed} | result))
     print(f"{'':10} {'bits per byte':>30} {'exact single lines':>30}")

@@ -1,5 +1,5 @@
-"""The index of a folder of code with the tokens of a model, without a run: to search it, to trace completions to it, and to
-recall it."""
+"""The index of training documents from their token shards; and of a folder of code with the tokens of a model, without a run:
+to search it, to trace completions to it, and to recall it."""
 
 import shutil
 from pathlib import Path
@@ -54,11 +54,18 @@ def index_folder(
         shards = open_token_shards(out / "tokens", "train")
         if not sum(map(len, shards.ids)):
             raise ConfigError(f"no file in {code} has text to index: name a folder with source code")
-        tokens = IndexedTokens(shards.ids, shards.document_offsets, Tokenizer.load(copy).vocab_size)
-        made_from = {
-            "corpus": sha256_of(out / "corpus" / MANIFEST),
-            "tokenizer": sha256_of(copy),
-            "tokens": sha256_of(out / "tokens" / MANIFEST),
-        }
-        names = read_names(out / "corpus", "train")
-        return build_index(out / INDEX_FOLDER, tokens, names, IndexConfig(memory_bytes=engine.memory_bytes), made_from)
+        return index_tokens(out, IndexConfig(memory_bytes=engine.memory_bytes))
+
+
+def index_tokens(folder: Path, config: IndexConfig) -> JsonObject:
+    """Writes the index of the training documents of a folder with a corpus, token shards and their tokenizer, as a run has
+    them. Returns its manifest."""
+    tokenizer = folder / TOKENIZER_FILE
+    shards = open_token_shards(folder / "tokens", "train")
+    tokens = IndexedTokens(shards.ids, shards.document_offsets, Tokenizer.load(tokenizer).vocab_size)
+    made_from = {
+        "corpus": sha256_of(folder / "corpus" / MANIFEST),
+        "tokenizer": sha256_of(tokenizer),
+        "tokens": sha256_of(folder / "tokens" / MANIFEST),
+    }
+    return build_index(folder / INDEX_FOLDER, tokens, read_names(folder / "corpus", "train"), config, made_from)

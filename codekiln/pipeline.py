@@ -12,7 +12,7 @@ from typing import assert_never
 import torch
 
 from codekiln.convert.models import load_tokenizer
-from codekiln.corpus.documents import DROPPED, MANIFEST, Document, read_documents, read_manifest, read_names
+from codekiln.corpus.documents import DROPPED, MANIFEST, Document, read_documents, read_manifest
 from codekiln.corpus.engine import CorpusOptions
 from codekiln.corpus.pipeline import build_corpus, read_fingerprints
 from codekiln.corpus.sample import balanced_sample
@@ -26,8 +26,8 @@ from codekiln.folders import claim_folder, folder_lock, refuse_links, require_se
 from codekiln.generate.complete import Completer
 from codekiln.generate.recall import run_gate
 from codekiln.index.build import MANIFEST as INDEX_MANIFEST
-from codekiln.index.build import IndexedTokens, build_index
 from codekiln.index.search import INDEX_FOLDER, open_run_index
+from codekiln.indexing import index_tokens
 from codekiln.metrics_log import METRICS_FILE, MetricSink, read_metrics, summarize
 from codekiln.model.huggingface import TOKENIZER, read_config, require_vocabulary, save_model, stop_token_ids_in
 from codekiln.model.tensors import named_weights
@@ -52,7 +52,7 @@ from codekiln.train.loggers import build_loggers
 from codekiln.train.loop import micro_batch_sequences, train
 from codekiln.train.lora import iter_merged_weights
 from codekiln.train.parallel import EXIT, World, init_distributed, iter_full_tensors
-from codekiln.train.prepare import open_token_shards, prepare_shards
+from codekiln.train.prepare import prepare_shards
 
 # Disk space: weights and optimizer state in float32, in two checkpoints and one that is being written.
 BYTES_PER_PARAMETER = 36
@@ -293,11 +293,7 @@ def _index_inputs(job: Job) -> JsonObject:
 
 def _index(job: Job, inputs: JsonObject) -> JsonObject:
     assert job.recipe.index is not None
-    shards = open_token_shards(job.run / "tokens", "train")
-    tokens = IndexedTokens(shards.ids, shards.document_offsets, Tokenizer.load(job.run / TOKENIZER).vocab_size)
-    names = read_names(job.run / "corpus", "train")
-    made_from = {name: inputs[name] for name in ("corpus", "tokenizer", "tokens")}
-    manifest = build_index(job.run / INDEX_FOLDER, tokens, names, job.recipe.index, made_from)
+    manifest = index_tokens(job.run, job.recipe.index)
     return {"documents": manifest["documents"], "tokens": manifest["tokens"], "shards": len(manifest["shards"])}
 
 

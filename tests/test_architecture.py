@@ -14,8 +14,8 @@ LAYERS = (
     {"corpus", "tokenizer", "model", "index"},
     {"train", "generate", "convert"},
     {"evaluate", "serve"},
-    {"recipe", "runs"},
-    {"indexing", "overrides", "pipeline", "verification"},
+    {"indexing", "recipe", "runs"},
+    {"overrides", "pipeline", "verification"},
     {"recipes", "report", "planning", "doctor"},
     {"cli"},
 )

@@ -266,8 +266,8 @@ def serve(
     postprocess: Annotated[
         Literal["line", "block", "scope", "hole", "off"],
         typer.Option(
-            help="Post-process what is written into holes, which then end with their line, their block, their indentation, or "
-            "where the model ends them. A stream then sends a text whole, when it has ended.",
+            help="Clean completions of holes, and end them with their line, their block, their indentation, or where the model "
+            "ends them. A stream then sends a text whole, when it has ended.",
         ),
     ] = "off",
     is_open: Annotated[
@@ -394,11 +394,12 @@ def use_recall(
     from codekiln.index.build import MANIFEST as INDEX_MANIFEST
     from codekiln.index.search import INDEX_FOLDER
 
-    own: list[Searched] = [tracer.index] if is_own and tracer is not None else []
-    if (is_own or tracer is None) and (model / INDEX_FOLDER).is_dir():
-        tracer = _open_tracer(model)
-    elif is_own:
+    own: list[Searched] = []
+    if is_own and tracer is not None:
+        own.append(tracer.index)
         tracer = None
+    if tracer is None and (model / INDEX_FOLDER).is_dir():
+        tracer = _open_tracer(model)
     path = run_gate(model)
     gate = Gate.load(path if path.is_file() else DEFAULT_GATE)
     if workspace is not None:

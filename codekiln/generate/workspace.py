@@ -65,7 +65,7 @@ class Workspace:
         self._segments: list[_Segment] = []
         self._of_file: dict[Path, _Segment] = {}
         self._left_out: dict[Path, str] = {}
-        self._n_tokens_over: dict[Path, int] = {}  # of the files over the limit
+        self._over: dict[Path, int] = {}  # tokens of the files that are over the limit
         self._shards: tuple[SortedTokens, ...] = ()
         self._state = WorkspaceState(0, 0, 0, {})
         self._is_stopped = threading.Event()
@@ -168,17 +168,18 @@ class Workspace:
         """Removes changed files from their segments, adds those that are present, and sorts what differs."""
         touched: dict[int, _Segment] = {}
         for path in changed:
-            self._left_out.pop(path, None)
+            self._forget(path)
             segment = self._of_file.pop(path, None)
             if segment is not None:
                 segment.remove(path)
                 touched[id(segment)] = segment
         # There may be room for files that were left out. Those that do not fit are not read: there may be a hundred thousand.
-        waiting = [path for path, reason in self._left_out.items() if reason == _OVER_LIMIT] if touched else []
+        n_left = self._n_left
+        waiting = [path for path, n_tokens in self._over.items() if n_tokens <= n_left] if touched else []
         for number, path in enumerate([*present, *waiting]):
-            if number >= len(present) and self._n_tokens_over[path] > self._n_left:
+            if number >= len(present) and self._over[path] > self._n_left:
                 continue
-            self._left_out.pop(path, None)
+            self._forget(path)
             if self._is_stopped.is_set():
                 return
             file = self._read(path)
@@ -186,8 +187,7 @@ class Workspace:
                 continue
             segment = self._with_room(file.n_tokens)
             if segment is None:
-                self._left_out[path] = _OVER_LIMIT
-                self._n_tokens_over[path] = file.n_tokens
+                self._over[path] = file.n_tokens
                 continue
             segment.add(path, file)
             self._of_file[path] = segment
@@ -195,6 +195,11 @@ class Workspace:
             if segment.n_tokens >= SEGMENT_TOKENS:  # it is full: what was read so far can be searched
                 self._publish([touched.pop(id(segment))])
         self._publish(touched.values())
+
+    def _forget(self, path: Path) -> None:
+        """Removes the reason why a file is left out."""
+        self._left_out.pop(path, None)
+        self._over.pop(path, None)
 
     @property
     def _n_left(self) -> int:
@@ -220,7 +225,7 @@ class Workspace:
             len(files),
             sum(file.n_tokens for file in files),
             sum(file.n_secrets for file in files),
-            dict(Counter(self._left_out.values())),
+            dict(Counter([*self._left_out.values(), *[_OVER_LIMIT] * len(self._over)])),
         )
 
     def _read(self, path: Path) -> "_File | None":

@@ -16,10 +16,9 @@ import numpy.typing as npt
 from codekiln.model.llvm_kernels import LANES, add_weighted_1, add_weighted_4, dot_8, float_of_bits, pointer
 
 Array = npt.NDArray[Any]
-LLVM_KERNELS = (
-    "84af360cf2471e9f"  # of llvm_kernels.py: numba compiles again only if this file changes (tests/test_engine.py)
-)
-_TOKENS = 8  # whose keys, and then whose values, are read together
+# The checksum of llvm_kernels.py: numba compiles again only if this file changes (tests/test_engine.py)
+LLVM_KERNELS = "84af360cf2471e9f"
+_TOKENS = 8  # whose keys, and then whose values, are read together: as many as `dot_8` takes
 _EXPONENTIAL = tuple(
     np.float32(x) for x in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
@@ -169,7 +168,7 @@ def attend(
         for s in range(0, length, _TOKENS):
             n_tokens = min(_TOKENS, length - s)
             for h in range(n_heads):
-                if n_tokens == 8 and whole == d:
+                if n_tokens == _TOKENS and whole == d:
                     row = pointer(keys, (start + s) * stride + h // group * d)
                     dot_8(pointer(q, (n * n_heads + h) * d), row, stride, d, pointer(weights, h * longest + s))
                     continue

@@ -21,9 +21,8 @@ from numba.extending import intrinsic
 from codekiln.model.llvm_kernels import FLOAT, INDEX, INT32, emit_prefetch, pointer, shuffle, spread, sum_lanes
 
 Array = npt.NDArray[Any]
-LLVM_KERNELS = (
-    "84af360cf2471e9f"  # of llvm_kernels.py: numba compiles again only if this file changes (tests/test_engine.py)
-)
+# The checksum of llvm_kernels.py: numba compiles again only if this file changes (tests/test_engine.py)
+LLVM_KERNELS = "84af360cf2471e9f"
 MAX_WEIGHT, MAX_ACTIVATION = 127, 4095
 K_MULTIPLE, O_MULTIPLE = 32, 4  # weights are padded with zeros to these
 MIN_MAGNITUDE = 1e-20  # of a row of activations; a row of zeros stays zero

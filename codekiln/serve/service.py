@@ -179,7 +179,7 @@ class CompletionService:
     """Answers queries about one model. `training` traces its completions.
 
     With `recognize_fim`, prompts without a suffix that are in the infilling template of another model are rendered in the
-    format of this one. With `postprocessing`, it is applied to what is written into holes.
+    format of this one. `postprocessing` is applied to completions of holes.
     """
 
     def __init__(

@@ -312,7 +312,7 @@ class PackedFiles:
 
 def _listed(record: Record, column: str) -> Iterator[Record]:
     """A record for each entry of the list in a column, with the entry in the place of the list."""
-    entries = value_at(record.values, column)
+    entries = record.values.get(column)
     if not isinstance(entries, list):
         yield Record(record.number, {}, record.n_bytes, NO_TEXT if entries is None else OTHER_TYPE)
         return

@@ -69,18 +69,7 @@ def the_stack_v2(
     `detected_licenses`. This is the layout of `the-stack-v2` and `the-stack-v2-dedup`, with a row per file. The columns are
     documented at https://huggingface.co/datasets/bigcode/the-stack-v2.
     """
-    columns = Columns(
-        text="blob_id",
-        path="path",
-        repository="repo_name",
-        revision="revision_id",
-        license="detected_licenses",
-        language="language",
-        stars="star_events_count",
-        size="length_bytes",
-        encoding="src_encoding",
-    )
-    return Archives(paths=paths, columns=columns, source="github", languages=languages, blobs=blobs or BlobStore())
+    return _the_stack_v2(paths, languages, blobs)
 
 
 def the_stack_v2_repositories(
@@ -91,17 +80,25 @@ def the_stack_v2_repositories(
     They are `the_stack_v2` with a row per repository, which has the list `files`. The columns are documented at
     https://huggingface.co/datasets/bigcode/the-stack-v2-train-smol-ids.
     """
+    return _the_stack_v2(paths, languages, blobs, files="files")
+
+
+def _the_stack_v2(
+    paths: tuple[str, ...], languages: tuple[str, ...], blobs: BlobStore | None, files: str | None = None
+) -> Archives:
+    """With a row per file, or per repository, which has the column `files`."""
+    before = "" if files is None else f"{files}."
     columns = Columns(
-        files="files",
-        text="files.blob_id",
-        path="files.path",
+        files=files,
+        text=f"{before}blob_id",
+        path=f"{before}path",
         repository="repo_name",
         revision="revision_id",
-        license="files.detected_licenses",
-        language="files.language",
+        license=f"{before}detected_licenses",
+        language=f"{before}language",
         stars="star_events_count",
-        size="files.length_bytes",
-        encoding="files.src_encoding",
+        size=f"{before}length_bytes",
+        encoding=f"{before}src_encoding",
     )
     return Archives(paths=paths, columns=columns, source="github", languages=languages, blobs=blobs or BlobStore())
 

@@ -46,7 +46,7 @@ class LocalRepositories:
     def files(self) -> Iterator[SourceFile]:
         """In the order of paths. Raises MissingFileError for a missing folder and ConfigError if it has no source file."""
         licenses = NearestLicense(self.folder, read_license)
-        folder = license = None
+        folder, license = None, UNKNOWN
         for entry, repository, path in self._list():
             size, read, problem = (0, CannotRead(), None) if entry.problem is not None else local_file(entry.location)
             if folder != (folder := entry.location.rpartition("/")[0]):
@@ -55,7 +55,7 @@ class LocalRepositories:
                 source="tree",
                 repository=repository,
                 revision="-",
-                license=license or UNKNOWN,
+                license=license,
                 path=path,
                 size=size,
                 read=read,
