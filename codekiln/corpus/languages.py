@@ -1,6 +1,7 @@
 """The language of a file: the 28 of the InCoder paper (section 3.1), and prose. Its name decides, and sometimes the content."""
 
 import re
+from functools import cache
 from posixpath import splitext
 
 _EXTENSIONS = {
@@ -95,10 +96,17 @@ def known_language(name: str) -> str:
 
 def may_be(path: str, languages: tuple[str, ...]) -> bool:
     """Whether a file may be in one of the languages, by its name: the content may decide."""
-    if (language := language_of(path)) is None:
-        return False
-    others = (name for _, name in _RULES.get(splitext(path)[1].lower(), ()))
-    return language in languages or any(name in languages for name in others)
+    return splitext(path)[1].lower() in _extensions_of(languages)
+
+
+@cache
+def _extensions_of(languages: tuple[str, ...]) -> frozenset[str]:
+    """The extensions of files that may be in one of the languages."""
+    return frozenset(
+        extension
+        for extension, language in _LANGUAGE_OF.items()
+        if language in languages or any(name in languages for _, name in _RULES.get(extension, ()))
+    )
 
 
 def detect_language(path: str, text: str) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from codekiln.arrays import load_arrays, map_array, save_arrays, sorted_unique
-from codekiln.corpus.scratch import Drops, Indices, Scratch, cached_by_file
+from codekiln.corpus.scratch import Drops, Indices, Scratch, cached_by_file, column_bytes
 from codekiln.corpus.shingles import Bytes, Hashes, find_in, make_filter, text_runs
 from codekiln.corpus.split import HeldOut
 from codekiln.files import JsonObject, atomic_write, read_json, write_json
@@ -34,7 +34,7 @@ class RunIndex:
     filter_bits: Bytes
 
     @classmethod
-    def build(cls, texts: Iterable[str], n_words: int) -> "RunIndex":
+    def build(cls, texts: Iterable[str | Bytes], n_words: int) -> "RunIndex":
         values = sorted_unique(np.concatenate([np.empty(0, np.uint64), *(text_runs(text, n_words) for text in texts)]))
         return cls(n_words, values, make_filter(values))
 
@@ -50,7 +50,7 @@ class RunIndex:
             self.values.tofile(temp_path / "values.bin")
             self.filter_bits.tofile(temp_path / "filter.bin")
 
-    def find(self, text: str) -> Indices:
+    def find(self, text: str | Bytes) -> Indices:
         """The place in the index of each run of a text, or -1, in order."""
         places: Indices = find_in(text_runs(text, self.n_words), self.values, self.filter_bits)
         return places
@@ -97,7 +97,7 @@ def _find_shared(scratch: Scratch, held_out: HeldOut, unit: int) -> None:
     found: list[Indices] = []
     for batch in scratch.batches(unit, ["order", "repository", "text"]):
         rows = batch.filter(pa.array(~held_out.mask(batch)))
-        for order, text in zip(rows.column("order").to_pylist(), rows.column("text").to_pylist(), strict=True):
+        for order, text in zip(rows.column("order").to_pylist(), column_bytes(rows.column("text")), strict=True):
             places = index.find(text)
             shared = sorted_unique(places[places >= 0])
             if len(shared):
@@ -121,7 +121,7 @@ def _shared_runs(scratch: Scratch) -> Iterator[tuple[int, int, Indices]]:
         yield from zip(found["orders"].tolist(), found["n_runs"].tolist(), shared, strict=True)
 
 
-def _held_out_texts(scratch: Scratch, held_out: HeldOut) -> Iterator[tuple[int, str]]:
+def _held_out_texts(scratch: Scratch, held_out: HeldOut) -> Iterator[tuple[int, Bytes]]:
     for unit in range(scratch.n_units):
         found = [
             batch.column("order").to_numpy()[held_out.mask(batch)]

@@ -76,6 +76,8 @@ class UnitReader:
             [*COLUMNS.items(), *((name, _TYPES[kind]) for name, kind in step_columns(self.config).items())]
         )
         steps = named_steps(self.config)
+        # Texts do not repeat, so a dictionary of them would be work for nothing.
+        repeating = [name for name in schema.names if name != "text"]
         rows: list[dict[str, Any]] = []
         pending = 0
         flush_bytes = min(FLUSH_BYTES, max(MIN_FLUSH_BYTES, self.scratch.engine.worker_memory_bytes // FLUSH_COPIES))
@@ -84,7 +86,11 @@ class UnitReader:
             nonlocal n_parts, n_bytes, pending
             with atomic_write(self.scratch.read_path(unit, n_parts)) as temp_path:
                 pq.write_table(
-                    pa.Table.from_pylist(rows, schema), temp_path, compression="zstd", row_group_size=READ_BATCH_ROWS
+                    pa.Table.from_pylist(rows, schema),
+                    temp_path,
+                    compression="lz4",
+                    use_dictionary=repeating,
+                    row_group_size=READ_BATCH_ROWS,
                 )
             n_parts += 1
             n_bytes += sum(row["text_bytes"] for row in rows)

@@ -6,6 +6,7 @@ exchange are orders and hashes, in partitions by hash. What a step drops is a li
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,7 +23,7 @@ from codekiln.arrays import Array, load_arrays, save_arrays
 from codekiln.corpus.engine import Engine
 from codekiln.files import JsonObject, atomic_write, read_json, write_json
 
-SCRATCH_FORMAT = 2  # of what tasks leave: another version begins again
+SCRATCH_FORMAT = 3  # of what tasks leave: another version begins again
 READ_BATCH_ROWS = 256
 FLUSH_BYTES, MIN_FLUSH_BYTES, FLUSH_ROWS = 64 * 2**20, 8 * 2**20, 20_000
 FLUSH_COPIES = 15  # a worker has memory for this many times the text that it collects, because writing it needs copies
@@ -85,7 +86,7 @@ class Scratch:
                 # Without threads: tasks use all cores.
                 for batch in file.iter_batches(READ_BATCH_ROWS, groups, needed, use_threads=False):
                     decided = self._decide(batch)
-                    if not dropped:
+                    if not dropped and decided.column("reason").null_count < decided.num_rows:
                         decided = decided.filter(pc.is_null(decided.column("reason")))
                     if decided.num_rows:
                         yield decided.select(columns)
@@ -98,8 +99,8 @@ class Scratch:
                 found[name] += batch.column(name).to_pylist()
         return found
 
-    def texts(self, unit: int, orders: Indices) -> Iterator[tuple[int, str]]:
-        """Order and text of those documents of a work unit whose orders are in `orders`, which is sorted."""
+    def texts(self, unit: int, orders: Indices) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Order and text in UTF-8 of those documents of a work unit whose orders are in `orders`, which is sorted."""
         first, last = np.searchsorted(orders, [unit << ORDER_BITS, (unit + 1) << ORDER_BITS])
         wanted = orders[first:last]
         if not len(wanted):
@@ -107,9 +108,8 @@ class Scratch:
         between = (int(wanted[0]), int(wanted[-1]))
         for batch in self.batches(unit, ["order", "text"], dropped=True, between=between):
             is_wanted = np.isin(batch.column("order").to_numpy(), wanted, assume_unique=True)
-            if is_wanted.any():
-                rows = batch.filter(pa.array(is_wanted))
-                yield from zip(rows.column("order").to_pylist(), rows.column("text").to_pylist(), strict=True)
+            rows = zip(batch.column("order").to_pylist(), column_bytes(batch.column("text")), strict=True)
+            yield from itertools.compress(rows, is_wanted)
 
     def _decide(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch, with step, reason and measured value of the documents that steps have dropped since."""
@@ -177,6 +177,14 @@ class Scratch:
     def n_documents(self) -> int:
         """How many documents were read, dropped ones included."""
         return sum(_unit_record(self.unit_record(unit))["documents"] for unit in range(self.n_units))
+
+
+def column_bytes(column: pa.LargeStringArray) -> Iterator[npt.NDArray[np.uint8]]:
+    """The bytes of each text of a column, which share its memory, (bytes,)."""
+    _, offsets, data = column.buffers()
+    stops = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1].tolist()
+    content = np.frombuffer(data or b"", np.uint8)
+    return (content[start:stop] for start, stop in itertools.pairwise(stops))
 
 
 def _overlaps(file: pq.ParquetFile, group: int, between: tuple[int, int]) -> bool:

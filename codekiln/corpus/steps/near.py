@@ -32,7 +32,7 @@ from codekiln.corpus.scratch import (
 )
 from codekiln.corpus.steps.step import Draft, Drop, Step
 from codekiln.corpus.steps.survivors import COLUMNS, ranks
-from codekiln.files import JsonObject, atomic_write
+from codekiln.files import atomic_write
 
 NEAR_DUPLICATE = "near-duplicate"
 CLUSTERS = "near-duplicates.parquet"
@@ -73,28 +73,21 @@ class NearDuplicates(Step):
     def check_corpus(self, scratch: Scratch) -> Drops:
         clusters = find_clusters(scratch, self.threshold)
         orders = np.concatenate([np.empty(0, np.int64), *clusters])
+        lengths = np.array([len(cluster) for cluster in clusters], np.int64)
         documents = _describe(scratch, np.sort(orders))
-        places = {order: place for place, order in enumerate(documents["order"])}
-        order_of = np.lexsort(tuple(reversed(ranks(documents))))
-        rank = np.empty(len(order_of), np.int64)
-        rank[order_of] = np.arange(len(order_of))
-        sets = ShingleSets.open(scratch)
-        found: list[JsonObject] = []
-        dropped: dict[int, float] = {}
-        for cluster in clusters:
-            members = [places[order] for order in cluster.tolist()]
-            best = min(members, key=lambda place: rank[place])
-            for order, place in zip(cluster.tolist(), members, strict=True):
-                similarity = sets.similarity(order, documents["order"][best])
-                name, kept = documents["name"][place], documents["name"][best]
-                found.append({"name": name, "kept": kept, "similarity": similarity})
-                if place != best:
-                    dropped[order] = similarity
+        places = np.searchsorted(np.array(documents["order"], np.int64), orders)
+        # Sorted by cluster, and then by the rule: the first of each cluster is kept.
+        cluster = np.repeat(np.arange(len(clusters)), lengths)
+        by = np.lexsort((*(rank[places] for rank in reversed(ranks(documents))), cluster))
+        kept = np.repeat(by[np.cumsum(lengths) - lengths], lengths)
+        similarities = ShingleSets.open(scratch).similarities(np.stack((orders, orders[kept])))
+        names = pa.array(documents["name"], pa.string())
+        columns = [names.take(places), names.take(places[kept]), pa.array(similarities)]
         with atomic_write(scratch.outputs / CLUSTERS) as temp_path:
-            pq.write_table(pa.Table.from_pylist(found, CLUSTERS_SCHEMA), temp_path)
-        numbers = sorted(dropped)
-        measured = np.array([dropped[order] for order in numbers], np.float64)
-        return Drops(NEAR_DUPLICATE, np.array(numbers, np.int64), measured)
+            pq.write_table(pa.table(columns, schema=CLUSTERS_SCHEMA), temp_path)
+        dropped = np.flatnonzero(kept != np.arange(len(orders)))
+        dropped = dropped[np.argsort(orders[dropped])]
+        return Drops(NEAR_DUPLICATE, orders[dropped], similarities[dropped])
 
 
 def find_clusters(scratch: Scratch, threshold: float) -> list[Indices]:
@@ -204,18 +197,17 @@ class ShingleSets:
         starts = places["starts"]
         return cls(places["orders"], values, np.stack((starts, starts + np.concatenate(lengths))))
 
-    def similarity(self, one: int, other: int) -> float:
-        """The Jaccard similarity of two documents, by their orders."""
-        from codekiln.corpus.shingles import jaccard  # noqa: PLC0415
+    def similarities(self, pairs: Indices) -> npt.NDArray[np.float64]:
+        """The Jaccard similarity of each of (2, n) pairs of documents, by their orders, (n,)."""
+        from codekiln.corpus.shingles import similarities  # noqa: PLC0415
 
-        at = np.searchsorted(self.orders, [one, other])
-        first, second = (self.values[self.offsets[0, k] : self.offsets[1, k]] for k in at)
-        return float(jaccard(first, second))
+        found: npt.NDArray[np.float64] = similarities(np.searchsorted(self.orders, pairs), self.values, self.offsets)
+        return found
 
 
 def _verify(scratch: Scratch, threshold: float, partition: int) -> None:
     """Task: links of the documents of a partition that are similar: pairs of a document and the first of its component."""
-    from codekiln.corpus.shingles import find_roots, link_bucket  # noqa: PLC0415
+    from codekiln.corpus.shingles import find_roots, link_buckets  # noqa: PLC0415
 
     sets = ShingleSets.open(scratch)
     buckets = load_arrays(scratch.path("buckets", partition))
@@ -224,8 +216,7 @@ def _verify(scratch: Scratch, threshold: float, partition: int) -> None:
         np.searchsorted(sets.orders, buckets["candidates"]),
     )
     parent = np.arange(len(sets.orders))
-    for bucket in np.split(members, buckets["stops"][:-1]):
-        link_bucket(bucket, parent, sets.values, sets.offsets, threshold, BUCKET_WINDOW)
+    link_buckets(members, buckets["stops"], parent, sets.values, sets.offsets, threshold, BUCKET_WINDOW)
     roots = find_roots(parent)[inside]
     is_linked = roots != inside
     links = np.stack((sets.orders[roots[is_linked]], sets.orders[inside[is_linked]]))
