@@ -339,11 +339,16 @@ def test_int8_products_of_older_processors_are_the_same(processor: str, tmp_path
 
 @pytest.mark.parametrize("width", [8, 16, 40, 64, 80, 128])
 @pytest.mark.parametrize("n_before", [0, 1, 5])
-def test_attention_kernel_computes_what_pytorch_computes(width: int, n_before: int) -> None:
-    """Widths that fill vectors or not, lengths around eight tokens, and a softmax that goes on after `n_before` keys."""
+@pytest.mark.parametrize("n_sharing", [0, 20])
+def test_attention_kernel_computes_what_pytorch_computes(width: int, n_before: int, n_sharing: int) -> None:
+    """Widths that fill vectors or not, lengths around eight tokens, and a softmax that goes on after `n_before` keys.
+
+    `n_sharing` tokens with the same keys are more than those that read them together.
+    """
     generator = torch.Generator().manual_seed(width)
-    lengths, n_heads, n_keys = [6, 7, 13, 14, 24, 42], 6, 2
+    lengths, n_heads, n_keys = [*([6, 7, 13, 14, 24, 42] * n_sharing)[:n_sharing], 6, 7, 13, 14, 24, 42], 6, 2
     starts = np.cumsum([0, *lengths[:-1]])
+    starts[:n_sharing] = 0
     q = torch.randn(len(lengths), n_heads, width, generator=generator)
     k, v = (torch.randn(sum(lengths), n_keys, width, generator=generator) for _ in range(2))
     out = torch.zeros(len(lengths), n_heads * width)

@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 # The checksum of llvm_kernels.py: numba compiles again only if this file changes (tests/test_engine.py)
 LLVM_KERNELS = "84af360cf2471e9f"
 _TOKENS = 8  # whose keys, and then whose values, are read together: as many as `dot_8` takes
+_SHARING = 16  # tokens that read the same keys together, at most: the weights of all of them are in memory
 _EXPONENTIAL = tuple(
     np.float32(x) for x in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
@@ -140,6 +141,15 @@ def activate(product: Array, kind: int, out: Array) -> None:
 
 
 @_compiled
+def _sharing_end(starts: Array, first: int) -> int:
+    """The end of the tokens from `first` on whose keys begin at the same place: at most `_SHARING`."""
+    end = first + 1
+    while end < min(first + _SHARING, starts.shape[0]) and starts[end] == starts[first]:
+        end += 1
+    return end
+
+
+@_compiled
 def attend(
     q: Array,
     keys: Array,
@@ -158,57 +168,71 @@ def attend(
     n_heads, n_keys, d = q.shape[1], keys.shape[1], q.shape[2]
     group, stride, whole = n_heads // n_keys, n_keys * d, d // LANES * LANES
     scale = np.float32(1 / math.sqrt(d))
-    longest = 0
-    for n in range(lengths.shape[0]):
-        longest = max(longest, lengths[n])
-    weights = np.empty((n_heads, longest), np.float32)
+    longest = most_sharing = 0
     for n in range(q.shape[0]):
-        start, length = starts[n], lengths[n]
-        # Keys and values are read in the order in which they are stored, all heads of a few tokens together.
-        for s in range(0, length, _TOKENS):
-            n_tokens = min(_TOKENS, length - s)
-            for h in range(n_heads):
-                if n_tokens == _TOKENS and whole == d:
-                    row = pointer(keys, (start + s) * stride + h // group * d)
-                    dot_8(pointer(q, (n * n_heads + h) * d), row, stride, d, pointer(weights, h * longest + s))
-                    continue
-                for t in range(s, s + n_tokens):
-                    score = np.float32(0)
-                    for i in range(d):
-                        score += q[n, h, i] * keys[start + t, h // group, i]
-                    weights[h, t] = score
-        for h in range(n_heads):
-            row_weights = weights[h]
-            largest = maxima[n, h]
-            for s in range(length):
-                row_weights[s] *= scale
-                largest = max(largest, row_weights[s])
-            before = np.float32(0)
-            if sums[n, h] > 0:
-                before = _exponential(maxima[n, h] - largest)
-            weight_sum = sums[n, h] * before
-            for s in range(length):
-                weight = _exponential(row_weights[s] - largest)
-                row_weights[s] = weight
-                weight_sum += weight
-            inverse = np.float32(1) / weight_sum
-            for s in range(length):
-                row_weights[s] *= inverse
-            for i in range(d):
-                out[n, h * d + i] *= before * inverse
-        for s in range(0, length, _TOKENS):
-            n_tokens = min(_TOKENS, length - s)
-            for h in range(n_heads):
-                place, at = (start + s) * stride + h // group * d, (n * n_heads + h) * d
-                row = pointer(weights, h * longest + s)
-                for i in range(0, whole - 3 * LANES, 4 * LANES):
-                    add_weighted_4(row, pointer(values, place + i), stride, n_tokens, pointer(out, at + i))
-                for i in range(whole - whole % (4 * LANES), whole, LANES):
-                    add_weighted_1(row, pointer(values, place + i), stride, n_tokens, pointer(out, at + i))
-                if whole < d:
+        longest = max(longest, lengths[n])
+        most_sharing = max(most_sharing, _sharing_end(starts, n) - n)
+    weights = np.empty((most_sharing, n_heads, longest), np.float32)
+    first = 0
+    while first < q.shape[0]:
+        # Tokens with the same keys read them together: those of a draft, for example. Keys and values are read in the order in
+        # which they are stored, all heads of a few keys together.
+        end = _sharing_end(starts, first)
+        start, longest_here = starts[first], 0
+        for n in range(first, end):
+            longest_here = max(longest_here, lengths[n])
+        for s in range(0, longest_here, _TOKENS):
+            for n in range(first, end):
+                n_tokens = min(_TOKENS, lengths[n] - s)
+                for h in range(n_heads):
+                    if n_tokens == _TOKENS and whole == d:
+                        row = pointer(keys, (start + s) * stride + h // group * d)
+                        place = ((n - first) * n_heads + h) * longest + s
+                        dot_8(pointer(q, (n * n_heads + h) * d), row, stride, d, pointer(weights, place))
+                        continue
                     for t in range(s, s + n_tokens):
-                        for i in range(whole, d):
-                            out[n, h * d + i] += weights[h, t] * values[start + t, h // group, i]
+                        score = np.float32(0)
+                        for i in range(d):
+                            score += q[n, h, i] * keys[start + t, h // group, i]
+                        weights[n - first, h, t] = score
+        for n in range(first, end):
+            length = lengths[n]
+            for h in range(n_heads):
+                row_weights = weights[n - first, h]
+                largest = maxima[n, h]
+                for s in range(length):
+                    row_weights[s] *= scale
+                    largest = max(largest, row_weights[s])
+                before = np.float32(0)
+                if sums[n, h] > 0:
+                    before = _exponential(maxima[n, h] - largest)
+                weight_sum = sums[n, h] * before
+                for s in range(length):
+                    weight = _exponential(row_weights[s] - largest)
+                    row_weights[s] = weight
+                    weight_sum += weight
+                inverse = np.float32(1) / weight_sum
+                for s in range(length):
+                    row_weights[s] *= inverse
+                for i in range(d):
+                    out[n, h * d + i] *= before * inverse
+        for s in range(0, longest_here, _TOKENS):
+            for n in range(first, end):
+                n_tokens = min(_TOKENS, lengths[n] - s)
+                if n_tokens <= 0:
+                    continue
+                for h in range(n_heads):
+                    place, at = (start + s) * stride + h // group * d, (n * n_heads + h) * d
+                    row = pointer(weights, ((n - first) * n_heads + h) * longest + s)
+                    for i in range(0, whole - 3 * LANES, 4 * LANES):
+                        add_weighted_4(row, pointer(values, place + i), stride, n_tokens, pointer(out, at + i))
+                    for i in range(whole - whole % (4 * LANES), whole, LANES):
+                        add_weighted_1(row, pointer(values, place + i), stride, n_tokens, pointer(out, at + i))
+                    if whole < d:
+                        for t in range(s, s + n_tokens):
+                            for i in range(whole, d):
+                                out[n, h * d + i] += weights[n - first, h, t] * values[start + t, h // group, i]
+        first = end
 
 
 @_compiled
