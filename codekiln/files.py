@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from codekiln.errors import CorruptFileError, InvalidFileError, MissingFileError
 JsonObject = dict[str, Any]
 
 # Suffixes of temporary names. Files with them were made by this module; those of a killed process are removed.
-_TEMP, _BACKUP = ".codekiln-temp", ".codekiln-backup"
-TEMPORARY = (_TEMP, _BACKUP)
+_TEMP, _BACKUP, _MODE = ".codekiln-temp", ".codekiln-backup", ".codekiln-mode"
+TEMPORARY = (_TEMP, _BACKUP, _MODE)
+_PRIVATE = 0o600
 _RECORD_CHECKSUM = "record_sha256"
 MAX_JSON_BYTES = 500_000_000
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,7 +42,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     _remove(backup_path)
     try:
         yield temp_path
-        _fsync(*temp_path.rglob("*"), temp_path)
+        written = [*temp_path.rglob("*"), temp_path]
+        _share(written)
+        _fsync(*written)
         if temp_path.is_dir() and path.exists():
             path.rename(backup_path)
         temp_path.replace(path)
@@ -229,6 +233,20 @@ def _fsync(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _share(paths: list[Path]) -> None:
+    """Gives files that only their owner may read the mode of other new files. The library of safetensors writes such files."""
+    private = [path for path in paths if path.is_file() and stat.S_IMODE(path.stat().st_mode) == _PRIVATE]
+    if not private:
+        return
+    probe = private[0].with_name(f".{private[0].name}{_MODE}")
+    _remove(probe)
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in private:
+        path.chmod(mode)
 
 
 def _remove(path: Path) -> None:

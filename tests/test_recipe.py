@@ -11,8 +11,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from codekiln.arrays import save_arrays
 from codekiln.corpus.sources.forge import Forge
 from codekiln.corpus.sources.forge_selection import Selection
 from codekiln.errors import ConfigError
@@ -29,6 +32,7 @@ from codekiln.files import (
     write_record,
 )
 from codekiln.folders import MARK, claim_folder
+from codekiln.model.tensors import save_safetensors
 from codekiln.overrides import apply_overrides
 from codekiln.pipeline import build
 from codekiln.recipes import get_recipe
@@ -289,6 +293,19 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_files_of_weights_have_the_mode_of_other_files(tmp_path: Path) -> None:
+    """The library of safetensors makes files that only their owner may read: others could not use a run."""
+    (tmp_path / "other").touch()
+    with atomic_write(tmp_path / "file") as temp_path:
+        save_safetensors(temp_path, {"a": torch.zeros(2)})
+    with atomic_write(tmp_path / "folder") as temp_path:
+        temp_path.mkdir()
+        save_safetensors(temp_path / "inside", {"a": torch.zeros(2)})
+    save_arrays(tmp_path / "arrays", {"a": np.zeros(2)})
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(modes) == 1 and sorted(path.name for path in tmp_path.iterdir()) == ["arrays", "file", "folder", "other"]
 
 
 @pytest.mark.process

@@ -45,6 +45,7 @@ def save_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def open_safetensors(path: Path) -> safe_open:
     """A safetensors file whose tensors are read one by one. Raises InvalidFileError if it is not complete."""
+    path.open("rb").close()  # the library says of a file that may not be read that it does not exist
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
