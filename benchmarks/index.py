@@ -7,7 +7,7 @@ a process of its own on one or two cores; its time includes names, checksums and
 that of the process less the memory before building. A query is the longest match of the end of a context, of at most 64
 tokens, and the counts of its next tokens. Contexts are 64 tokens of held-out documents, and of training documents, which the
 index has whole. In the last rows, a decoder asks after each token of a held-out text, with the last length as the guess. Times
-of queries are processor time, because other programs use the machine.
+of queries are processor time, because other programs use the machine. Queries from the disk are milliseconds on the clock.
 
 Peers answer the same queries over the first 300,000 tokens: a dictionary of the n-grams of up to 8 tokens with the counts of
 the next token, and a search for the bytes of each length in the bytes of all ids. Lengths up to 8 must be equal.
@@ -15,6 +15,7 @@ the next token, and a search for the bytes of each length in the bytes of all id
 
 import argparse
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -25,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from rich.table import Table
 
 from codekiln.corpus.documents import read_names
 from codekiln.files import sha256_of
+from codekiln.index import continuations
 from codekiln.index.build import IndexedTokens, build_index
 from codekiln.index.config import IndexConfig
 from codekiln.index.continuations import find_continuations
@@ -46,6 +48,7 @@ LIMIT = 64
 MAX_N = 8
 PEER_TOKENS = 300_000
 ROUNDS = 3
+FEW_BYTES = 40_000_000  # of memory, so that there are many shards
 
 
 def indexed(tokens: Path) -> IndexedTokens:
@@ -202,7 +205,46 @@ def measure(run: Path, n_queries: int, work: Path) -> None:
             [name, "the same at once, lengths only", "", f"{times.median / LIMIT:.1f}", f"{times.mean / LIMIT:.1f}"]
         )
     print_rows("queries", ["shards", "contexts", "mean length", "median, CPU µs", "mean, CPU µs"], rows)
+    measure_from_disk(source, held_out[:50], run, work)
     compare(source, held_out, run, work)
+
+
+def measure_from_disk(source: IndexedTokens, contexts: list[Ids], run: Path, work: Path) -> None:
+    """An index of many shards, of which nothing is in memory before each query."""
+    folder = work / "many"
+    build_index(
+        folder, source, read_names(run / "corpus", "train"), IndexConfig(memory_bytes=FEW_BYTES), {"tokenizer": ""}
+    )
+    index = Index(folder)
+    n_cached = continuations._cached_bytes()
+    rows = []
+    for kind, n_bytes in (("one shard after the other", n_cached), ("in threads", 0)):
+        vars(continuations)["_cached_bytes"] = lambda n_bytes=n_bytes: n_bytes
+        times: dict[str, list[float]] = {"memory": [], "disk": []}
+        for place, found in times.items():
+            for context in contexts:
+                if place == "disk":
+                    drop_from_memory(index)
+                begun = time.perf_counter()
+                ask(index, context)
+                found.append(1e3 * (time.perf_counter() - begun))
+        rows.append([kind, *(f"{statistics.median(found):.2f}" for found in times.values())])
+    vars(continuations)["_cached_bytes"] = lambda: n_cached
+    print_rows(f"{len(index.shards)} shards", ["", "in memory, ms", "from the disk, ms"], rows)
+
+
+def drop_from_memory(index: Index) -> None:
+    """Removes the files of an index from the memory of this process, and from the cache of the system."""
+    for shard in index.shards:
+        for array in (shard.text, shard.suffixes, shard.keys):
+            mapped: Any = array.base
+            while not isinstance(mapped, mmap.mmap):
+                mapped = mapped.base
+            mapped.madvise(mmap.MADV_DONTNEED)
+    for path in index.folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def compare(source: IndexedTokens, contexts: list[Ids], run: Path, work: Path) -> None:

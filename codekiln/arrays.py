@@ -1,5 +1,6 @@
 """Arrays in files: several in one, or one that is mapped into memory."""
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,16 @@ def sorted_unique(values: Array) -> Array:
     return values[is_first]
 
 
-def map_array(path: Path, dtype: npt.DTypeLike) -> Array:
-    """The bytes of a file as an array that cannot be written, (n,). Several processes share its memory."""
+def map_array(path: Path, dtype: npt.DTypeLike, *, is_searched: bool = False) -> Array:
+    """The bytes of a file as an array that cannot be written, (n,). Several processes share its memory.
+
+    Of an array that `is_searched`, the system reads the page that is needed, and not those after it too.
+    """
     if path.stat().st_size == 0:  # cannot be mapped
         return np.empty(0, dtype)
-    # Without the class of NumPy's memory maps, which makes calls of compiled functions slower.
-    return np.asarray(np.memmap(path, dtype, mode="r"))
+    # Not np.memmap, whose class makes calls of compiled functions slower.
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if is_searched and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype)

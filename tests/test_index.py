@@ -1,7 +1,9 @@
 """The index against brute force."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from codekiln.errors import CodekilnError, ConfigError, CorruptFileError, InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, read_json, write_json
 from codekiln.index import build as building
+from codekiln.index import continuations, search
 from codekiln.index.build import MANIFEST, IndexedTokens, build_index
 from codekiln.index.codes import encode_ranks, keep_suffixes_of_tokens, shortest_code
 from codekiln.index.config import IndexConfig
@@ -95,12 +98,26 @@ def setting(request: pytest.FixtureRequest) -> tuple[int, int]:
     return found
 
 
-@pytest.mark.parametrize("shard_tokens", [10**9, 60])
+def count_searches_in_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often threads have searched shards since."""
+    threads, n_calls = continuations._threads, itertools.count()
+
+    def counted() -> ThreadPoolExecutor:
+        next(n_calls)
+        return threads()
+
+    monkeypatch.setattr(continuations, "_threads", counted)
+    return lambda: next(n_calls)
+
+
+@pytest.mark.parametrize(("shard_tokens", "memory"), [(10**9, 10**9), (60, 10**9), (60, 100)])
 def test_answers_are_those_of_brute_force(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: tuple[int, int], shard_tokens: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: tuple[int, int], shard_tokens: int, memory: int
 ) -> None:
-    """For one shard and for many."""
+    """For one shard, for many, and for many that do not fit into memory, which threads search."""
     monkeypatch.setattr(building, "MAX_SHARD_TOKENS", shard_tokens)
+    monkeypatch.setattr(continuations, "_cached_bytes", lambda: memory)
+    n_in_threads = count_searches_in_threads(monkeypatch)
     n_ids, vocab_size = setting
     documents = random_documents(n_ids, n_ids, vocab_size)
     index = index_of(tmp_path / "index", documents, vocab_size)
@@ -140,16 +157,20 @@ def test_answers_are_those_of_brute_force(
             expected_fractions = {i: n / sum(followers.values()) for i, n in followers.items()}
             fractions = dict(zip(predicted.ids.tolist(), predicted.fractions.tolist(), strict=True))
             assert fractions == pytest.approx(expected_fractions)
+    assert (n_in_threads() > 0) == (memory == 100)
     for number in range(len(documents)):
         assert index.document(number).tolist() == documents[number]
         assert index.name(number) == DocumentName(f"r{number % 3}", "1", f"{number}.py", "MIT")
 
 
-@pytest.mark.parametrize("shard_tokens", [10**9, 60])
+@pytest.mark.parametrize(("shard_tokens", "long_text"), [(10**9, 1000), (60, 1000), (60, 1)])
 def test_longest_matches_of_a_text_are_those_of_its_beginnings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_tokens: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_tokens: int, long_text: int
 ) -> None:
+    """For one shard, for many, and for many that threads search."""
     monkeypatch.setattr(building, "MAX_SHARD_TOKENS", shard_tokens)
+    monkeypatch.setattr(search, "LONG_TEXT", long_text)
+    n_in_threads = count_searches_in_threads(monkeypatch)
     documents = random_documents(3, 4, 10)
     index = index_of(tmp_path / "index", documents, 10)
     rng = np.random.default_rng(2)
@@ -161,6 +182,7 @@ def test_longest_matches_of_a_text_are_those_of_its_beginnings(
         matches = [index.longest_match(text[: i + 1], limit) for i in range(len(text))]
         assert found.lengths.tolist() == [match.length for match in matches]
         assert found.counts.tolist() == [match.count for match in matches]
+    assert n_in_threads() == (2 if long_text == 1 else 0)
 
 
 @pytest.mark.parametrize("documents", [[], [[]], [[], [], []]], ids=["none", "empty", "all empty"])

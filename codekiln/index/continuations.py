@@ -1,17 +1,23 @@
 """What followed the end of a context in indexed tokens: the evidence for the next token, and drafts."""
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from codekiln.index import kernels
+from codekiln.machine import memory_bytes
 
 MAX_LENGTH = 64  # tokens of a match
 GUESS = 4  # about the length of a longest match in code that the index does not have
+N_SEARCHES = 32  # of shards that are not in memory, at once
+MEMORY_FRACTION = 0.5  # of the memory of the machine that an index may have
 MAX_READ = 32  # places of a match whose next token is read
 
 Array = npt.NDArray[Any]
@@ -37,9 +43,41 @@ class SortedTokens:
     ids: Ids
 
     @cached_property
+    def n_bytes(self) -> int:
+        """Bytes of what is searched."""
+        return int(self.text.nbytes + self.suffixes.nbytes + self.keys.nbytes)
+
+    @cached_property
     def searched(self) -> tuple[Array, Array, Array, int, Array]:
         """The first arguments of kernels."""
         return self.text, self.suffixes, self.keys, kernels.rank_bits(len(self.ranks)), self.ranks
+
+
+Shard = TypeVar("Shard", bound=SortedTokens)
+Found = TypeVar("Found")
+
+
+def each_shard(shards: Sequence[Shard], search: Callable[[Shard], Found], *, is_long: bool = False) -> list[Found]:
+    """What `search` finds in each shard. Threads run it if that pays: if it `is_long`, or waits for the disk because the shards
+    do not fit into memory."""
+    if len(shards) > 1 and (is_long or sum(shard.n_bytes for shard in shards) > _cached_bytes()):
+        return list(_threads().map(search, shards))
+    return [search(shard) for shard in shards]
+
+
+@cache
+def _cached_bytes() -> float:
+    """How much of an index the system can keep in memory."""
+    return MEMORY_FRACTION * (memory_bytes() or math.inf)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(N_SEARCHES, "search")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has no threads
 
 
 @dataclass(frozen=True)
@@ -85,7 +123,7 @@ def find_continuations(
 
     `guess` is a length to begin with: it changes the time and not the result.
     """
-    found = [kernels.continuations(*each.searched, each.ids, context, limit, guess, MAX_READ) for each in shards]
+    found = each_shard(shards, lambda s: kernels.continuations(*s.searched, s.ids, context, limit, guess, MAX_READ))
     length = max((each[0] for each in found), default=0)
     if not length:
         return NONE

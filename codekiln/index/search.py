@@ -15,13 +15,14 @@ from codekiln.errors import ConfigError, InvalidFileError, MissingFileError
 from codekiln.files import JsonObject, first_difference, read_json, sha256_of, verify_checksum
 from codekiln.index import kernels
 from codekiln.index.build import FORMAT, MANIFEST, RANKS_FILE, shard_paths
-from codekiln.index.continuations import GUESS, MAX_LENGTH, SortedTokens, ids_of_ranks
+from codekiln.index.continuations import GUESS, MAX_LENGTH, SortedTokens, each_shard, ids_of_ranks
 from codekiln.index.names import NAMES_FILE, DocumentName, DocumentNames
 
 INDEX_FOLDER = "index"  # of a run
 
 Ids = npt.NDArray[np.int64]
 NO_RANGE = (0, 0)
+LONG_TEXT = 1000  # tokens, which are searched in each shard by a thread of its own
 _NONE = np.empty(0, np.int64)
 
 
@@ -70,7 +71,9 @@ class Shard(SortedTokens):
             "keys": np.int64,
             "documents": np.int64,
         }
-        arrays = {part: map_array(path, dtypes[part]) for part, path in shard_paths(folder, k).items()}
+        arrays = {
+            part: map_array(path, dtypes[part], is_searched=True) for part, path in shard_paths(folder, k).items()
+        }
         return cls(**arrays, ranks=ranks, ids=ids, first_document=int(record["first_document"]))
 
     def positions(self, low: int, high: int) -> Ids:
@@ -131,14 +134,15 @@ class Index:
         one token longer, so `limit` and `guess` of a decoder are the last length + 1.
         """
         ids = np.asarray(context[-limit:], np.int64)
-        return _joined([kernels.longest_match(*shard.searched, ids, limit, guess) for shard in self.shards])
+        return _joined(each_shard(self.shards, lambda s: kernels.longest_match(*s.searched, ids, limit, guess)))
 
     def longest_matches(self, ids: Sequence[int] | Ids, limit: int = MAX_LENGTH) -> Matches:
         """`longest_match` of every beginning of `ids`."""
         array = np.asarray(ids, np.int64)
         lengths, counts = np.zeros(len(array), np.int64), np.zeros(len(array), np.int64)
-        for shard in self.shards:
-            found, lows, highs = kernels.longest_matches(*shard.searched, array, limit)
+        for found, lows, highs in each_shard(
+            self.shards, lambda s: kernels.longest_matches(*s.searched, array, limit), is_long=len(array) >= LONG_TEXT
+        ):
             sizes = highs - lows
             counts = np.where(found > lengths, sizes, counts + np.where(found == lengths, sizes, 0))
             lengths = np.maximum(lengths, found)
@@ -147,7 +151,7 @@ class Index:
     def find(self, ids: Sequence[int] | Ids) -> Match:
         """All places of a sequence of ids. An empty one has none."""
         array = np.asarray(ids, np.int64)
-        ranges = tuple(kernels.find_sequence(*shard.searched, array) for shard in self.shards)
+        ranges = tuple(each_shard(self.shards, lambda s: kernels.find_sequence(*s.searched, array)))
         return Match(len(array), sum(high - low for low, high in ranges), ranges)
 
     def count(self, ids: Sequence[int] | Ids) -> int:
