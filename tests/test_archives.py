@@ -483,6 +483,7 @@ def test_licenses_in_archives_are_those_of_folders(tmp_path: Path) -> None:
         "one/lib/gpl/deep/c.py": "x", "one/lib/package/package.json": '{"license": "ISC"}', "one/lib/package/d.py": "x",
         "two/pyproject.toml": '[project]\nlicense = {file = "terms.txt"}\n', "two/e.py": "x", "two/LICENSE.md": isc,
         "two/setup.cfg": "[metadata]\nlicense = Apache-2.0\n", "three/f.py": "x",
+        "four/g.py": "x", "four/pyproject.toml": '[project]\nlicense = {file = "TERMS"}\n', "four/TERMS": MIT_TEXT,
     }  # fmt: skip
     for name, text in files.items():
         (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -491,7 +492,7 @@ def test_licenses_in_archives_are_those_of_folders(tmp_path: Path) -> None:
         f"{file.repository}/{file.path}": file.license for file in LocalRepositories(folder=tmp_path / "code").files()
     }
     assert expected["one/lib/gpl/deep/c.py"] == UNKNOWN and expected["one/lib/package/d.py"] == "ISC"
-    assert expected["one/lib/b.py"] == "MIT" and expected["two/e.py"] == "Apache-2.0"
+    assert expected["one/lib/b.py"] == expected["four/g.py"] == "MIT" and expected["two/e.py"] == "Apache-2.0"
     for seed in range(4):
         names = sorted(files)
         random.Random(seed).shuffle(names)

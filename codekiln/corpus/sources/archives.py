@@ -1,14 +1,20 @@
 """Data sets in files: tables in Parquet and JSONL, and files in tar and zip archives."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from codekiln.corpus.declared import MAX_BYTES as MAX_LICENSE_BYTES
-from codekiln.corpus.declared import NearestLicense, declares_license, join_licenses, license_of_texts
+from codekiln.corpus.declared import (
+    NearestLicense,
+    declares_license,
+    join_licenses,
+    license_of_texts,
+    named_license_file,
+)
 from codekiln.corpus.languages import LANGUAGES, known_language, may_be
 from codekiln.corpus.licenses import UNKNOWN, declared_license
 from codekiln.corpus.sources.blobs import BlobStore
@@ -236,7 +242,8 @@ class PackedFiles:
         return self.file.n_bytes
 
     def files(self) -> Iterator[SourceFile]:
-        """Reads the archive twice if the license is in it, because license files may come last."""
+        """Reads the archive twice if the license is in it, because license files may come last; and a third time if a
+        pyproject.toml names a file that says nothing by its own name."""
         source = self.source
         declared = self._read_licenses() if source.license is None else {}
         nearest = NearestLicense(PurePosixPath(), declared.get)
@@ -281,17 +288,19 @@ class PackedFiles:
         repository, _, path = clean_name(name).partition("/")
         return (repository, path) if path else (self.file.stem, repository)
 
-    def _read_licenses(self) -> dict[PurePosixPath, str]:
+    def _read_licenses(self, named: Set[PurePosixPath] = frozenset()) -> dict[PurePosixPath, str]:
         """What folders declare, by repository and folder. The texts of one repository are in memory at a time.
 
-        Of a folder whose files are in several places of the archive and do not agree, the license is unknown.
+        Of a folder whose files are in several places of the archive and do not agree, the license is unknown. `named` are the
+        places of license files that only a pyproject.toml names.
         """
 
         def is_wanted(name: str) -> bool:
             if is_unsafe(name) or len(name) > MAX_NAME_CHARACTERS:
                 return False
             *folders, last = clean_name(name).split("/")
-            return declares_license(last) and not any(map(is_vendored, folders))
+            is_declaration = declares_license(last) or PurePosixPath(*self._place(name)) in named
+            return is_declaration and not any(map(is_vendored, folders))
 
         texts = (
             (PurePosixPath(*self._place(member.name)), member.content.decode("utf-8-sig", "replace"))
@@ -299,15 +308,19 @@ class PackedFiles:
             if member.content is not None
         )
         found: dict[PurePosixPath, str] = {}
+        unread: set[PurePosixPath] = set()
         for _, files in itertools.groupby(texts, key=lambda file: file[0].parts[0]):
             folders: dict[PurePosixPath, dict[str, str]] = {}
             for place, text in files:
                 folders.setdefault(place.parent, {})[place.name] = text
             for folder, known in folders.items():
+                name = named_license_file(known.get("pyproject.toml", ""))
+                if name is not None and not declares_license(name):
+                    unread.add(folder / name)
                 declared = license_of_texts(known)
                 if declared is not None:
                     found[folder] = declared if found.get(folder, declared) == declared else UNKNOWN
-        return found
+        return self._read_licenses(unread) if unread - named else found
 
 
 def _listed(record: Record, column: str) -> Iterator[Record]:
