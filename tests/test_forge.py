@@ -23,7 +23,7 @@ import pytest
 from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.documents import read_documents
 from codekiln.corpus.pipeline import build_corpus
-from codekiln.corpus.sources import forge_http, tarballs
+from codekiln.corpus.sources import forge_http, members, streams, tarballs
 from codekiln.corpus.sources.files import MAX_FILE_BYTES, Source, SourceFile
 from codekiln.corpus.sources.forge import Forge
 from codekiln.corpus.sources.forge_apis import GitHub, Query, Reply
@@ -324,9 +324,9 @@ def test_a_failure_that_passes_is_tried_again(fault: Fault, request_: str, serve
         (refuse(403), "forbidden (HTTP 403)", 1),
         (refuse(500), "HTTP 500", 5),
         (drop_connection, "connection lost", 5),
-        (send_html, "damaged archive", 5),
-        (send_bytes(make_archive({"x/a.py": "x"})[:-5]), "damaged archive", 5),
-        (send_bytes(make_archive({"x/a.py": "x"}), 90), "damaged archive", 5),
+        (send_html, "damaged or truncated file", 5),
+        (send_bytes(make_archive({"x/a.py": "x"})[:-5]), "damaged or truncated file", 5),
+        (send_bytes(make_archive({"x/a.py": "x"}), 90), "damaged or truncated file", 5),
         (send_bytes(make_archive({"x/a.py": "x"}), 9_000), "connection lost", 5),
         (send_bytes(b"x", 10**12), "over 1,000,000 bytes", 1),
         (never_end, "over 1,000,000 bytes", 1),
@@ -776,21 +776,21 @@ def test_members_that_are_no_files_of_the_repository_are_not_read(tmp_path: Path
 
 
 def test_archives_that_expand_too_far_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tarballs, "MAX_EXPANDED_BYTES", 10_000_000)
+    monkeypatch.setattr(streams, "FREE_BYTES", 10_000_000)
     path = write_members(
         tmp_path / "a.tar.gz",
         ("r/a.py", b"a = 1\n", {}),
         ("r/bomb.bin", bytes(20_000_000), {}),
         ("r/b.py", b"b = 1\n", {}),
     )
-    assert listed(path) == {".": tarballs.TOO_LARGE}
-    monkeypatch.setattr(tarballs, "MAX_RATIO", 10**6)
+    assert listed(path) == {".": streams.BOMB}
+    monkeypatch.setattr(streams, "MAX_RATIO", 10**6)
     assert listed(path) == {"a.py": None, "b.py": None}
 
 
 def test_large_headers_are_not_read_into_memory(tmp_path: Path) -> None:
     path = write_members(tmp_path / "a.tar.gz", ("r/a.py", b"", {"pax_headers": {"comment": "x" * 5_000_000}}))
-    assert listed(path) == {".": tarballs.DAMAGED}
+    assert listed(path) == {"a.py": members.UNKNOWN_MEMBER}
 
 
 def test_declarations_that_fill_the_memory_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -828,7 +828,7 @@ def test_damaged_archives_never_fail(seed: int, tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
         names = {name.removeprefix("r/") for name in tar.getnames()}
     if kind == 0:
-        assert files[-1].problem == tarballs.DAMAGED
+        assert files[-1].problem == streams.DAMAGED
     assert all(file.path in names for file in files if file.problem is None) or kind in (1, 3)
 
 

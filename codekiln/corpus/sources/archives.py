@@ -19,7 +19,7 @@ from codekiln.corpus.languages import LANGUAGES, known_language, may_be
 from codekiln.corpus.licenses import UNKNOWN, declared_license
 from codekiln.corpus.sources.blobs import BlobStore
 from codekiln.corpus.sources.data_files import DataFile, find_data_files, fingerprint_of
-from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, Reader, SourceFile, WorkUnit
+from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, HeldContent, Reader, SourceFile, WorkUnit
 from codekiln.corpus.sources.ignored import VENDORED_REASON, is_vendored
 from codekiln.corpus.sources.members import UNSAFE_NAME, Member, clean_name, is_unsafe
 from codekiln.corpus.sources.records import Record, RecordPart, record_parts, value_at
@@ -158,16 +158,6 @@ class Archives:
         if not self.languages or self.language is not None:
             return True
         return language in self.languages if language is not None else path is not None and may_be(path, self.languages)
-
-
-@dataclass(frozen=True)
-class HeldContent:
-    """The reader of content that is in memory."""
-
-    content: bytes | str
-
-    def __call__(self) -> bytes | str:
-        return self.content
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,6 +98,16 @@ class ReadFile:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(f"{self.location} is not a regular file")
             return file.read()
+
+
+@dataclass(frozen=True)
+class HeldContent:
+    """The reader of content that is in memory."""
+
+    content: bytes | str = field(repr=False)
+
+    def __call__(self) -> bytes | str:
+        return self.content
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from typing import Any, TypeGuard
 from codekiln.corpus.decoding import NOT_UTF8, is_utf8
 from codekiln.corpus.languages import LANGUAGES, may_be
 from codekiln.corpus.licenses import UNKNOWN
-from codekiln.corpus.sources.archives import NO_TEXT, HeldContent, license_of, utf8_bytes
+from codekiln.corpus.sources.archives import NO_TEXT, license_of, utf8_bytes
 from codekiln.corpus.sources.data_files import DataFile, find_data_files, fingerprint_of
-from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, SourceFile
+from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, HeldContent, SourceFile
 from codekiln.corpus.sources.partitions import (
     MAX_PARTITIONS,
     PartitionWriter,

@@ -1,15 +1,12 @@
 """Repositories in .tar.gz archives, read as a stream: nothing is extracted to the disk.
 
 An archive is read twice: first the files that declare licenses and the .gitignore files, then the content. Hostile archives
-cannot fill the memory: no read is larger than `MAX_READ_BYTES`, and an archive that expands too far is not read to its end.
+cannot fill the memory (`tar_members.py`, `streams.py`).
 """
 
-import gzip
-import io
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -17,27 +14,23 @@ from codekiln.corpus.declared import MAX_BYTES as MAX_DECLARATION_BYTES
 from codekiln.corpus.declared import NearestLicense, declares_license, license_of_texts, named_license_file
 from codekiln.corpus.languages import may_be
 from codekiln.corpus.licenses import UNKNOWN
-from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, Reader, SourceFile
+from codekiln.corpus.sources.data_files import DataFile
+from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, HeldContent, Reader, SourceFile
 from codekiln.corpus.sources.ignored import VENDORED_REASON, is_hidden, is_ignored, is_vendored, parse_gitignore
+from codekiln.corpus.sources.members import LINK, Member
+from codekiln.corpus.sources.streams import DAMAGED, Stream, StreamError
+from codekiln.corpus.sources.tar_members import tar_members
 from codekiln.errors import MissingFileError
 
-DAMAGED = "damaged archive"
-TOO_LARGE = "archive expands too far"
 TOO_MANY = "archive with too many files"
 BAD_PATH = "path leaves the repository or is too long"
 REPEATED = "second file of the same name"
-MAX_RATIO = 20  # of expanded to compressed bytes, for archives that expand to more than MAX_EXPANDED_BYTES
-MAX_EXPANDED_BYTES = 10**9
-MAX_READ_BYTES = 2**20  # a file, or a header
 MAX_DECLARED_BYTES = 50 * 2**20  # of all files that declare licenses, which are in memory
 MAX_MEMBERS = 1_000_000
 MAX_PATH_CHARACTERS, MAX_PATH_PARTS = 1024, 128
-_BLOCK = 512
-_END = bytes(_BLOCK)  # a tar archive ends with blocks of zeros
 _GITIGNORE = ".gitignore"
 _ROOT = PurePosixPath()
 _CANNOT_READ = CannotRead()
-_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, RecursionError)
 
 
 class ArchiveError(Exception):
@@ -87,51 +80,48 @@ class ArchiveUnit:
                 ) from None
 
 
-@dataclass(frozen=True)
-class Content:
-    """The reader of a file that is in memory, because its archive has been read past it."""
-
-    data: bytes = field(repr=False)
-
-    def __call__(self) -> bytes:
-        return self.data
-
-
 def verify_archive(location: Path) -> None:
     """Raises ArchiveError if a .tar.gz ends too early, or expands too far."""
-    with _Stream(location) as stream:
+    with closing(Stream(_data_file(location))) as stream:
         try:
-            while stream.read(MAX_READ_BYTES):
+            while stream.read_block():
                 pass
-        except _DAMAGE:
-            raise ArchiveError(DAMAGED) from None
-        if stream.tell() == 0:  # an empty file is no error to gzip
+        except StreamError as error:
+            raise ArchiveError(str(error)) from None
+        if stream.offset == 0:  # an empty file is no error to gzip
             raise ArchiveError(DAMAGED)
 
 
 def _list(archive: Archive) -> Iterator[SourceFile]:
     rules = _read_rules(archive)
     seen: set[str] = set()
-    for member, tar in _members(archive.location):
+
+    def is_wanted(name: str) -> bool:
+        path = _path_in_repository(name)
+        if path is None:
+            return True
+        skip = rules.skip(path)
+        if skip is not None:
+            return skip.reason is not None and skip.path not in seen
+        return may_be(path.name, archive.languages)
+
+    for member in _members(archive.location, MAX_FILE_BYTES, is_wanted):
         path = _path_in_repository(member.name)
         if path is None:
             yield _source_file(archive, member.name[:MAX_PATH_CHARACTERS], member.size, problem=BAD_PATH)
             continue
-        skip = rules.skip(path, is_folder=member.isdir())
+        skip = rules.skip(path)
         if skip is not None:
-            if skip.reason is not None and skip.path not in seen:
-                seen.add(skip.path)
-                yield _source_file(archive, skip.path, 0, problem=skip.reason)
-            continue
-        if not _is_regular(member) or not may_be(path.name, archive.languages):
+            seen.add(skip.path)
+            yield _source_file(archive, skip.path, 0, problem=skip.reason)
             continue
         license = rules.license_of(path.parent)
         if str(path) in seen:
             yield _source_file(archive, str(path), member.size, problem=REPEATED)
             continue
         seen.add(str(path))
-        read: Reader = CannotRead() if member.size > MAX_FILE_BYTES else Content(_read_member(tar, member))
-        yield _source_file(archive, str(path), member.size, read=read, license=license)
+        read: Reader = CannotRead() if member.content is None else HeldContent(member.content)
+        yield _source_file(archive, str(path), member.size, read=read, license=license, problem=member.problem)
 
 
 def _source_file(
@@ -160,41 +150,20 @@ def _source_file(
 # Members
 
 
-def _members(location: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """The members of an archive, in order. Raises ArchiveError where it cannot be read further."""
-    try:
-        with _Stream(location) as stream, tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
-            n_members = 0
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it keeps all of them otherwise
-                n_members += 1
-                if n_members > MAX_MEMBERS:
-                    raise ArchiveError(TOO_MANY)
-                if member.size < 0:
-                    raise ArchiveError(DAMAGED)
-                yield member, tar
-            # tarfile takes a damaged header for the end.
-            if stream.last_read != _END:
-                raise ArchiveError(DAMAGED)
-    except _DAMAGE:
-        raise ArchiveError(DAMAGED) from None
+def _data_file(location: Path) -> DataFile:
+    return DataFile("archive.tar.gz", str(location), location.stat().st_size, "")
 
 
-def _is_regular(member: tarfile.TarInfo) -> bool:
-    """Whether a member is a file with content: no link, folder, device, or file with holes."""
-    return member.isreg() and not member.issparse()
-
-
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The content of a regular file of at most `MAX_READ_BYTES`."""
-    try:
-        file = tar.extractfile(member)
-        content = file.read() if file is not None else b""
-    except _DAMAGE:
-        raise ArchiveError(DAMAGED) from None
-    if len(content) != member.size:
-        raise ArchiveError(DAMAGED)
-    return content
+def _members(location: Path, max_bytes: int, is_wanted: Callable[[str], bool]) -> Iterator[Member]:
+    """The files of an archive whose names are wanted, in order, without links. Those of more than `max_bytes`, and those with a
+    problem, have no content. Raises ArchiveError where the archive cannot be read further."""
+    for n_members, member in enumerate(tar_members(_data_file(location), max_bytes, is_wanted)):
+        if not member.name:
+            raise ArchiveError(member.problem or DAMAGED)
+        if n_members >= MAX_MEMBERS:
+            raise ArchiveError(TOO_MANY)
+        if member.problem != LINK:
+            yield member
 
 
 def _path_in_repository(name: str) -> PurePosixPath | None:
@@ -209,42 +178,6 @@ def _path_in_repository(name: str) -> PurePosixPath | None:
     ):
         return None
     return PurePosixPath(*parts[1:])
-
-
-class _Stream(io.RawIOBase):
-    """The expanded bytes of a .tar.gz, forward only. Raises ArchiveError instead of reading more than the limits."""
-
-    def __init__(self, location: Path) -> None:
-        self._file = gzip.open(location)  # noqa: SIM115 - closed with the stream
-        self._limit = max(MAX_EXPANDED_BYTES, MAX_RATIO * location.stat().st_size)
-        self._position = 0
-        self.last_read = b""
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence != io.SEEK_SET or offset < self._position:
-            raise ArchiveError(DAMAGED)
-        if offset > self._limit:
-            raise ArchiveError(TOO_LARGE)
-        while self._position < offset:
-            if not self.read(min(offset - self._position, MAX_READ_BYTES)):
-                break
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_READ_BYTES:
-            raise ArchiveError(DAMAGED)
-        self.last_read = self._file.read(size)
-        self._position += len(self.last_read)
-        if self._position > self._limit:
-            raise ArchiveError(TOO_LARGE)
-        return self.last_read
 
 
 # Rules of the repository
@@ -277,9 +210,9 @@ class _Rules:
             return self._archive.license
         return license_of_texts(self._texts.get(folder, {}))
 
-    def skip(self, path: PurePosixPath, *, is_folder: bool) -> _Skip | None:
-        """Why a path is not listed; None if it is."""
-        return self._skip_folder(path) if is_folder or path == _ROOT else self._skip(path, is_folder=False)
+    def skip(self, path: PurePosixPath) -> _Skip | None:
+        """Why a file is not listed; None if it is."""
+        return self._skip_folder(path) if path == _ROOT else self._skip(path, is_folder=False)
 
     def _skip_folder(self, folder: PurePosixPath) -> _Skip | None:
         if folder not in self._skipped:
@@ -311,17 +244,21 @@ def _read_rules(archive: Archive) -> _Rules:
 
     def collect(wanted: Callable[[PurePosixPath], bool]) -> None:
         nonlocal n_bytes
-        for member, tar in _members(archive.location):
+
+        def is_wanted(name: str) -> bool:
+            path = _path_in_repository(name)
+            return path is not None and wanted(path)
+
+        for member in _members(archive.location, MAX_DECLARATION_BYTES, is_wanted):
             path = _path_in_repository(member.name)
-            if path is None or not _is_regular(member) or member.size > MAX_DECLARATION_BYTES or not wanted(path):
-                continue
+            assert path is not None
             known = texts.setdefault(path.parent, {})
-            if path.name in known:
+            if path.name in known or member.content is None:
                 continue
             n_bytes += member.size
             if n_bytes > MAX_DECLARED_BYTES:
                 raise ArchiveError(TOO_MANY)
-            known[path.name] = _read_member(tar, member).decode("utf-8-sig", errors="replace")
+            known[path.name] = member.content.decode("utf-8-sig", errors="replace")
 
     collect(_is_declaration)
     named = {
