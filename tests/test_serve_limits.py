@@ -1,5 +1,6 @@
 """The server under abuse and at the edges of HTTP: slow and idle clients, odd headers, wrong and large bodies."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from codekiln.serve.server import listen
 from tests.small import program, program_environment
 
 pytestmark = pytest.mark.process
@@ -191,3 +193,24 @@ def test_an_empty_suffix_is_a_completion_where_the_model_cannot_infill(small_run
             server.terminate()
     assert status == 400
     assert "cannot infill" in message
+
+
+def test_answers_do_not_wait_for_acknowledgments_of_their_headers() -> None:
+    """Nagle's algorithm would hold back the second part of each answer, and each token of a stream, for 40 ms."""
+
+    async def ask() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen("127.0.0.1", 0) as listening:
+            address = listening.getsockname()
+            async with await asyncio.start_server(answer, sock=listening):
+                _, writer = await asyncio.open_connection(*address)
+                writer.close()
+                return await asyncio.wait_for(accepted, 10)
+
+    assert asyncio.run(ask())

@@ -117,7 +117,8 @@ def serve(app: FastAPI, listening: socket.socket) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on the port; 0 picks a free one. Raises OSError with a clear message if it cannot listen."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off for sockets with this protocol number only. With it, each answer waits for 40 ms.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
