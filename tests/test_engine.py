@@ -340,11 +340,14 @@ def test_int8_products_of_older_processors_are_the_same(processor: str, tmp_path
 @pytest.mark.parametrize("width", [8, 16, 40, 64, 80, 128])
 @pytest.mark.parametrize("n_before", [0, 1, 5])
 @pytest.mark.parametrize("n_sharing", [0, 20])
-def test_attention_kernel_computes_what_pytorch_computes(width: int, n_before: int, n_sharing: int) -> None:
+def test_attention_kernel_computes_what_pytorch_computes(
+    width: int, n_before: int, n_sharing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Widths that fill vectors or not, lengths around eight tokens, and a softmax that goes on after `n_before` keys.
 
-    `n_sharing` tokens with the same keys are more than those that read them together.
+    `n_sharing` tokens with the same keys are more than those that read them together. All bits are the same in threads.
     """
+    monkeypatch.setattr(cpu_kernels, "MIN_PARALLEL", 0)
     generator = torch.Generator().manual_seed(width)
     lengths, n_heads, n_keys = [*([6, 7, 13, 14, 24, 42] * n_sharing)[:n_sharing], 6, 7, 13, 14, 24, 42], 6, 2
     starts = np.cumsum([0, *lengths[:-1]])
@@ -364,9 +367,14 @@ def test_attention_kernel_computes_what_pytorch_computes(width: int, n_before: i
             maxima[n] = scores.amax(1)
             weights = (scores - maxima[n][:, None]).exp()
             sums[n], out[n] = weights.sum(1), torch.einsum("hs,hsd->hd", weights, values[:, :n_before]).flatten()
-    states = (maxima.numpy(), sums.numpy(), out.numpy())
-    cpu_kernels.attend(q.numpy(), k.numpy(), v.numpy(), starts + n_before, np.array(lengths) - n_before, *states)
-    assert_close(out, expected, atol=2e-6, rtol=1e-5)
+    arguments = (q.numpy(), k.numpy(), v.numpy(), starts + n_before, np.array(lengths) - n_before)
+    found = []
+    for n_threads in (1, 2, 4, 7):
+        states = (maxima.numpy().copy(), sums.numpy().copy(), out.numpy().copy())
+        cpu_kernels.attend(*arguments, *states, n_threads)
+        found.append(states[2])
+    assert_close(torch.from_numpy(found[0]), expected, atol=2e-6, rtol=1e-5)
+    assert all(np.array_equal(each, found[0]) for each in found)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(cpu_kernels.SILU_GATED, "silu"), (cpu_kernels.GELU_TANH, "gelu_tanh")])

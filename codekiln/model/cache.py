@@ -189,7 +189,7 @@ class BatchAttention:
             maxima, sums = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.float32)
             out[:] = 0
         keys, values = self._key_arrays[layer], self._value_arrays[layer]
-        cpu_kernels.attend(q, keys, values, self._starts, self._lengths, maxima, sums, out)
+        cpu_kernels.attend(q, keys, values, self._starts, self._lengths, maxima, sums, out, torch.get_num_threads())
 
     def _shared_states(self, layer: int, q: Tensor) -> "_SoftmaxStates":
         """The softmax of each token over its shared prefix: one matrix product per head for all tokens that share it."""

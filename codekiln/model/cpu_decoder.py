@@ -93,8 +93,9 @@ class CpuDecoder(Decoder):
                 kernels.normalize(attended, second.weight, second.bias, second.eps, second.is_rms, y)
             kernels.activate(layer.up.apply(y), self._activation, inner)
             x = attended + layer.down.apply(inner)
-        out: Tensor = self.norm(torch.from_numpy(x))
-        return out
+        norm = self._final_norm
+        kernels.normalize(x, norm.weight, norm.bias, norm.eps, norm.is_rms, y)
+        return torch.from_numpy(y)
 
     def _angle_arrays(self, positions: Tensor) -> tuple[Array, Array]:
         if self.angles is None:

@@ -25,7 +25,14 @@ _EXPONENTIAL = tuple(
 )
 _MIN_EXPONENT = np.float32(-87)
 SILU_GATED, GELU, GELU_TANH = 0, 1, 2
-_compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+MIN_PARALLEL = 200_000  # numbers of keys that attention reads; fewer are faster in one thread
+_OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "error_model": "numpy",
+}
+_compiled = numba.njit(**_OPTIONS)
 
 
 @_compiled
@@ -150,7 +157,7 @@ def _sharing_end(starts: Array, first: int) -> int:
 
 
 @_compiled
-def attend(
+def _attend_heads(
     q: Array,
     keys: Array,
     values: Array,
@@ -159,12 +166,10 @@ def attend(
     maxima: Array,
     sums: Array,
     out: Array,
+    first_head: int,
+    last_head: int,
 ) -> None:
-    """Attention of tokens q (N, H, d) over ranges [start, start + length) of `keys` and `values` (S, K, d).
-
-    `maxima` and `sums` (N, H) and `out` (N, H * d) hold the softmax over other keys that was computed before: the largest
-    score, the sum of exponentials, and the weighted sum of values, not yet divided. Without one they are -inf, 0 and 0.
-    """
+    """The heads from `first_head` to `last_head` of `attend`."""
     n_heads, n_keys, d = q.shape[1], keys.shape[1], q.shape[2]
     group, stride, whole = n_heads // n_keys, n_keys * d, d // LANES * LANES
     scale = np.float32(1 / math.sqrt(d))
@@ -172,7 +177,7 @@ def attend(
     for n in range(q.shape[0]):
         longest = max(longest, lengths[n])
         most_sharing = max(most_sharing, _sharing_end(starts, n) - n)
-    weights = np.empty((most_sharing, n_heads, longest), np.float32)
+    weights = np.empty((most_sharing, last_head - first_head, longest), np.float32)
     first = 0
     while first < q.shape[0]:
         # Tokens with the same keys read them together: those of a draft, for example. Keys and values are read in the order in
@@ -184,21 +189,21 @@ def attend(
         for s in range(0, longest_here, _TOKENS):
             for n in range(first, end):
                 n_tokens = min(_TOKENS, lengths[n] - s)
-                for h in range(n_heads):
+                for h in range(first_head, last_head):
                     if n_tokens == _TOKENS and whole == d:
                         row = pointer(keys, (start + s) * stride + h // group * d)
-                        place = ((n - first) * n_heads + h) * longest + s
+                        place = ((n - first) * weights.shape[1] + h - first_head) * longest + s
                         dot_8(pointer(q, (n * n_heads + h) * d), row, stride, d, pointer(weights, place))
                         continue
                     for t in range(s, s + n_tokens):
                         score = np.float32(0)
                         for i in range(d):
                             score += q[n, h, i] * keys[start + t, h // group, i]
-                        weights[n - first, h, t] = score
+                        weights[n - first, h - first_head, t] = score
         for n in range(first, end):
             length = lengths[n]
-            for h in range(n_heads):
-                row_weights = weights[n - first, h]
+            for h in range(first_head, last_head):
+                row_weights = weights[n - first, h - first_head]
                 largest = maxima[n, h]
                 for s in range(length):
                     row_weights[s] *= scale
@@ -221,9 +226,9 @@ def attend(
                 n_tokens = min(_TOKENS, lengths[n] - s)
                 if n_tokens <= 0:
                     continue
-                for h in range(n_heads):
+                for h in range(first_head, last_head):
                     place, at = (start + s) * stride + h // group * d, (n * n_heads + h) * d
-                    row = pointer(weights, ((n - first) * n_heads + h) * longest + s)
+                    row = pointer(weights, ((n - first) * weights.shape[1] + h - first_head) * longest + s)
                     for i in range(0, whole - 3 * LANES, 4 * LANES):
                         add_weighted_4(row, pointer(values, place + i), stride, n_tokens, pointer(out, at + i))
                     for i in range(whole - whole % (4 * LANES), whole, LANES):
@@ -231,8 +236,50 @@ def attend(
                     if whole < d:
                         for t in range(s, s + n_tokens):
                             for i in range(whole, d):
-                                out[n, h * d + i] += weights[n - first, h, t] * values[start + t, h // group, i]
+                                out[n, h * d + i] += (
+                                    weights[n - first, h - first_head, t] * values[start + t, h // group, i]
+                                )
         first = end
+
+
+@numba.njit(**_OPTIONS, parallel=True)
+def _attend_in_threads(
+    q: Array,
+    keys: Array,
+    values: Array,
+    starts: Array,
+    lengths: Array,
+    maxima: Array,
+    sums: Array,
+    out: Array,
+    n_threads: int,
+) -> None:
+    for thread in numba.prange(n_threads):
+        first, last = thread * q.shape[1] // n_threads, (thread + 1) * q.shape[1] // n_threads
+        _attend_heads(q, keys, values, starts, lengths, maxima, sums, out, first, last)
+
+
+def attend(
+    q: Array,
+    keys: Array,
+    values: Array,
+    starts: Array,
+    lengths: Array,
+    maxima: Array,
+    sums: Array,
+    out: Array,
+    n_threads: int,
+) -> None:
+    """Attention of tokens q (N, H, d) over ranges [start, start + length) of `keys` and `values` (S, K, d).
+
+    `maxima` and `sums` (N, H) and `out` (N, H * d) hold the softmax over other keys that was computed before: the largest
+    score, the sum of exponentials, and the weighted sum of values, not yet divided. Without one they are -inf, 0 and 0.
+    The result does not depend on the number of threads.
+    """
+    if n_threads > 1 and int(lengths.sum()) * q.shape[1] * q.shape[2] >= MIN_PARALLEL:
+        _attend_in_threads(q, keys, values, starts, lengths, maxima, sums, out, n_threads)
+    else:
+        _attend_heads(q, keys, values, starts, lengths, maxima, sums, out, 0, q.shape[1])
 
 
 @_compiled
