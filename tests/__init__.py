@@ -1,4 +1,4 @@
-"""Tests share two cores with other programs: OpenMP threads that wait sleep, as `codekiln` sets it before PyTorch loads."""
+"""Tests share two cores with other programs: OpenMP threads that wait sleep. Read when PyTorch is loaded."""
 
 import os
 

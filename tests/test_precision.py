@@ -28,8 +28,8 @@ def test_the_fastest_precision_that_agrees_is_chosen(small_run: Path, monkeypatc
         monkeypatch.setattr(precision, "MIN_AGREEMENT", limit)
         found.append(choose_precision(model, tokenizer, small_run / "model"))
         assert len(list((Path(os.environ["XDG_CACHE_HOME"]) / "codekiln" / "precision").glob("*.json"))) == number + 1
-    assert (found[0].precision, found[0].agreement) == ("float32", 1.0)
-    assert found[1].precision == "int8" and 0.9 < (found[1].agreement or 0) <= 1
+    assert [choice.precision for choice in found] == ["float32", "int8"]
+    assert found[0].agreement == found[1].agreement and 0.9 < (found[1].agreement or 0) <= 1
 
 
 def test_agreement_is_the_fraction_of_equal_predictions(small_run: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_kept_choice_is_used_until_a_file_changes(small_run: Path, cache: Path
         (folder / path.name).write_bytes(path.read_bytes())
     first = Completer.load(folder, "auto")
     [kept] = cache.iterdir()
-    kept.write_text('{"precision": "int8", "agreement": 0.5}', encoding="utf-8")
+    kept.write_text('{"precision": "int8", "int8_agreement": 0.5}', encoding="utf-8")
     assert (Completer.load(folder, "auto").precision, Completer.load(folder, "auto").agreement) == ("int8", 0.5)
     kept.write_text('{"precision": "none"}', encoding="utf-8")  # damaged: measured again
     assert Completer.load(folder, "auto").precision == first.precision

@@ -124,7 +124,8 @@ def search(
         ]
         print_table([["repository", "path:line", "license", "text"], *rows], max_width=None)
     shown = f", {len(found.places):,} shown" if len(found.places) < found.count else ""
-    typer.echo(f"{found.count:,} {'place' if found.count == 1 else 'places'} in {index.n_documents:,} documents{shown}")
+    places_found = f"{found.count:,} {'place' if found.count == 1 else 'places'}"
+    typer.echo(f"{places_found}; {index.n_documents:,} documents were searched{shown}")
 
 
 @app.command()

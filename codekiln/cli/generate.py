@@ -35,6 +35,7 @@ from codekiln.errors import CodekilnError, ConfigError
 from codekiln.extras import import_optional
 from codekiln.files import JsonObject, sha256_of, shorten
 from codekiln.progress import ProgressTask, progress_bar
+from codekiln.threads import run_in_own_thread
 
 if TYPE_CHECKING:
     from codekiln.generate.complete import Completer, Completion
@@ -315,12 +316,13 @@ def serve(
                     f"--max-copied-tokens needs the index of the training documents, and {model} has none: "
                     "serve a run whose recipe has an index, without --no-index"
                 )
-            completer = load_completer(model, backend, weights, default="auto")
+            # In threads that end, because the engine has a thread of its own.
+            completer = run_in_own_thread(lambda: load_completer(model, backend, weights, default="auto"))
             workspace = stack.enter_context(_open_workspace(workspace_folder, completer))
             if has_recall or workspace is not None:
                 use_recall(completer, model, tracer, workspace, is_own=indexed is not None)
             _limit_copies(completer, tracer, limits)
-            completer.warm_up()
+            run_in_own_thread(completer.warm_up)
         application = server.make_app(
             completer,
             name,
@@ -333,10 +335,13 @@ def serve(
             training=server.Training(tracer=tracer, withheld="" if limits is None else limits.reason),
         )
         shown = f"[{host}]" if ":" in host else host
-        agreement = "" if completer.agreement is None else f", {completer.agreement:.1%} of tokens as in float32"
+        agreement = ""
+        if completer.agreement is not None:
+            only = "only " if completer.precision == "float32" else ""
+            agreement = f" (int8 predicts {only}{completer.agreement:.1%} of tokens as float32 does)"
         typer.echo(f"{name} on http://{shown}:{listening.getsockname()[1]} (Ctrl-C stops it)")
         typer.echo(f"Weights: {completer.precision}{agreement}", err=True)
-        if workspace is not None:
+        if workspace is not None and not workspace.wait(0):
             typer.echo(f"Workspace: {workspace.folder} is being indexed", err=True)
         sys.stdout.flush()
         server.serve(application, listening)
@@ -606,14 +611,18 @@ def _notes(completion: "Completion", limits: "CopyLimits | None", trace: _Trace 
 
 
 def _provenance_notes(traces: Sequence[_Trace | None]) -> list[str]:
-    """A line for each part of a text that is in the index."""
+    """A line for each part of a text that is in the index, or one that says that there is none."""
+    from codekiln.index.provenance import MIN_TOKENS
+
+    known = [trace for trace in traces if trace is not None]
+    if known and not any(trace.stretches for trace in known):
+        return [f"no {MIN_TOKENS} tokens in a row are verbatim in the index"]
     return [
         f"{record['n_tokens']} tokens are verbatim in {record['count']:,} "
         f"{'place' if record['count'] == 1 else 'places'} of the index, for example "
         + ", ".join(f"{source['repository']}/{source['path']} ({source['license']})" for source in record["sources"])
         + f": {shorten(record['text'])}"
-        for trace in traces
-        if trace is not None
+        for trace in known
         for record in (each.to_record(trace.text) for each in trace.stretches)
     ]
 

@@ -147,7 +147,7 @@ class Completer:
 
     def __init__(self, engine: Backend, tokenizer: Tokenizer, rules: TokenRules, *, precision: str) -> None:
         self.engine, self.tokenizer, self.precision = engine, tokenizer, precision
-        self.agreement: float | None = None  # with float32, if it was measured
+        self.agreement: float | None = None  # of int8 weights with float32, if it was measured
         self.copy_limiter: CopyLimiter | None = None  # for all jobs that are submitted later
         self.context_length = engine.context_length
         self._stop_token_ids = rules.stop
@@ -174,6 +174,7 @@ class Completer:
             make_decoder(model, precision),
             stop_token_ids=rules.stop,
             forbidden_token_ids=rules.forbidden,
+            token_bytes=tokenizer.token_bytes,
             pool_tokens=pool_tokens,
             has_drafts=has_drafts,
         )

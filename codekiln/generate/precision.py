@@ -30,7 +30,7 @@ SAMPLE_FILES = ("generate/complete.py", "generate/engine.py", "serve/service.py"
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """A precision, and the fraction of tokens on which it agrees with float32; None if it was not measured."""
+    """A precision, and the fraction of tokens on which int8 agrees with float32; None if it was not measured."""
 
     precision: Precision
     agreement: float | None = None
@@ -49,10 +49,10 @@ def choose_precision(model: Transformer, tokenizer: Tokenizer, folder: Path) -> 
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         known: dict[str, Precision] = {"int8": "int8", "float32": "float32"}
-        return PrecisionChoice(known[record["precision"]], record["agreement"])
+        return PrecisionChoice(known[record["precision"]], record["int8_agreement"])
     except (OSError, ValueError, KeyError, TypeError):
         choice = _measure(model, tokenizer)
-    write_json(path, {"precision": choice.precision, "agreement": choice.agreement})
+    write_json(path, {"precision": choice.precision, "int8_agreement": choice.agreement})
     return choice
 
 
@@ -60,7 +60,7 @@ def _measure(model: Transformer, tokenizer: Tokenizer) -> PrecisionChoice:
     sequences = list(held_out_sequences(tokenizer, model.config.context_length))
     expected = _predictions(Decoder(model, "float32"), sequences)
     agreement = measure_agreement(make_decoder(model, "int8"), sequences, expected)
-    return PrecisionChoice("int8", agreement) if agreement >= MIN_AGREEMENT else PrecisionChoice("float32", 1.0)
+    return PrecisionChoice("int8" if agreement >= MIN_AGREEMENT else "float32", agreement)
 
 
 def measure_agreement(decoder: Decoder, sequences: list[list[int]], expected: torch.Tensor) -> float:
