@@ -42,7 +42,7 @@ from codekiln.generate import recall as recall_module
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.engine import FIRST_DRAFT, Engine
 from codekiln.generate.fit_recall import record_rows
-from codekiln.generate.recall import Gate, Recall, RequestText, SampleText, next_draft_limit
+from codekiln.generate.recall import Gate, Recall, RequestText, SampleText, TokenKinds, next_draft_limit
 from codekiln.generate.recall_kernels import N_FEATURES, N_PREDICTIONS
 from codekiln.generate.sampling import GREEDY
 from codekiln.generate.windows import score_document
@@ -138,7 +138,7 @@ def quality(run: Path, index_folder: Path | None, seeds: int, n_problems: int, g
 def steps_of_true_text(ids: Ids, start: int, others: OtherFiles) -> tuple[int, int]:
     """Tokens of ids[start:], and the steps that an engine with drafts would need if it generated them."""
     text, recall = (
-        SampleText(RequestText(tuple(ids[:start])), np.append(np.ones(max(ids) + 1, bool), False)),
+        SampleText(RequestText(tuple(ids[:start])), TokenKinds.of(max(ids) + 1)),
         Recall(workspace=others),
     )
     at, n_steps, limit = start, 0, FIRST_DRAFT

@@ -1,6 +1,7 @@
 """Recall: matches against brute force, the mixture against its formula, and the engine with it."""
 
 import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from codekiln.evaluate.recall import split_repositories
 from codekiln.generate.complete import Completer, CompletionParams, InfillRequest
 from codekiln.generate.engine import Engine
 from codekiln.generate.fit_recall import fit_gate, record_rows
-from codekiln.generate.recall import Gate, GateRow, Recall, RequestText, SampleText, run_gate
+from codekiln.generate.recall import Gate, GateRow, Recall, RequestText, SampleText, TokenKinds, run_gate
 from codekiln.generate.recall_kernels import N_FEATURES, N_INPUTS, N_PREDICTIONS
 from codekiln.generate.sampling import GREEDY, SamplingParams
 from codekiln.generate.windows import score_document, scored_windows
@@ -26,7 +27,9 @@ from tests.command import codekiln
 from tests.test_index import Documents, followers_in, index_of, longest_in, random_documents
 
 VOCAB = 40
-ALL_TEXT = np.append(np.ones(VOCAB, bool), False)
+# Even ids begin and end in a word, for example `a`, and the others do not.
+TOKENS = tuple(b"a" if number % 2 == 0 else b"." for number in range(VOCAB))
+ALL_TEXT = TokenKinds.of(VOCAB, (), TOKENS)
 
 
 class Sources:
@@ -115,13 +118,12 @@ def test_matches_in_the_request_are_those_of_brute_force() -> None:
 
 
 def test_control_ids_and_other_texts_are_not_matched_across() -> None:
-    is_text = ALL_TEXT.copy()
-    is_text[9] = False
-    text = SampleText(RequestText(before=(1, 2, 9, 3), others=((5, 6), (7, 1, 2, 8))), is_text)
-    assert text.find(Recall(), [])[-1].length == 0  # 3 is new
-    own = text.find(Recall(), [1, 2])[-1]
+    kinds = TokenKinds.of(VOCAB, (9,))
+    text = SampleText(RequestText(before=(1, 2, 9, 3), others=((5, 6), (7, 1, 2, 8))), kinds)
+    assert text.find(Recall(), []).predictions[-1].length == 0  # 3 is new
+    own = text.find(Recall(), [1, 2]).predictions[-1]
     assert own.length == 2 and set(own.ids.tolist()) == {8}  # what follows in the prefix is a control id
-    assert text.find(Recall(), [6])[-1].ids.tolist() == []  # the end of a text
+    assert text.find(Recall(), [6]).predictions[-1].ids.tolist() == []  # the end of a text
 
 
 # The mixture
@@ -133,7 +135,7 @@ def test_mixture_is_its_formula(seed: int) -> None:
     recall = Recall(trained_gate(seed), corpus=Sources(documents, VOCAB), workspace=Sources(documents[:9], VOCAB))
     context = next(d for d in documents if len(d) > 12)[:12]
     evidence = SampleText(RequestText((*context, *context)), ALL_TEXT).find(recall, [])
-    assert sum(len(each.ids) > 0 for each in evidence) >= 3
+    assert sum(len(each.ids) > 0 for each in evidence.predictions) >= 3
     torch.manual_seed(seed)
     logits = 3 * torch.randn(2, VOCAB)
     stop = torch.tensor([0, 39])
@@ -145,7 +147,7 @@ def test_mixture_is_its_formula(seed: int) -> None:
     gate = recall.gate
     assert gate is not None
     inputs = np.zeros(N_INPUTS)
-    for k, each in enumerate(evidence):
+    for k, each in enumerate(evidence.predictions):
         if len(each.ids):
             best = int(each.fractions.argmax())
             inputs[k * N_FEATURES : (k + 1) * N_FEATURES] = [
@@ -158,18 +160,43 @@ def test_mixture_is_its_formula(seed: int) -> None:
         + torch.tensor(gate.hidden_bias)
     )
     weights = hidden @ torch.tensor(gate.output_weight).double() + torch.tensor(gate.output_bias)
-    weights[1:][[not len(each.ids) for each in evidence]] = -torch.inf
+    weights[1:][[not len(each.ids) for each in evidence.predictions]] = -torch.inf
     weights = weights.softmax(-1)
     weights = torch.cat([weights[:1].clamp(min=1e-4), weights[1:]])
     weights[1:] *= (1 - weights[0]) / weights[1:].sum()
     expected = weights[0] * p
     p_stop = p[stop].sum()
-    for weight, each in zip(weights[1:], evidence, strict=True):
+    for weight, each in zip(weights[1:], evidence.predictions, strict=True):
         expected[each.ids] += (1 - p_stop) * weight * torch.tensor(each.fractions)
-    expected[stop] = p[stop]
-    assert not set(stop.tolist()) & {i for each in evidence for i in each.ids.tolist()}
+    longest = max(evidence.predictions, key=lambda each: each.length)
+    goes_on = longest.fractions[longest.ids % 2 == 0].sum() if context[-1] % 2 == 0 else 0.0
+    assert evidence.goes_on == pytest.approx(goes_on)
+    expected[stop] = p[stop] * max(1 - goes_on, 1e-4)
+    expected /= expected.sum()
+    assert not set(stop.tolist()) & {i for each in evidence.predictions for i in each.ids.tolist()}
     torch.testing.assert_close(mixed[0].double().softmax(-1), expected, rtol=1e-4, atol=1e-6)
     assert float(expected.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_text_does_not_end_in_a_word_that_goes_on_where_it_was_found() -> None:
+    """Even ids are parts of words. Short matches say nothing."""
+    recall = Recall(trained_gate(), workspace=Sources([[1, 2, 4, 6, 8, 3], [1, 2, 4, 6, 9, 3, 3, 3]], VOCAB))
+
+    def goes_on(*ids: int) -> float:
+        return SampleText(RequestText(ids), ALL_TEXT).find(recall, []).goes_on
+
+    assert goes_on(1, 2, 4) == 1  # 6 follows
+    assert goes_on(1, 2, 4, 6) == 0.5  # 8 or 9
+    assert goes_on(1, 2) == goes_on(30, 2, 4) == 0  # matches of two tokens
+    assert goes_on(6, 9, 3) == 0  # the text does not end in a word
+    assert goes_on() == goes_on(30) == 0
+    stop = torch.tensor([0])
+    evidence = SampleText(RequestText((1, 2, 4, 6)), ALL_TEXT).find(recall, [])
+    ends, goes = (
+        recall.mix(torch.zeros(1, VOCAB), [each], stop)[0] for each in (evidence._replace(goes_on=0.0), evidence)
+    )
+    torch.testing.assert_close(goes[0], ends[0] + math.log(0.5))
+    assert torch.equal(goes[1:], ends[1:])
 
 
 def test_tokens_that_cannot_be_generated_stay_so() -> None:

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from codekiln.errors import PromptError
 from codekiln.generate.prefix_cache import PrefixCache, Range, common_length
-from codekiln.generate.recall import Recall, RequestText, SampleText, next_draft_limit
+from codekiln.generate.recall import Recall, RequestText, SampleText, TokenKinds, next_draft_limit
 from codekiln.generate.sampling import Row, SamplingParams, TokenLogprobs, sample, token_logprobs
 from codekiln.machine import memory_bytes
 from codekiln.model.cache import MAX_KERNEL_CHUNK, BatchAttention, KVPool
@@ -159,7 +158,8 @@ def require_room(prompt: Sequence[int], max_new_tokens: int, context_length: int
 class Engine:
     """Generates tokens for many requests. Not thread-safe.
 
-    `forbidden_token_ids` are never sampled; a sample ends with one of `stop_token_ids`.
+    `forbidden_token_ids` are never sampled; a sample ends with one of `stop_token_ids`. `token_bytes` are the texts of ids, for
+    recall.
     """
 
     def __init__(
@@ -168,6 +168,7 @@ class Engine:
         *,
         stop_token_ids: frozenset[int],
         forbidden_token_ids: frozenset[int],
+        token_bytes: Sequence[bytes] = (),
         pool_tokens: int | None = None,
         has_drafts: bool = True,
     ) -> None:
@@ -176,8 +177,7 @@ class Engine:
         self._stop_token_ids, self._has_drafts = stop_token_ids, has_drafts
         self._forbidden = torch.tensor(sorted(forbidden_token_ids), dtype=torch.long, device=decoder.device)
         self._stops = torch.tensor(sorted(stop_token_ids), dtype=torch.long, device=decoder.device)
-        self._is_text = np.ones(decoder.config.vocab_size + 1, bool)  # the last one is -1, which separates texts
-        self._is_text[[*forbidden_token_ids, *stop_token_ids, -1]] = False
+        self._kinds = TokenKinds.of(decoder.config.vocab_size, forbidden_token_ids | stop_token_ids, token_bytes)
         self.recall = Recall()
         n_tokens = pool_tokens or _default_pool_tokens(decoder)
         self._max_batch_tokens = min(
@@ -488,7 +488,7 @@ class Engine:
         assert request.score_from is not None
         start, text = request.score_from, self._text(request.sequences[0])
         if request.max_new_tokens:  # its text is for the tokens after the prompt
-            start, text = 0, SampleText(RequestText(), self._is_text)
+            start, text = 0, SampleText(RequestText(), self._kinds)
         places = range(first, first + len(logits))
         found = [text.find(self.recall, request.prompt[start:place]) for place in places]
         targets = request.prompt[first : first + len(logits)]
@@ -497,7 +497,7 @@ class Engine:
 
     def _text(self, sample: Sample) -> SampleText:
         if sample.text is None:
-            sample.text = SampleText(sample.request.text, self._is_text)
+            sample.text = SampleText(sample.request.text, self._kinds)
         return sample.text
 
 

@@ -7,11 +7,15 @@ the lengths of the matches, their counts, and how sure each is:
 
     p(v) = w_0 p_model(v) + (1 - p_model(stop)) * sum_k w_k q_k(v)        for tokens v that do not end the text
 
-Tokens that end a text keep the model's probability. Related: kNN-LM (Khandelwal et al. 2020), infini-gram (Liu et al. 2024),
-and the mixing of contexts in PAQ (Mahoney 2005). B rows, V vocabulary, K predictions, F gate inputs.
+Tokens that end a text keep the model's probability, but in a word that goes on where it was found: there, the odds that the
+text ends are multiplied by the fraction of places where the word ends too.
+
+Related: kNN-LM (Khandelwal et al. 2020), infini-gram (Liu et al. 2024), and the mixing of contexts in PAQ (Mahoney 2005).
+B rows, V vocabulary, K predictions, F gate inputs.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -37,6 +41,8 @@ from codekiln.index.continuations import (
 SHORT_LENGTH = 4  # of the second match in an index, which has more places than the longest one
 MIN_LENGTH = 2  # shorter matches in an index say less than the model
 MIN_DRAFT_LENGTH = 2  # of a match that is worth a draft
+MIN_WORD_LENGTH = 3  # of a match that says whether a word goes on
+MIN_ENDING = 1e-4  # what the odds of an end are multiplied by, at least
 MAX_DRAFT = 16  # tokens
 MAX_OTHER_TOKENS = 32_768  # of a request's other texts; the first ones are left out
 N_HIDDEN = 32
@@ -44,7 +50,41 @@ GATE_FILE = "gate.safetensors"
 DEFAULT_GATE = Path(__file__).parent / GATE_FILE  # fitted on the demo's model before it had convolutions
 
 Array = npt.NDArray[Any]
-Evidence = tuple[Continuations, ...]  # (K,): corpus longest and short, workspace longest and short, request
+_IN_WORD = np.array([byte >= 0x80 or byte == ord("_") or chr(byte).isalnum() for byte in range(256)])
+
+
+class Evidence(NamedTuple):
+    """What was found for the next token. `predictions` (K,): corpus longest and short, workspace longest and short, request.
+
+    `goes_on` is 0 if the text does not end in a word; else, of the places of the longest match, the fraction where the word has
+    more characters.
+    """
+
+    predictions: tuple[Continuations, ...]
+    goes_on: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenKinds:
+    """What each id is, (V + 1,) each: the last one is -1, which separates texts.
+
+    Ids that are no text are in no match. An id begins or ends in a word if its first or last character is a letter, digit or
+    underscore.
+    """
+
+    is_text: Array
+    begins_in_word: Array
+    ends_in_word: Array
+
+    @classmethod
+    def of(cls, n_ids: int, not_text: Iterable[int] = (), token_bytes: Sequence[bytes] = ()) -> "TokenKinds":
+        """The kinds of `n_ids` ids, of which `token_bytes` are the text; without them, none is in a word."""
+        kinds = cls(*(np.full(n_ids + 1, is_text) for is_text in (True, False, False)))
+        kinds.is_text[[*not_text, -1]] = False
+        for number, data in enumerate(token_bytes):
+            if data:
+                kinds.begins_in_word[number], kinds.ends_in_word[number] = _IN_WORD[data[0]], _IN_WORD[data[-1]]
+        return kinds
 
 
 def next_draft_limit(limit: int, n_drafted: int, n_accepted: int) -> int:
@@ -131,13 +171,10 @@ def run_gate(run: Path) -> Path:
 
 
 class SampleText:
-    """The tokens of a request, and those of one of its samples, in which matches are searched and which they end.
+    """The tokens of a request, and those of one of its samples, in which matches are searched and which they end."""
 
-    `is_text` says of each id whether it is text, (V,): others are in no match.
-    """
-
-    def __init__(self, text: RequestText, is_text: Array) -> None:
-        self._is_text = is_text
+    def __init__(self, text: RequestText, kinds: TokenKinds) -> None:
+        self._kinds = kinds
         n_others = 0
         others: list[int] = []
         for other in reversed(text.others):
@@ -165,11 +202,11 @@ class SampleText:
 
     def _set(self, start: int, ids: Sequence[int]) -> None:
         array = np.array(ids, np.int64)
-        self._buffer[start : start + len(array)] = np.where(self._is_text[array], array, -1)
+        self._buffer[start : start + len(array)] = np.where(self._kinds.is_text[array], array, -1)
 
     def draft(self, recall: "Recall", generated: Sequence[int], n: int) -> list[int]:
         """Up to `n` tokens that followed the longest match; the request's own text comes first, then the workspace."""
-        corpus, _, workspace, _, own = self.find(recall, generated)
+        corpus, _, workspace, _, own = self.find(recall, generated).predictions
         best = max(own, workspace, corpus, key=lambda each: each.length)
         return best.draft(n) if best.length >= MIN_DRAFT_LENGTH else []
 
@@ -181,9 +218,19 @@ class SampleText:
         n = self._write(generated)
         context = self._buffer[max(self._n_others, n - MAX_LENGTH) : n]
         found = [each for source in (recall.corpus, recall.workspace) for each in self._search(source, context)]
-        evidence = (*found, find_in_text(self._buffer, n))
+        predictions = (*found, find_in_text(self._buffer, n))
+        evidence = Evidence(predictions, self._goes_on(predictions, n))
         self._last = key, evidence
         return evidence
+
+    def _goes_on(self, predictions: Sequence[Continuations], n: int) -> float:
+        """`Evidence.goes_on` after `n` tokens."""
+        if n == self._n_others or not self._kinds.ends_in_word[self._buffer[n - 1]]:
+            return 0.0
+        longest = max(predictions, key=lambda each: each.length)
+        if longest.length < MIN_WORD_LENGTH:
+            return 0.0
+        return float(longest.fractions[self._kinds.begins_in_word[longest.ids]].sum())
 
     def _search(self, source: Searched | None, context: Array) -> tuple[Continuations, Continuations]:
         shards = source.shards if source is not None else ()
@@ -214,14 +261,14 @@ class Recall:
 
     def mix(self, logits: Tensor, found: Sequence[Evidence], stop_ids: Tensor) -> Tensor:
         """The logits of the mixture from those of the model (B, V), in float32. Rows without evidence stay as they are."""
-        rows = [number for number, each in enumerate(found) if any(len(c.ids) for c in each)]
+        rows = [number for number, each in enumerate(found) if any(len(c.ids) for c in each.predictions)]
         if self.gate is None or not rows:
             return logits
         array, stops = logits.cpu().numpy().copy(), stop_ids.cpu().numpy()
         for row in rows:
-            ids, values, stop = mix_row(*_view(array[row], found[row], stops).inputs, *self.gate.arrays)
+            ids, values, stop = mix_row(*_view(array[row], found[row].predictions, stops).inputs, *self.gate.arrays)
             array[row, ids] += values
-            array[row, stops] += stop
+            array[row, stops] += stop + math.log(max(1 - found[row].goes_on, MIN_ENDING))
         return torch.from_numpy(array).to(logits.device)
 
     def add_rows(self, logits: Tensor, found: Sequence[Evidence], targets: Sequence[int], stop_ids: Tensor) -> None:
@@ -230,8 +277,8 @@ class Recall:
             return
         array, stops = logits.cpu().numpy(), stop_ids.cpu().numpy()
         for row, evidence, target in zip(array, found, targets, strict=True):
-            view = _view(row, evidence, stops)
-            predicted = [float(each.fractions[each.ids == target].sum()) for each in evidence]
+            view = _view(row, evidence.predictions, stops)
+            predicted = [float(each.fractions[each.ids == target].sum()) for each in evidence.predictions]
             logprob = float(row[target]) - view.log_total
             self.record.append(GateRow(gate_inputs(*view.inputs), np.array(predicted), logprob))
 
@@ -252,7 +299,7 @@ class _View(NamedTuple):
     log_total: float
 
 
-def _view(logits: Array, evidence: Evidence, stops: Array) -> _View:
+def _view(logits: Array, predictions: Sequence[Continuations], stops: Array) -> _View:
     """`logits` (V,) in float32. Works in NumPy, whose calls take less time than PyTorch's for one row."""
     top_id = int(logits.argmax())
     top = float(logits[top_id])
@@ -262,13 +309,13 @@ def _view(logits: Array, evidence: Evidence, stops: Array) -> _View:
     finite = logits if logits.min() > -np.inf else np.maximum(logits, -1e9)
     mean = float(shares @ finite) / total
     log_total = top + float(np.log(total))
-    ids = np.concatenate([each.ids for each in evidence])
+    ids = np.concatenate([each.ids for each in predictions])
     inputs = (
-        np.array([each.length for each in evidence], np.float64),
-        np.array([each.count for each in evidence], np.float64),
-        np.cumsum([0, *(len(each.ids) for each in evidence)]),
+        np.array([each.length for each in predictions], np.float64),
+        np.array([each.count for each in predictions], np.float64),
+        np.cumsum([0, *(len(each.ids) for each in predictions)]),
         ids,
-        np.concatenate([each.fractions for each in evidence]),
+        np.concatenate([each.fractions for each in predictions]),
         logits[ids].astype(np.float64) - log_total,
         np.array([log_total - mean, top - log_total, top_id, shares[stops].sum() / total]),
     )
