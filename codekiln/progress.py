@@ -18,7 +18,8 @@ class ProgressTask:
 
     def __init__(self, title: str, total: int, done: int, bar: Progress | None) -> None:
         self.title, self.total, self.done, self._bar = title, total, done, bar
-        self._begun = self._printed = time.monotonic()
+        self._begun: float | None = None  # when the first unit had ended: compiling may be in it
+        self._printed = time.monotonic()
         self._done_before, self._note = done, ""
         self._id = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
@@ -28,11 +29,16 @@ class ProgressTask:
         if self._bar is not None and self._id is not None:
             self._note = note or self._note
             self._bar.update(self._id, completed=self.done, note=self._note)
-        elif (now := time.monotonic()) - self._printed >= PLAIN_LINE_SECONDS:
+            return
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun, self._done_before = now, self.done
+        if now - self._printed >= PLAIN_LINE_SECONDS:
             self._printed = now
-            rate = (self.done - self._done_before) / (now - self._begun)
-            left = f"{_format_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
-            print_line(f"{self.title}: {self.done:,}/{self.total:,}  {left}  {note}".rstrip())
+            n_timed = self.done - self._done_before
+            left = (self.total - self.done) * (now - self._begun) / n_timed if n_timed else None
+            shown = "" if left is None else f"{_format_duration(left)} left"
+            print_line(f"{self.title}: {self.done:,}/{self.total:,}  {shown}  {note}".rstrip())
 
 
 def is_terminal() -> bool:
@@ -73,7 +79,8 @@ def sparkline(values: list[float], width: int = 24) -> str:
 
 def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def print_line(line: str) -> None:

@@ -25,6 +25,7 @@ from codekiln.errors import MissingFileError
 from codekiln.extras import import_optional
 from codekiln.index.build import sort_documents
 from codekiln.index.continuations import SortedTokens
+from codekiln.progress import print_line
 from codekiln.tokenizer.bpe import Tokenizer
 
 SEGMENT_TOKENS = 1_000_000
@@ -113,6 +114,8 @@ class Workspace:
             self._is_stopped.wait(CHECK_SECONDS)
             return
         self._read_all()
+        if not self._is_ready.is_set():
+            print_line(f"Workspace: {self._state.files:,} files with {self._state.tokens:,} tokens are indexed")
         self._is_ready.set()
         is_first = True
         for change in self._watchfiles.watch(
