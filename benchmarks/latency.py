@@ -1,12 +1,15 @@
 """Latency of inline completion: clients that type, against the real server.
 
-python benchmarks/latency.py [MODEL]
+python benchmarks/latency.py [MODEL] [--draw FILE]
 
 Without a model directory, one of 25M random weights is made. Each client edits its own file: at each keystroke it sends the
-text before and after its cursor, and waits for 24 new tokens. Times are those of the client, of the wall clock.
+text before and after its cursor, and waits for 24 new tokens. Times are those of the client, of the wall clock. FILE gets a
+picture of all times as SVG.
 """
 
+import argparse
 import contextlib
+import math
 import random
 import signal
 import statistics
@@ -23,6 +26,8 @@ CLIENTS = (1, 4, 16)
 KEYSTROKES = 24
 NEW_TOKENS = 24
 PREFIX_LINES, SUFFIX_LINES = 60, 20
+WIDTH, HEIGHT, MARGIN = 620, 260, 45
+COLORS = ("#2e7d32", "#1565c0", "#ad1457")
 
 
 def make_model(folder: Path) -> Path:
@@ -67,9 +72,48 @@ def type_text(url: str, number: int) -> list[float]:
     return waited[1:]
 
 
+def draw(waited: dict[int, list[float]]) -> str:
+    """The percentage of completions that took at most so many milliseconds, for each number of clients."""
+    last = 100 * math.ceil(1000 * max(map(max, waited.values())) / 100)
+
+    def at(milliseconds: float, percentage: float) -> tuple[float, float]:
+        x = MARGIN + milliseconds / last * (WIDTH - 2 * MARGIN)
+        return round(x, 1), round(HEIGHT - MARGIN - percentage / 100 * (HEIGHT - 2 * MARGIN), 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11" '
+        'fill="#333">',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="{MARGIN}" y="20" font-weight="bold">Completions of {NEW_TOKENS} tokens, 25M: percentage that took at most '
+        "has arrived after so many milliseconds</text>",
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">milliseconds</text>',
+    ]
+    for percentage in (0, 50, 100):
+        (left, y), (right, _) = at(0, percentage), at(last, percentage)
+        parts.append(
+            f'<path d="M{left} {y}H{right}" stroke="#ddd"/><text x="{left - 30}" y="{y + 4}">{percentage}%</text>'
+        )
+    for milliseconds in range(0, last + 1, 100):
+        x, y = at(milliseconds, 0)
+        parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{milliseconds}</text>')
+    for (n_clients, times), color in zip(waited.items(), COLORS, strict=True):
+        points = [at(1000 * time, 100 * (k + 1) / len(times)) for k, time in enumerate(sorted(times))]
+        line = " ".join(f"{x},{y}" for x, y in points)
+        x, y = points[len(points) // 2]
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+        name = "1 client" if n_clients == 1 else f"{n_clients} clients"
+        parts.append(f'<text x="{x + 8}" y="{y + 12}" fill="{color}">{name}</text>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--draw", type=Path)
+    options = parser.parse_args()
+    all_waited: dict[int, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(sys.argv[1]) if len(sys.argv) > 1 else make_model(Path(folder))
+        model = options.model or make_model(Path(folder))
         command = [sys.executable, "-m", "codekiln", "serve", str(model), "--port", "0", "--weights", "int8"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             assert server.stdout is not None
@@ -83,12 +127,15 @@ def main() -> None:
                         waited = [
                             each for found in pool.map(lambda k: type_text(url, k), range(n_clients)) for each in found
                         ]
+                    all_waited[n_clients] = waited
                     rate = n_clients * KEYSTROKES / (time.perf_counter() - start)
                     cuts = statistics.quantiles(waited, n=20)
                     print(f"| {n_clients} | {1000 * cuts[9]:.0f} | {1000 * cuts[18]:.0f} | {rate:.1f} |", flush=True)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     server.send_signal(signal.SIGINT)
+    if options.draw is not None:
+        options.draw.write_text(draw(all_waited), encoding="utf-8")
 
 
 if __name__ == "__main__":
