@@ -84,7 +84,7 @@ def draw(waited: dict[int, list[float]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11" '
         'fill="#333">',
         '<rect width="100%" height="100%" fill="#fff"/>',
-        f'<text x="{MARGIN}" y="20" font-weight="bold">Completions of {NEW_TOKENS} tokens, 25M: percentage that took at most '
+        f'<text x="{MARGIN}" y="20" font-weight="bold">Completions of {NEW_TOKENS} tokens, 25M parameters: percentage that '
         "has arrived after so many milliseconds</text>",
         f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">milliseconds</text>',
     ]
