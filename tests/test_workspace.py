@@ -85,6 +85,17 @@ def test_editors_that_replace_the_file_are_followed(folder: Path, workspace: Wor
     assert workspace.state.files == 2 and not has(workspace, "def from_the_swap_file():\n")
 
 
+def test_names_are_those_of_the_files(folder: Path, workspace: Workspace) -> None:
+    """Also after a change, and not those of secrets."""
+    key = "AKIAIOSFODNN7EXAMPLQ"
+    (folder / "names.py").write_text(f"quagga_herd = quagga\nkey = '{key}'\n", encoding="utf-8")
+    wait_until(lambda: workspace.names("quag") == ["quagga", "quagga_herd"])
+    assert workspace.names("quagga") == ["quagga_herd"]
+    assert workspace.names("quagga_herd") == workspace.names("AKIA") == workspace.names("zzz") == []
+    (folder / "names.py").write_text("quagga_zoo = 1\n", encoding="utf-8")
+    wait_until(lambda: workspace.names("quag") == ["quagga_zoo"])
+
+
 def test_ignored_files_and_secrets_are_left_out(folder: Path, tokenizer: Tokenizer) -> None:
     (folder / ".gitignore").write_text("private.py\n", encoding="utf-8")
     (folder / "private.py").write_text("def private_function():\n    pass\n", encoding="utf-8")
@@ -217,6 +228,9 @@ def test_a_saved_function_is_completed_in_another_file(small_run: Path, folder: 
         tools = "import tools\n\n\ndef first():\n    return tools.zebra_crossing(4)\n"
         (folder / "tools.py").write_text(tools, encoding="utf-8")
         wait_until(lambda: complete(server.url, prompt).startswith("crossing(4)"))
+        before, name = prompt[: -len("zebra_")], "zebra_crossing"
+        for n in range(3, len(name)):  # its tokens are not those of the whole name
+            assert complete(server.url, before + name[:n]).startswith(name[n:]), n
         (folder / "tools.py").unlink()
         wait_until(lambda: not complete(server.url, prompt).startswith("crossing"))
         shutil.rmtree(folder)

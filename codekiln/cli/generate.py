@@ -410,7 +410,10 @@ def use_recall(
     if workspace is not None:
         own.append(workspace)
     corpus = None if tracer is None else tracer.index
-    completer.use_recall(Recall(gate, corpus=corpus, workspace=SearchedTogether(tuple(own)) if own else None))
+    recall = Recall(gate, corpus=corpus, workspace=SearchedTogether(tuple(own)) if own else None)
+    if workspace is not None:
+        recall.names = workspace.names
+    completer.use_recall(recall)
     return {
         "gate_sha256": sha256_of(path if path.is_file() else DEFAULT_GATE),
         "index_sha256": None if tracer is None else sha256_of(tracer.index.folder / INDEX_MANIFEST),

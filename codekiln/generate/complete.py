@@ -14,6 +14,7 @@ from codekiln.generate.backends.backend import Backend, TokenRules, token_rules
 from codekiln.generate.context import ContextIds, RepositoryContext, context_ids
 from codekiln.generate.copying import WITHHELD, CopyGuard, CopyLimiter
 from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
+from codekiln.generate.names import begun_name, continued, longer_names
 from codekiln.generate.precision import choose_precision
 from codekiln.generate.recall import Recall, RequestText
 from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs, bits
@@ -423,6 +424,7 @@ class Completer:
         n_all = len(prefix) + len(suffix)
         files = request.context.files if request.context is not None else ()
         others = [*(self.tokenizer.encode(file.text) for file in files if self.has_recall), suffix]
+        others += self._longer_names(request, prefix)
         text = RequestText(tuple(prefix), tuple(tuple(each) for each in others if each))
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]
@@ -454,6 +456,15 @@ class Completer:
         It does not depend on the text around the hole, so that the cached prefix can be used again while a user types.
         """
         return context_ids(self.tokenizer, context, (self.context_length - max_new_tokens) // 2)
+
+    def _longer_names(self, request: InfillRequest, prefix: Sequence[int]) -> list[list[int]]:
+        """For recall, the names that begin as the text before the cursor ends, whose ids are `prefix`."""
+        begun = begun_name(request.prompt)
+        if begun is None or not isinstance(self.engine, Engine) or not self.engine.recall.is_scoring:
+            return []
+        files = request.context.files if request.context is not None else ()
+        texts = [request.prompt[: -len(begun)], request.suffix or "", *(file.text for file in files)]
+        return continued(prefix, begun, longer_names(begun, texts, self.engine.recall.names(begun)), self.tokenizer)
 
     def _from_line_start(self, ids: list[int]) -> list[int]:
         """The ids from the first complete line on, if that keeps at least half of them; else all."""

@@ -15,7 +15,7 @@ B rows, V vocabulary, K predictions, F gate inputs.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -246,12 +246,20 @@ class SampleText:
 
 
 class Recall:
-    """The sources that an engine searches, and the gate. Without a gate nothing is mixed, and only drafts use the sources."""
+    """The sources that an engine searches, and the gate. Without a gate nothing is mixed, and only drafts use the sources.
+
+    `names` gives the names of the workspace that begin with a text.
+    """
 
     def __init__(
-        self, gate: Gate | None = None, *, corpus: Searched | None = None, workspace: Searched | None = None
+        self,
+        gate: Gate | None = None,
+        *,
+        corpus: Searched | None = None,
+        workspace: Searched | None = None,
+        names: Callable[[str], Iterable[str]] = lambda begun: (),
     ) -> None:
-        self.gate, self.corpus, self.workspace = gate, corpus, workspace
+        self.gate, self.corpus, self.workspace, self.names = gate, corpus, workspace, names
         self.record: list[GateRow] | None = None  # of scored tokens, to fit a gate
 
     @property

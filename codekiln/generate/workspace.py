@@ -23,6 +23,7 @@ from codekiln.corpus.sources.files import MAX_FILE_BYTES, local_file
 from codekiln.corpus.sources.tree import walk_files, why_not_listed
 from codekiln.errors import MissingFileError
 from codekiln.extras import import_optional
+from codekiln.generate.names import names_from, names_in
 from codekiln.index.build import sort_documents
 from codekiln.index.continuations import SortedTokens
 from codekiln.progress import print_line
@@ -82,6 +83,10 @@ class Workspace:
     def state(self) -> WorkspaceState:
         """What is indexed now."""
         return self._state
+
+    def names(self, begun: str) -> list[str]:
+        """Names in the files that begin with a text and are longer, a few of each segment."""
+        return [name for segment in self._segments for name in names_from(segment.names, begun)]
 
     def start(self) -> None:
         """Begins to index."""
@@ -256,15 +261,18 @@ class Workspace:
             at = match.end
         pieces.append(data[at:])
         dtype = np.uint16 if self._tokenizer.vocab_size <= 2**16 else np.uint32
-        encoded = (self._tokenizer.encode(piece.decode(errors="replace")) for piece in pieces)
-        return _File(tuple(np.array(ids, dtype) for ids in encoded if ids), len(matches), stamp)
+        texts = [piece.decode(errors="replace") for piece in pieces]
+        names = frozenset(name for text in texts for name in names_in(text))
+        encoded = (self._tokenizer.encode(text) for text in texts)
+        return _File(tuple(np.array(ids, dtype) for ids in encoded if ids), names, len(matches), stamp)
 
 
 @dataclass(frozen=True)
 class _File:
-    """The ids of a file, in pieces between secrets."""
+    """The ids of a file, in pieces between secrets, and the names in them."""
 
     pieces: tuple[Ids, ...]
+    names: frozenset[str]
     n_secrets: int
     stamp: tuple[int, int] | None  # size and time of change, when it was read
 
@@ -280,6 +288,7 @@ class _Segment:
         self.files: dict[Path, _File] = {}
         self.n_tokens = 0
         self.sorted: SortedTokens | None = None
+        self.names: list[str] = []
 
     def add(self, path: Path, file: _File) -> None:
         self.files[path] = file
@@ -291,6 +300,7 @@ class _Segment:
     def sort(self, vocab_size: int) -> None:
         pieces = [piece for file in self.files.values() for piece in file.pieces]
         self.sorted = sort_documents(pieces, vocab_size) if pieces else None
+        self.names = sorted(frozenset().union(*(file.names for file in self.files.values())))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
