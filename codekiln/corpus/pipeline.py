@@ -90,6 +90,8 @@ def build_corpus(
     write_json(folder / MANIFEST, manifest)
     write_json(folder / PLAN, plan | {"manifest_sha256": sha256_of(folder / MANIFEST)})
     _remove_scratch(scratch.folder)
+    n_training, n_held_out = (splits[split]["documents"] for split in SPLITS)
+    print_line(f"Corpus: of {tally.n_read:,} files, {n_training:,} are to train on, and {n_held_out:,} are held out")
     return manifest
 
 
