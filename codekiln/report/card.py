@@ -236,8 +236,8 @@ def _result_lines(trained: JsonObject, evaluation: JsonObject) -> dict[str, str]
         results[f"Infilling, {kind}"] = (
             f"exact match {_format_percent(entry['infill_exact_match'])} infilling, "
             f"{_format_percent(entry['left_to_right_exact_match'])} left to right (n = {entry['problems']}{skipped}); "
-            f"{_format_bpb(entry['infill_bits_per_byte'])} compared with "
-            f"{_format_bpb(entry['left_to_right_bits_per_byte'])} of the reference, "
+            f"the true text has {_format_bpb(entry['infill_bits_per_byte'])} infilling, "
+            f"{_format_bpb(entry['left_to_right_bits_per_byte'])} left to right, "
             f"difference {_format_difference(entry['bits_per_byte_difference'])}"
         )
     return results
