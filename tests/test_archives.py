@@ -31,7 +31,7 @@ from codekiln.corpus.languages import LANGUAGES, known_language
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.reading import NAME_NOT_UTF8, UnitReader, read_document, with_utf8_names
-from codekiln.corpus.sources import records
+from codekiln.corpus.sources import partitions, records
 from codekiln.corpus.sources.archives import LONG_NAME, NO_TEXT, OTHER_TYPE, Archives, Columns, license_of
 from codekiln.corpus.sources.blobs import BAD_ID, BlobStore
 from codekiln.corpus.sources.data_files import find_data_files, format_of
@@ -383,6 +383,47 @@ def test_the_github_export_is_joined_as_by_brute_force(kind: str, tmp_path: Path
     before = again.fingerprint()
     (folder / "licenses" / ("2.parquet" if kind == "parquet" else "2.json")).write_bytes(b"")
     assert again.fingerprint() != before
+
+
+@pytest.mark.parametrize("n_writes", [3, 40, 90, 150])
+def test_sorting_of_the_github_export_continues(n_writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in each table, and while licenses are looked up: parts that were read are not read again."""
+    rows = range(60)
+    tables: dict[str, list[dict[str, Any]]] = {
+        "files": [{"repo_name": f"user/{n % 7}", "id": f"{n:040x}", "path": f"{n}.py", "mode": 33188} for n in rows],
+        "contents": [{"id": f"{n:040x}", "content": f"x = {n}\n", "binary": "false"} for n in rows],
+        "licenses": [{"repo_name": f"user/{n}", "license": "mit"} for n in range(5)],
+    }
+    source = GitHubExport(folder=str(write_export(tmp_path / "export", tables, "json")), partition_bytes=300)
+
+    def rows_of(scratch: Path) -> list[tuple[str, str, str, str]]:
+        files = [file for unit in source.units(scratch) for file in unit.files()]
+        return [(file.repository, file.path, file.license, str(file.read())) for file in files]
+
+    expected = rows_of(tmp_path / "whole")
+    assert len(expected) == 60
+    n_left, n_read = n_writes, 0
+    write, read_records = partitions.PartitionWriter.write, records.Lines.records
+
+    def write_until_killed(self: partitions.PartitionWriter, partition: int, row: Any) -> None:
+        nonlocal n_left
+        n_left -= 1
+        if n_left < 0:
+            raise KeyboardInterrupt
+        write(self, partition, row)
+
+    def counted_records(self: records.Lines, *arguments: Any) -> Any:
+        nonlocal n_read
+        n_read += 1
+        return read_records(self, *arguments)
+
+    monkeypatch.setattr(partitions.PartitionWriter, "write", write_until_killed)
+    monkeypatch.setattr(records.Lines, "records", counted_records)
+    with pytest.raises(KeyboardInterrupt):
+        rows_of(tmp_path / "killed")
+    n_left = 10**6
+    assert rows_of(tmp_path / "killed") == expected
+    assert n_read in (6, 7)  # of two parts of three tables, the one that was being read
 
 
 def test_damaged_rows_of_the_github_export_are_counted(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from codekiln.corpus.bins import bin_of, percentile_bins
 from codekiln.corpus.html_text import html_to_text
 from codekiln.corpus.licenses import UNKNOWN
+from codekiln.corpus.sources import dump_files, partitions, stackexchange
 from codekiln.corpus.sources.dump_files import ArchiveMember
 from codekiln.corpus.sources.dump_rows import DAMAGED_ROW, LONG_ROW, MAX_ROW_BYTES, TRUNCATED
 from codekiln.corpus.sources.files import SourceFile
@@ -535,3 +537,81 @@ def test_scratch_folders_of_others_are_refused(tmp_path: Path) -> None:
     source = StackExchange(folder=write_site(tmp_path / "a.com", question(1)))
     with pytest.raises(OutputExistsError, match=r"mine\.txt"):
         files_of(source)
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_sorting_continues_where_it_was_killed(
+    is_packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At many places. Rows that were read before are not read again, and the threads are the same."""
+    rng = random.Random(1)
+    posts = "".join(
+        rng.choice(("  <row Id='broken />\n", "", "")) + question(n, Score=n) + answer(n + 500, n, Body="<p>é</p>")
+        for n in range(1, 120)
+    )
+    comments = "".join(comment(n, rng.choice((n % 150 + 1, n % 119 + 501))) for n in range(1, 200))
+    folder = write_site(tmp_path / "plain" / "a.com", posts, comments)
+    if is_packed:
+        packed = tmp_path / "packed" / "a.com"
+        packed.mkdir(parents=True)
+        pack(packed / "a.com.7z", {"Posts.xml": folder / "Posts.xml", "Comments.xml": folder / "Comments.xml"})
+        folder = packed
+    source = StackExchange(folder=folder, partition_bytes=3000)
+
+    def threads(scratch: Path) -> list[tuple[str, str | None, str]]:
+        files = [file for unit in source.units(scratch) for file in unit.files()]
+        return [(f.path, f.problem, "" if f.problem is not None else read(f)) for f in files]
+
+    expected = threads(tmp_path / "whole")
+    assert len(expected) > 100
+    monkeypatch.setattr(stackexchange, "CHECKPOINT_BYTES", 4000)
+    monkeypatch.setattr(stackexchange, "JOINED_PER_SAVE", 1)
+    monkeypatch.setattr(partitions, "PENDING_BYTES", 700)
+    monkeypatch.setattr(dump_files, "BLOCK_BYTES", 900)
+    n_left, n_written = 10**6, 0
+    write = partitions.PartitionWriter.write
+
+    def write_until_killed(self: partitions.PartitionWriter, partition: int, row: Any) -> None:
+        nonlocal n_left, n_written
+        n_left, n_written = n_left - 1, n_written + 1
+        if n_left < 0:
+            raise KilledError
+        write(self, partition, row)
+
+    monkeypatch.setattr(partitions.PartitionWriter, "write", write_until_killed)
+    assert threads(tmp_path / "again") == expected
+    n_whole, n_written = n_written, 0
+    found, n_killed = None, 0
+    while found is None:
+        # The library gives an archive of this size in one block, and a state is saved between blocks.
+        n_left = 550 if is_packed else rng.randrange(100, 200)
+        try:
+            found = threads(tmp_path / "killed")
+        except KilledError:
+            n_killed += 1
+    assert found == expected
+    assert n_killed == 1 if is_packed else n_killed >= 4
+    assert n_written < n_whole + n_killed * 60  # those after the last state are written again
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["a.com"]
+    assert sorted(path.name for path in (tmp_path / "killed" / "a.com").iterdir() if not path.name.startswith(".")) == [
+        "partitions.json",
+        "threads",
+    ]
+
+
+def test_a_state_of_other_files_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_site(tmp_path / "a.com", question(1) + question(2))
+    sorting = partitions.Sorting(tmp_path / "scratch" / "a.com.unfinished", {"files": "others"})
+    sorting.writer("threads", 1).write(0, ["of another dump"])
+    sorting.save({"joined": 1, "finished": ["Posts.xml", "Comments.xml"]})
+    assert sorted(texts_of(folder)) == ["questions/1", "questions/2"]
+    damaged = partitions.Sorting(tmp_path / "damaged", {})
+    damaged.writer("threads", 1).write(0, ["a row"])
+    damaged.save({})
+    (tmp_path / "damaged" / "threads" / "00000.rows").write_bytes(b"")
+    with pytest.raises(CorruptFileError, match=r"00000\.rows is damaged"):
+        partitions.Sorting(tmp_path / "damaged", {}).writer("threads", 1)

@@ -28,8 +28,8 @@ class DumpFile(Protocol):
     @property
     def n_bytes(self) -> int: ...
 
-    def read(self, feed: Feed) -> None:
-        """Passes all bytes to `feed` in order, in blocks. Raises InvalidFileError for a damaged archive."""
+    def read(self, feed: Feed, start: int = 0) -> None:
+        """Passes all bytes from `start` on to `feed` in order, in blocks. Raises InvalidFileError for a damaged archive."""
         ...
 
 
@@ -41,8 +41,9 @@ class PlainFile:
     def n_bytes(self) -> int:
         return self.path.stat().st_size
 
-    def read(self, feed: Feed) -> None:
+    def read(self, feed: Feed, start: int = 0) -> None:
         with self.path.open("rb") as file:
+            file.seek(start)
             while block := file.read(BLOCK_BYTES):
                 feed(block)
 
@@ -58,10 +59,10 @@ class ArchiveMember:
     def n_bytes(self) -> int:
         return int(self._with_archive(lambda archive: self._find(archive).uncompressed))
 
-    def read(self, feed: Feed) -> None:
+    def read(self, feed: Feed, start: int = 0) -> None:
         def extract(archive: Any) -> None:
             member = self._find(archive)
-            stream = _Stream(self, int(member.uncompressed), feed)
+            stream = _Stream(self, int(member.uncompressed), feed, start)
             archive.extract(targets=[member.filename], factory=stream)
             if stream.n_bytes != member.uncompressed:
                 raise self.damaged(f"{self.name} ends after {stream.n_bytes:,} of {member.uncompressed:,} bytes")
@@ -113,10 +114,10 @@ class ArchiveMember:
 
 
 class _Stream:
-    """What py7zr writes a member to: it passes the bytes to `feed`, and no more than declared."""
+    """What py7zr writes a member to: it passes the bytes from `start` on to `feed`, and no more than declared."""
 
-    def __init__(self, member: ArchiveMember, declared_bytes: int, feed: Feed) -> None:
-        self._member, self._declared_bytes, self._feed = member, declared_bytes, feed
+    def __init__(self, member: ArchiveMember, declared_bytes: int, feed: Feed, start: int) -> None:
+        self._member, self._declared_bytes, self._feed, self._start = member, declared_bytes, feed, start
         self.n_bytes = 0
 
     def create(self, name: str) -> "_Stream":
@@ -124,10 +125,12 @@ class _Stream:
         return self
 
     def write(self, data: bytes) -> int:
+        n_before = self.n_bytes
         self.n_bytes += len(data)
         if self.n_bytes > self._declared_bytes:
             raise self._member.damaged(f"{self._member.name} has more than the declared {self._declared_bytes:,} bytes")
-        self._feed(bytes(data))
+        if self.n_bytes > self._start:
+            self._feed(bytes(data[max(0, self._start - n_before) :]))
         return len(data)
 
     def read(self, size: int | None = None) -> bytes:

@@ -27,6 +27,15 @@ class DumpRow(NamedTuple):
     problem: str | None = None
 
 
+class RowState(NamedTuple):
+    """How many bytes, lines and rows of a file were read, and whether its root element has ended."""
+
+    n_bytes: int = 0
+    n_lines: int = 0
+    n_rows: int = 0
+    is_closed: bool = False
+
+
 class RowReader:
     """Splits the blocks of a file into rows, and passes each to `receive`, also those that are damaged.
 
@@ -34,17 +43,24 @@ class RowReader:
     addition to the block.
     """
 
-    def __init__(self, name: str, receive: Callable[[DumpRow], None]) -> None:
+    def __init__(self, name: str, receive: Callable[[DumpRow], None], state: RowState | None = None) -> None:
+        """With a state, what is fed first are the bytes after its `n_bytes`."""
         self._name = name
         self._receive = receive
         self._rest = b""  # the beginning of a line
         self._n_skipped = 0  # bytes of the present line, which is too long
-        self._n_lines = 0
-        self._n_rows = 0
-        self._is_closed = False
+        self._n_bytes, self._n_lines, self._n_rows, self._is_closed = state or RowState()
+
+    @property
+    def state(self) -> RowState | None:
+        """What was read, up to the end of a line; None in a line that is too long."""
+        if self._n_skipped:
+            return None
+        return RowState(self._n_bytes - len(self._rest), self._n_lines, self._n_rows, self._is_closed)
 
     def feed(self, block: bytes) -> None:
         """Reads the next bytes. Raises InvalidFileError for a document type, which may declare entities."""
+        self._n_bytes += len(block)
         lines = (self._rest + block).split(b"\n")
         self._rest = lines.pop()
         if lines and self._n_skipped:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from codekiln.corpus.sources.files import MAX_FILE_BYTES, CannotRead, HeldConten
 from codekiln.corpus.sources.partitions import (
     MAX_PARTITIONS,
     PartitionWriter,
+    Sorting,
     make_partitions,
     partition_path,
     read_partition,
@@ -84,12 +84,12 @@ class GitHubExport:
             raise ConfigError(f"{other.location} is no table: the export has Parquet or JSONL")
         return files
 
-    def _partition(self, folder: Path) -> JsonObject:
+    def _partition(self, sorting: Sorting) -> JsonObject:
         tables = {name: self._files(name) for name in ("files", "contents", "licenses")}
         total = sum(file.n_bytes for file in tables["contents"])
         n = min(max(1, math.ceil(total / self.partition_bytes)), MAX_PARTITIONS)
         with progress_bar("GitHub: sort by content", sum(f.n_bytes for t in tables.values() for f in t)) as progress:
-            return {"partitions": _Partitioning(folder, n, self.languages, progress).run(tables)}
+            return {"partitions": _Partitioning(sorting, n, self.languages, progress).run(tables)}
 
 
 @dataclass(frozen=True)
@@ -135,26 +135,26 @@ class ContentPartition:
 class _Partitioning:
     """Joins files with licenses by repository, and sorts both files and contents by the id of the content."""
 
-    def __init__(self, folder: Path, n: int, languages: tuple[str, ...], progress: ProgressTask) -> None:
-        self._folder, self._n, self._languages, self._progress = folder, n, languages, progress
-        self._contents = PartitionWriter(folder / "contents", n)
-        self._sizes = [0] * n
+    def __init__(self, sorting: Sorting, n: int, languages: tuple[str, ...], progress: ProgressTask) -> None:
+        self._sorting, self._folder = sorting, sorting.folder
+        self._n, self._languages, self._progress = n, languages, progress
+        saved = sorting.state or {}
+        self._n_read: dict[str, int] = saved.get("read", {})  # parts of each table
+        self._sizes: list[int] = saved.get("sizes", [0] * n)
+        self._contents = sorting.writer("contents", n)
 
     def run(self, tables: dict[str, list[DataFile]]) -> list[int]:
         """The bytes of the contents of each partition."""
-        licenses = PartitionWriter(self._folder / "licenses", self._n)
-        for values, _ in self._rows(tables["licenses"], ("repo_name", "license")):
+        licenses, names = (self._sorting.writer(name, self._n) for name in ("licenses", "names"))
+        for values, _ in self._rows("licenses", tables, ("repo_name", "license")):
             if _is_name(repository := values.get("repo_name")):
                 licenses.write(self._place(repository), [repository, license_of(values.get("license"))])
-        licenses.flush()
-        names = PartitionWriter(self._folder / "names", self._n)
-        for values, row in self._rows(tables["files"], ("repo_name", "path", "id"), ("mode",)):
+        for values, row in self._rows("files", tables, ("repo_name", "path", "id"), ("mode",)):
             repository, path, content_id = (values.get(name) for name in ("repo_name", "path", "id"))
             if not (_is_name(repository) and _is_name(path) and _is_name(content_id)):
                 self._drop(row, BAD_ROW)
             elif values.get("mode") not in _LINK_MODES and may_be(path, self._languages):
                 names.write(self._place(repository), [repository, path, content_id])
-        names.flush()
         copies = PartitionWriter(self._folder / "copies", self._n)
         for k in range(self._n):
             license_by_name = dict(read_partition(partition_path(self._folder / "licenses", k)))
@@ -162,18 +162,23 @@ class _Partitioning:
                 license = license_by_name.get(repository, UNKNOWN)
                 copies.write(self._place(content_id), [content_id, repository, path, license])
         copies.flush()
-        for values, row in self._rows(tables["contents"], ("id", "content", "binary")):
+        for values, row in self._rows("contents", tables, ("id", "content", "binary")):
             self._write_content(values, row)
         self._contents.flush()
-        for table in ("licenses", "names"):
-            shutil.rmtree(self._folder / table)
+        self._sorting.not_kept = ("licenses", "names")
         return self._sizes
 
     def _rows(
-        self, files: list[DataFile], columns: Sequence[str], optional: Sequence[str] = ()
+        self, table: str, tables: dict[str, list[DataFile]], columns: Sequence[str], optional: Sequence[str] = ()
     ) -> Iterator[tuple[dict[str, Any], str]]:
-        """The values of the records of a table, each with the place of the record. Those with a problem are dropped."""
-        for part in record_parts(files, columns):
+        """The values of the records of a table, each with the place of the record. Those with a problem are dropped.
+
+        Parts that were read before an interruption are left out: their rows are saved.
+        """
+        for number, part in enumerate(record_parts(tables[table], columns)):
+            if number < self._n_read.get(table, 0):
+                self._progress.advance(part.n_bytes)
+                continue
             for record in part.records([*columns, *optional], _MAX_LINE_BYTES):
                 row = f"{part.file.name}/{record.number}"
                 if record.problem is None:
@@ -181,6 +186,8 @@ class _Partitioning:
                 else:
                     self._drop(row, record.problem)
             self._progress.advance(part.n_bytes)
+            self._n_read[table] = number + 1
+            self._sorting.save({"read": self._n_read, "sizes": self._sizes})
 
     def _write_content(self, values: dict[str, Any], row: str) -> None:
         content_id, text = values.get("id"), values.get("content")

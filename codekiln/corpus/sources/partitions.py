@@ -2,12 +2,17 @@
 
 A file is a sequence of frames: the lengths of the rows and of their compressed form and its CRC-32, as little-endian numbers
 of 64, 64 and 32 bits; then JSON lines compressed by Zstandard.
+
+Sorting a dump takes hours. So its state is saved from time to time, with the sizes of all files: after an interruption, the
+files are cut to these sizes, and sorting continues from there.
 """
 
 import json
+import os
+import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +22,85 @@ from codekiln.errors import CorruptFileError
 from codekiln.files import JsonObject, read_json, write_json
 from codekiln.folders import atomic_folder, require_made
 
-RECORD = "partitions.json"
+RECORD, CHECKPOINT = "partitions.json", "checkpoint.json"
+CHECKPOINT_BYTES = 256 * 2**20  # of the input, at most, between two states that are saved
 MAX_PARTITIONS = 4096
 _HEADER = struct.Struct("<QQI")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 PENDING_BYTES = 32 * 2**20  # of rows in memory, over all partitions
 
 
-def make_partitions(folder: Path, inputs: JsonObject, make: Callable[[Path], JsonObject]) -> JsonObject:
-    """The record of a folder with partitions of `inputs`: `make` writes them and returns it, unless they exist."""
+def make_partitions(folder: Path, inputs: JsonObject, make: Callable[["Sorting"], JsonObject]) -> JsonObject:
+    """The record of a folder with partitions of `inputs`: `make` writes them and returns it, unless they exist.
+
+    `make` continues with what it had saved when it was interrupted.
+    """
     if (folder / RECORD).is_file():
         require_made(folder, "partitions")
         record = read_json(folder / RECORD)
         if record.get("inputs") == inputs:
             return record
+    sorting = Sorting(folder.with_name(f"{folder.name}.unfinished"), inputs)
+    record = {"inputs": inputs} | make(sorting)
     with atomic_folder(folder, "partitions") as temporary:
-        record = {"inputs": inputs} | make(temporary)
+        temporary.rmdir()
+        sorting.folder.rename(temporary)
+        (temporary / CHECKPOINT).unlink(missing_ok=True)
+        for name in sorting.not_kept:
+            shutil.rmtree(temporary / name)
         write_json(temporary / RECORD, record)
     return record
 
 
-class PartitionWriter:
-    """Appends rows to the partitions of a new folder. A row is a list of JSON values."""
+class Sorting:
+    """A folder in which partitions of `inputs` are made. `state` is what was saved before; None at the beginning.
 
-    def __init__(self, folder: Path, n_partitions: int) -> None:
-        folder.mkdir()
+    `not_kept` are the folders in it that are needed while the partitions are made.
+    """
+
+    def __init__(self, folder: Path, inputs: JsonObject) -> None:
+        self.folder, self._inputs = folder, inputs
+        self.not_kept: tuple[str, ...] = ()
+        self._writers: dict[str, PartitionWriter] = {}
+        path = folder / CHECKPOINT
+        saved = read_json(path) if path.is_file() else {}
+        if saved.get("inputs") != inputs:
+            saved = {}
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+        self.state: JsonObject | None = saved.get("state")
+        self._sizes: dict[str, list[int]] = saved.get("sizes", {})
+
+    def writer(self, name: str, n_partitions: int) -> "PartitionWriter":
+        """The writer of the partitions in the folder `name`, after the rows that were saved."""
+        writer = PartitionWriter(self.folder / name, n_partitions, self._sizes.get(name))
+        self._writers[name] = writer
+        return writer
+
+    def save(self, state: JsonObject) -> None:
+        """Saves a state, and that all rows that were written belong to it."""
+        for name, writer in self._writers.items():
+            writer.flush()
+            self._sizes[name] = writer.sizes
+        self.state = state
+        write_json(self.folder / CHECKPOINT, {"inputs": self._inputs, "state": state, "sizes": self._sizes})
+
+
+class PartitionWriter:
+    """Appends rows to the partitions of a folder. A row is a list of JSON values.
+
+    The folder is new, or its files are cut to `sizes`. Raises CorruptFileError if one of them is shorter.
+    """
+
+    def __init__(self, folder: Path, n_partitions: int, sizes: Sequence[int] | None = None) -> None:
+        if sizes is None and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
         self._folder = folder
+        self.sizes = list(sizes or [0] * n_partitions)
+        for partition in range(n_partitions):
+            _cut(partition_path(folder, partition), self.sizes[partition])
         self._pending: list[list[bytes]] = [[] for _ in range(n_partitions)]
         self._n_pending_bytes = 0
 
@@ -59,10 +117,21 @@ class PartitionWriter:
             if lines:
                 data = b"\n".join(lines)
                 compressed = pa.compress(data, codec="zstd", asbytes=True)
+                frame = _HEADER.pack(len(data), len(compressed), zlib.crc32(compressed)) + compressed
                 with partition_path(self._folder, partition).open("ab") as file:
-                    file.write(_HEADER.pack(len(data), len(compressed), zlib.crc32(compressed)) + compressed)
+                    file.write(frame)
+                self.sizes[partition] += len(frame)
                 lines.clear()
         self._n_pending_bytes = 0
+
+
+def _cut(path: Path, n_bytes: int) -> None:
+    """Removes what was written to a file after `n_bytes`."""
+    found = path.stat().st_size if path.exists() else 0
+    if found < n_bytes:
+        raise CorruptFileError(f"{path} is damaged: remove its folder, then run again")
+    if found > n_bytes:
+        os.truncate(path, n_bytes)
 
 
 def partition_path(folder: Path, partition: int) -> Path:

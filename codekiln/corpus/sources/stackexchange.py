@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,11 +10,12 @@ from typing import Any
 
 from codekiln.corpus.bins import percentile_bins
 from codekiln.corpus.sources.dump_files import ArchiveMember, DumpFile, PlainFile
-from codekiln.corpus.sources.dump_rows import DAMAGED_ROW, DumpRow, RowReader
+from codekiln.corpus.sources.dump_rows import DAMAGED_ROW, DumpRow, RowReader, RowState
 from codekiln.corpus.sources.files import SourceFile
 from codekiln.corpus.sources.partitions import (
+    CHECKPOINT_BYTES,
     MAX_PARTITIONS,
-    PartitionWriter,
+    Sorting,
     make_partitions,
     partition_path,
     read_partition,
@@ -31,6 +31,7 @@ DELETED = "deleted post"
 OTHER_POST = "neither question nor answer"
 
 FORMAT = 1  # of the partitions
+JOINED_PER_SAVE = 16  # partitions
 _MAX_SCORE = 10**6  # larger ones count as this: the counts of scores stay small
 _KINDS = {"1": "question", "2": "answer"}  # PostTypeId
 _LICENSES = {f"CC BY-SA {version}": version for version in ("2.5", "3.0", "4.0")}
@@ -80,8 +81,8 @@ class StackExchange:
         """The record of the partitions of a site, which are made unless they exist."""
         inputs = {"files": site.fingerprint(), "partition_bytes": self.partition_bytes, "format": FORMAT}
 
-        def make(temporary: Path) -> JsonObject:
-            return asdict(_Partitioning(site, temporary, self.partition_bytes).run())
+        def make(sorting: Sorting) -> JsonObject:
+            return asdict(_Partitioning(site, sorting, self.partition_bytes).run())
 
         return make_partitions(folder, inputs, make)
 
@@ -173,24 +174,42 @@ class _Partitioning:
     well; then each partition of posts is small enough to look up the threads of its comments.
     """
 
-    def __init__(self, site: Site, folder: Path, partition_bytes: int) -> None:
-        self._site, self._folder = site, folder
-        self._total_bytes = site.posts.n_bytes + site.comments.n_bytes
-        self._n = min(max(1, math.ceil(self._total_bytes / partition_bytes)), MAX_PARTITIONS)
-        self._partition_bytes = [0] * self._n
-        self._scores: Counter[int] = Counter()
-        self._newest = ""
-        self._threads = PartitionWriter(folder / "threads", self._n)
-        self._posts = PartitionWriter(folder / "posts", self._n)
-        self._comments = PartitionWriter(folder / "comments", self._n)
+    def __init__(self, site: Site, sorting: Sorting, partition_bytes: int) -> None:
+        self._site, self._sorting, self._folder = site, sorting, sorting.folder
+        total_bytes = site.posts.n_bytes + site.comments.n_bytes
+        self._n = min(max(1, math.ceil(total_bytes / partition_bytes)), MAX_PARTITIONS)
+        saved = sorting.state or {}
+        self._read_states: dict[str, list[Any]] = saved.get("read", {})  # of the reader of each file
+        self._finished: list[str] = saved.get("finished", [])  # files
+        self._n_joined: int = saved.get("joined", 0)  # partitions whose comments have their threads
+        self._partition_bytes: list[int] = saved.get("partition_bytes", [0] * self._n)
+        self._scores = Counter({int(score): n for score, n in saved.get("scores", {}).items()})
+        self._newest: str = saved.get("newest", "")
+        self._threads, self._posts, self._comments = (
+            sorting.writer(name, self._n) for name in ("threads", "posts", "comments")
+        )
+
+    def _save(self) -> None:
+        self._sorting.save(
+            {
+                "read": self._read_states,
+                "finished": self._finished,
+                "joined": self._n_joined,
+                "partition_bytes": self._partition_bytes,
+                "scores": self._scores,
+                "newest": self._newest,
+            }
+        )
 
     def run(self) -> PartitionRecord:
-        with progress_bar(f"{self._site.name}: sort by thread", self._total_bytes) as progress:
-            self._read(self._site.posts, POSTS, self._receive_post, progress)
-            self._posts.flush()
-            self._read(self._site.comments, COMMENTS, self._receive_comment, progress)
-            self._comments.flush()
-        for number in range(self._n):
+        files = {POSTS: (self._site.posts, self._receive_post), COMMENTS: (self._site.comments, self._receive_comment)}
+        total_bytes = sum(file.n_bytes for file, _ in files.values())
+        done = sum(RowState(*state).n_bytes for state in self._read_states.values())
+        with progress_bar(f"{self._site.name}: sort by thread", total_bytes, done=done) as progress:
+            for name, (file, receive) in files.items():
+                self._read(file, name, receive, progress)
+        while self._n_joined < self._n:
+            number = self._n_joined
             thread_of: dict[int, int] = {}
             for post, thread in read_partition(partition_path(self._folder / "posts", number)):
                 thread_of.setdefault(post, thread)
@@ -200,13 +219,15 @@ class _Partitioning:
                     self._write(row._replace(thread=thread_of[row.post]))
                 else:
                     self._drop(f"comments/{row.id}", NO_POST, row.n_bytes)
+            self._n_joined += 1
+            if self._n_joined % JOINED_PER_SAVE == 0:
+                self._save()
         self._threads.flush()
-        shutil.rmtree(self._folder / "posts")
-        shutil.rmtree(self._folder / "comments")
+        self._sorting.not_kept = ("posts", "comments")
         return PartitionRecord(self._newest or "-", percentile_bins(self._scores), tuple(self._partition_bytes))
 
     def _read(self, file: DumpFile, name: str, receive: Callable[[DumpRow], None], progress: ProgressTask) -> None:
-        """Reads a file, and drops rows without attributes."""
+        """Reads the rest of a file, and drops rows without attributes."""
 
         def receive_row(row: DumpRow) -> None:
             if row.problem is not None:
@@ -217,14 +238,27 @@ class _Partitioning:
             except (KeyError, ValueError):
                 self._drop(f"{name}/{row.line_number}", DAMAGED_ROW, row.n_bytes)
 
-        reader = RowReader(f"{file.path} ({name})", receive_row)
+        if name in self._finished:
+            return
+        saved = RowState(*self._read_states.get(name, ()))
+        reader = RowReader(f"{file.path} ({name})", receive_row, saved)
+        n_unsaved = 0
 
         def feed(block: bytes) -> None:
+            nonlocal n_unsaved
             reader.feed(block)
             progress.advance(len(block))
+            n_unsaved += len(block)
+            if n_unsaved >= CHECKPOINT_BYTES and (state := reader.state) is not None:
+                self._read_states[name] = list(state)
+                self._save()
+                n_unsaved = 0
 
-        file.read(feed)
+        file.read(feed, saved.n_bytes)
         reader.close()
+        self._read_states[name] = [file.n_bytes]
+        self._finished.append(name)
+        self._save()
 
     def _receive_post(self, row: DumpRow) -> None:
         """Raises KeyError or ValueError for missing or wrong numbers and dates."""
