@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codekiln.corpus.bins import bin_of, percentile_bins
+from codekiln.corpus.config import CorpusConfig
 from codekiln.corpus.html_text import html_to_text
 from codekiln.corpus.licenses import UNKNOWN
+from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sources import dump_files, partitions, stackexchange
 from codekiln.corpus.sources.dump_files import ArchiveMember
 from codekiln.corpus.sources.dump_rows import DAMAGED_ROW, LONG_ROW, MAX_ROW_BYTES, TRUNCATED
@@ -615,3 +617,27 @@ def test_a_state_of_other_files_is_not_used(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "damaged" / "threads" / "00000.rows").write_bytes(b"")
     with pytest.raises(CorruptFileError, match=r"00000\.rows is damaged"):
         partitions.Sorting(tmp_path / "damaged", {}).writer("threads", 1)
+
+
+def test_a_corpus_continues_to_sort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before its inputs are listed, for which the dump is sorted."""
+    source = StackExchange(folder=write_site(tmp_path / "a.com", "".join(map(question, range(1, 200)))))
+    config = CorpusConfig(sources=(source,), steps=(), validation_fraction=0.1)
+    expected = build_corpus(config, tmp_path / "whole")
+    monkeypatch.setattr(stackexchange, "CHECKPOINT_BYTES", 4000)
+    monkeypatch.setattr(dump_files, "BLOCK_BYTES", 900)
+    n_written, most = 0, 300
+    write = partitions.PartitionWriter.write
+
+    def write_until_killed(self: partitions.PartitionWriter, partition: int, row: Any) -> None:
+        nonlocal n_written
+        n_written += 1
+        if n_written > most:
+            raise KilledError
+        write(self, partition, row)
+
+    monkeypatch.setattr(partitions.PartitionWriter, "write", write_until_killed)
+    with pytest.raises(KilledError):
+        build_corpus(config, tmp_path / "killed")
+    n_written, most = 0, 200
+    assert build_corpus(config, tmp_path / "killed") == expected

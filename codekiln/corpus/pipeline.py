@@ -108,10 +108,15 @@ def _open_plan(config: CorpusConfig, folder: Path, *, keep_dropped: bool) -> tup
         plan = None  # the manifest was removed or changed since, so that the corpus is made again
     if plan is None:
         _clear(folder)
+        # Without inputs until they are listed: if that is interrupted, what sources have written is kept, as a sorted dump.
+        plan = {"inputs": None}
+        write_json(folder / PLAN, plan)
     units = _list_units(config, folder)
     fingerprints = [source.fingerprint() for source in config.sources]
     inputs = _digest(config, units, fingerprints)
-    if plan is not None and plan["inputs"] != inputs:
+    if plan["inputs"] is None:
+        plan = None
+    elif plan["inputs"] != inputs:
         since = "was built" if "manifest_sha256" in plan else "was interrupted"
         print_line(f"Corpus: the input has changed since it {since}: it starts again")
         _clear(folder)
