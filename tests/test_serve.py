@@ -336,3 +336,19 @@ def test_event_stream_ends_with_done(url: str) -> None:
         events = [line for line in response.iter_lines() if line]
     assert events[-1] == "data: [DONE]"
     assert all(json.loads(event.removeprefix("data: "))["object"] == "text_completion" for event in events[:-1])
+
+
+def test_loading_can_be_interrupted(small_run: Path) -> None:
+    """Although a thread computes, which would abort the interpreter at its end."""
+    with subprocess.Popen(
+        program("load_endlessly.py", small_run),
+        env=program_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "")

@@ -3,11 +3,12 @@
 
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, assert_never
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, assert_never
 
 import typer
 
@@ -59,6 +60,7 @@ Provenance = Annotated[
         help="Also report which parts of the new text are in the training documents, with path and license.",
     ),
 ]
+Result = TypeVar("Result")
 MaxCopied = Annotated[
     list[str] | None,
     typer.Option(
@@ -317,12 +319,12 @@ def serve(
                     "serve a run whose recipe has an index, without --no-index"
                 )
             # In threads that end, because the engine has a thread of its own.
-            completer = run_in_own_thread(lambda: load_completer(model, backend, weights, default="auto"))
+            completer = _wait_for(lambda: load_completer(model, backend, weights, default="auto"))
             workspace = stack.enter_context(_open_workspace(workspace_folder, completer))
             if has_recall or workspace is not None:
                 use_recall(completer, model, tracer, workspace, is_own=indexed is not None)
             _limit_copies(completer, tracer, limits)
-            run_in_own_thread(completer.warm_up)
+            _wait_for(completer.warm_up)
         application = server.make_app(
             completer,
             name,
@@ -345,6 +347,15 @@ def serve(
             typer.echo(f"Workspace: {workspace.folder} is being indexed", err=True)
         sys.stdout.flush()
         server.serve(application, listening)
+
+
+def _wait_for(work: Callable[[], Result]) -> Result:
+    """`run_in_own_thread`. Ctrl-C ends the process: its thread would abort it if the interpreter shut down in order."""
+    try:
+        return run_in_own_thread(work)
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        os._exit(130)
 
 
 def _open_served_index(model: Path, indexed: Path | None) -> "Tracer | None":
