@@ -7,6 +7,7 @@ import fcntl
 import fnmatch
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,20 @@ def atomic_folder(folder: Path, kind: FolderKind) -> Iterator[Path]:
         files = sorted(_files(temp_path))
         record = {"format": FORMAT, "kind": kind, "files": files}
         (temp_path / MARK).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def replace_folder(made: Path, folder: Path, kind: FolderKind) -> None:
+    """Puts a folder that was made under another name in the place of `folder`, with a mark that lists its files.
+
+    Raises OutputExistsError if `folder` holds anything that Codekiln did not write as `kind`.
+    """
+    require_replaceable(folder, kind)
+    require_made(made, kind)
+    files = sorted(set(_files(made)) - {MARK})
+    write_json(made / MARK, {"format": FORMAT, "kind": kind, "files": files})
+    if folder.exists():
+        shutil.rmtree(folder)
+    made.rename(folder)
 
 
 def remove_folder(folder: Path, kind: FolderKind) -> None:

@@ -31,7 +31,7 @@ from codekiln.corpus.languages import LANGUAGES, known_language
 from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.reading import NAME_NOT_UTF8, UnitReader, read_document, with_utf8_names
-from codekiln.corpus.sources import partitions, records
+from codekiln.corpus.sources import archives, partitions, records, tar_members
 from codekiln.corpus.sources.archives import LONG_NAME, NO_TEXT, OTHER_TYPE, Archives, Columns, license_of
 from codekiln.corpus.sources.blobs import BAD_ID, BlobStore
 from codekiln.corpus.sources.data_files import find_data_files, format_of
@@ -547,6 +547,32 @@ def test_licenses_in_archives_are_those_of_folders(tmp_path: Path) -> None:
         for name in ("a.tar", "b.zip"):
             found = files_of(Archives(paths=(str(tmp_path / name),)), tmp_path)
             assert {f"{file.repository}/{file.path}": file.license for file in found} == expected, (seed, name)
+
+
+def test_license_files_that_lead_to_others_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository in many places of the archive, each of which names a file that splits another one."""
+    passes = 0
+    read_members = tar_members.tar_members
+
+    def counted_members(*arguments: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return read_members(*arguments)
+
+    monkeypatch.setattr(archives, "tar_members", counted_members)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for k in range(20, 0, -1):
+            for name, data in (
+                (f"r{k}/pyproject.toml", f'[project]\nlicense = {{file = "x{k}.txt"}}\n'),
+                (f"r{k - 1}/x{k - 1}.txt", "x"),
+                (f"r{k}/pyproject.toml", f'[project]\nlicense = {{file = "y{k}.txt"}}\n'),
+                (f"r{k}/a.py", "a = 1\n"),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data.encode()))
+    assert len(files_of(Archives(paths=(str(tmp_path / "a.tar"),)), tmp_path)) == 20
+    assert passes == 3
 
 
 def test_lines_are_the_same_in_ranges_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

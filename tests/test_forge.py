@@ -775,6 +775,23 @@ def test_members_that_are_no_files_of_the_repository_are_not_read(tmp_path: Path
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.tar.gz"]
 
 
+def test_members_of_unknown_kinds_are_no_reason_to_stop(tmp_path: Path) -> None:
+    """Wherever they say that they are. Only those that may be code are counted."""
+    unknown = {"type": b"Z"}
+    path = write_members(
+        tmp_path / "a.tar.gz",
+        ("r/a.py", b"a = 1\n", {}),
+        *((name, b"", unknown) for name in ("r/../e", "r/.git/cfg", "r/b.bin", "r/node_modules/x.py", "r/c.py")),
+        ("r/node_modules/y.py", b"", unknown),
+    )
+    assert [(file.path, file.problem) for file in unit_of(path).files()] == [
+        ("a.py", None),
+        ("r/../e", tarballs.BAD_PATH),
+        ("node_modules", VENDORED_REASON),
+        ("c.py", members.UNKNOWN_MEMBER),
+    ]
+
+
 def test_archives_that_expand_too_far_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "FREE_BYTES", 10_000_000)
     path = write_members(
@@ -786,6 +803,8 @@ def test_archives_that_expand_too_far_are_stopped(tmp_path: Path, monkeypatch: p
     assert listed(path) == {".": streams.BOMB}
     monkeypatch.setattr(streams, "MAX_RATIO", 10**6)
     assert listed(path) == {"a.py": None, "b.py": None}
+    monkeypatch.setattr(tarballs, "MAX_EXPANDED_BYTES", 15_000_000)
+    assert listed(path) == {".": streams.TOO_LONG}
 
 
 def test_large_headers_are_not_read_into_memory(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codekiln.generate.names import MAX_NAMES, begun_name, continued, longer_names, names_from, names_in
+from codekiln.generate.names import MAX_NAMES, begins_in_name, begun_name, continued, longer_names, names_from, names_in
 from codekiln.tokenizer.bpe import Tokenizer
 
 
@@ -44,6 +44,20 @@ def test_frequent_names_come_first() -> None:
     texts = ["wall walrus_b walrus_b xwalrus_c", "walrus_b walrus_a walrus"]
     assert longer_names("walrus", texts, ["walrus_d"]) == ["walrus_b", "walrus_a", "walrus_d"]
     assert longer_names("a.b", ["a_b a.bc"], []) == ["a.bc"]  # no pattern
+
+
+def test_data_is_no_name() -> None:
+    blob = "a1b2" * 30
+    assert names_in(f"blob = '{blob}' + name_of_it") == {"blob", "name_of_it"}
+    assert longer_names("a1b", [blob, "a1b2c3"], []) == ["a1b2c3"]
+    assert begun_name(blob) is None
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"), [("name()", True), ("_x", True), ("é", True), ("()", False), ("", False)]
+)
+def test_a_name_goes_on_after_the_cursor(after: str, expected: bool) -> None:
+    assert begins_in_name(after) == expected
 
 
 def test_ids_spell_the_name_from_its_beginning(tokenizer: Tokenizer) -> None:

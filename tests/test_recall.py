@@ -190,6 +190,8 @@ def test_a_text_does_not_end_in_a_word_that_goes_on_where_it_was_found() -> None
     assert goes_on(1, 2) == goes_on(30, 2, 4) == 0  # matches of two tokens
     assert goes_on(6, 9, 3) == 0  # the text does not end in a word
     assert goes_on() == goes_on(30) == 0
+    before_a_word = SampleText(RequestText((1, 2, 4), is_in_word=True), ALL_TEXT)
+    assert before_a_word.find(recall, []).goes_on == 0  # what follows the cursor goes on with the word
     stop = torch.tensor([0])
     evidence = SampleText(RequestText((1, 2, 4, 6)), ALL_TEXT).find(recall, [])
     ends, goes = (

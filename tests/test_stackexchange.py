@@ -24,7 +24,7 @@ from codekiln.corpus.licenses import UNKNOWN
 from codekiln.corpus.pipeline import build_corpus
 from codekiln.corpus.sources import dump_files, partitions, stackexchange
 from codekiln.corpus.sources.dump_files import ArchiveMember
-from codekiln.corpus.sources.dump_rows import DAMAGED_ROW, LONG_ROW, MAX_ROW_BYTES, TRUNCATED
+from codekiln.corpus.sources.dump_rows import DAMAGED_ROW, LONG_ROW, MAX_ROW_BYTES, TRUNCATED, DumpRow, RowReader
 from codekiln.corpus.sources.files import SourceFile
 from codekiln.corpus.sources.stackexchange import (
     DELETED,
@@ -641,3 +641,38 @@ def test_a_corpus_continues_to_sort(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         build_corpus(config, tmp_path / "killed")
     n_written, most = 0, 200
     assert build_corpus(config, tmp_path / "killed") == expected
+
+
+@pytest.mark.parametrize("step", ["write_json", "replace_folder"])
+def test_what_is_sorted_is_not_lost_at_the_end(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_site(tmp_path / "a.com", question(1) + question(2))
+    source = StackExchange(folder=folder)
+
+    def fail(*arguments: object) -> None:
+        raise KilledError
+
+    def units() -> list[str]:
+        return [file.path for unit in source.units(tmp_path / "other") for file in unit.files()]
+
+    expected = texts_of(folder).keys()
+    with monkeypatch.context() as patched:
+        patched.setattr(stackexchange._Partitioning, "_save", lambda self: None)  # all writes of JSON are the record's
+        patched.setattr(partitions, step, fail)
+        with pytest.raises(KilledError):
+            units()
+    if step == "replace_folder":
+        monkeypatch.setattr(stackexchange._Partitioning, "run", fail)
+    assert [path for path in units() if path.startswith("questions")] == list(expected)
+
+
+def test_rows_come_in_the_order_of_their_lines() -> None:
+    """In blocks of any size."""
+    text = ("<posts>\n" + row(Id=1) + "oops\n" + row(Id=2) + "  <row Id='3 />\n" + row(Id=4) + "</posts>").encode()
+    for size in range(1, len(text)):
+        received: list[DumpRow] = []
+        reader = RowReader("x", received.append)
+        for start in range(0, len(text), size):
+            reader.feed(text[start : start + size])
+        reader.close()
+        assert [each.line_number for each in received] == [2, 3, 4, 5, 6]
+        assert [each.attributes.get("Id") for each in received] == ["1", None, "2", None, "4"]

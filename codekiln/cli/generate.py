@@ -350,7 +350,7 @@ def serve(
 
 
 def _wait_for(work: Callable[[], Result]) -> Result:
-    """`run_in_own_thread`. Ctrl-C ends the process: its thread would abort it if the interpreter shut down in order."""
+    """`run_in_own_thread`. Ctrl-C ends the process at once: if Python shut down normally, the thread would crash it."""
     try:
         return run_in_own_thread(work)
     except KeyboardInterrupt:

@@ -1,7 +1,8 @@
 """Words, shingles and MinHash of a document: compiled functions on bytes, the same for every engine and machine.
 
 A word is a run of ASCII letters, digits, underscores and bytes beyond ASCII. A shingle is a run of words. Words and shingles
-are hashed to 64 bits: that two different ones have the same hash is too rare to matter.
+are hashed to 64 bits: that two different ones have the same hash is too rare to matter. (Of words of 64 equal characters and
+more, many have.)
 """
 
 import hashlib

@@ -14,10 +14,11 @@ from codekiln.generate.backends.backend import Backend, TokenRules, token_rules
 from codekiln.generate.context import ContextIds, RepositoryContext, context_ids
 from codekiln.generate.copying import WITHHELD, CopyGuard, CopyLimiter
 from codekiln.generate.engine import Engine, FinishReason, NewToken, Request
-from codekiln.generate.names import begun_name, continued, longer_names
+from codekiln.generate.names import begins_in_name, begun_name, continued, longer_names
 from codekiln.generate.precision import choose_precision
 from codekiln.generate.recall import Recall, RequestText
 from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs, bits
+from codekiln.model.cache import HAS_KERNELS
 from codekiln.model.decoder import Precision
 from codekiln.model.huggingface import TOKENIZER, load_model, require_vocabulary, resolve_model_dir, stop_token_ids_in
 from codekiln.model.make_decoder import make_decoder
@@ -270,6 +271,10 @@ class Completer:
 
     def warm_up(self) -> None:
         """Compiles what the first request would wait for."""
+        if HAS_KERNELS:
+            from codekiln.model import cpu_kernels  # noqa: PLC0415 - an optional package
+
+            cpu_kernels.compile_for_threads()
         prompt = self.tokenizer.encode("x = 1\n")
         self.complete([prompt], CompletionParams(sampling=GREEDY, max_new_tokens=min(2, self.max_new_tokens_limit)))
 
@@ -425,7 +430,8 @@ class Completer:
         files = request.context.files if request.context is not None else ()
         others = [*(self.tokenizer.encode(file.text) for file in files if self.has_recall), suffix]
         others += self._longer_names(request, prefix)
-        text = RequestText(tuple(prefix), tuple(tuple(each) for each in others if each))
+        is_in_word = begins_in_name(request.suffix or "")
+        text = RequestText(tuple(prefix), tuple(tuple(each) for each in others if each), is_in_word)
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]
         is_start = len(prefix) <= room - n_suffix
@@ -460,7 +466,12 @@ class Completer:
     def _longer_names(self, request: InfillRequest, prefix: Sequence[int]) -> list[list[int]]:
         """For recall, the names that begin as the text before the cursor ends, whose ids are `prefix`."""
         begun = begun_name(request.prompt)
-        if begun is None or not isinstance(self.engine, Engine) or not self.engine.recall.is_scoring:
+        if (
+            begun is None
+            or begins_in_name(request.suffix or "")
+            or not isinstance(self.engine, Engine)
+            or not self.engine.recall.is_scoring
+        ):
             return []
         files = request.context.files if request.context is not None else ()
         texts = [request.prompt[: -len(begun)], request.suffix or "", *(file.text for file in files)]

@@ -13,15 +13,21 @@ from collections.abc import Iterable, Sequence
 from codekiln.tokenizer.bpe import Tokenizer
 
 MIN_CHARACTERS = 3  # of the beginning of a name
+MAX_CHARACTERS = 100  # of a name: longer ones are data
 MAX_NAMES = 8  # with one beginning
-_BEGUN = re.compile(rf"[^\W\d]\w{{{MIN_CHARACTERS - 1},}}\Z")
-_NAME = re.compile(rf"[^\W\d]\w{{{MIN_CHARACTERS},}}")
+_BEGUN = re.compile(rf"(?<!\w)[^\W\d]\w{{{MIN_CHARACTERS - 1},{MAX_CHARACTERS - 1}}}\Z")
+_NAME = re.compile(rf"(?<!\w)[^\W\d]\w{{{MIN_CHARACTERS},{MAX_CHARACTERS - 1}}}(?!\w)")
 
 
 def begun_name(before: str) -> str | None:
     """The name that a text ends in, or the beginning of one; None if it has fewer than `MIN_CHARACTERS` characters."""
-    match = _BEGUN.search(before, max(0, len(before) - 200))
+    match = _BEGUN.search(before[-MAX_CHARACTERS - 1 :])
     return match[0] if match is not None else None
+
+
+def begins_in_name(after: str) -> bool:
+    """Whether a text begins with a character of a name: what is before it is then no whole name."""
+    return re.match(r"\w", after) is not None
 
 
 def names_in(text: str) -> set[str]:
@@ -32,12 +38,13 @@ def names_in(text: str) -> set[str]:
 def names_from(names: Sequence[str], begun: str) -> Iterable[str]:
     """The longer names that begin with `begun`, of sorted ones: `MAX_NAMES` at most."""
     first = bisect_left(names, begun)
-    return [name for name in names[first : first + MAX_NAMES + 1] if name.startswith(begun) and name != begun]
+    found = [name for name in names[first : first + MAX_NAMES + 1] if name.startswith(begun) and name != begun]
+    return found[:MAX_NAMES]
 
 
 def longer_names(begun: str, texts: Iterable[str], known: Iterable[str]) -> list[str]:
     """The longer names in texts that begin with `begun`, the most frequent first, and then the known ones."""
-    pattern = re.compile(rf"(?<!\w){re.escape(begun)}\w+")
+    pattern = re.compile(rf"(?<!\w){re.escape(begun)}\w{{1,{MAX_CHARACTERS}}}(?!\w)")
     counts = Counter(name for text in texts for name in pattern.findall(text))
     counts.update(known)
     return [name for name, _ in counts.most_common(MAX_NAMES)]

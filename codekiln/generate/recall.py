@@ -7,8 +7,8 @@ the lengths of the matches, their counts, and how sure each is:
 
     p(v) = w_0 p_model(v) + (1 - p_model(stop)) * sum_k w_k q_k(v)        for tokens v that do not end the text
 
-Tokens that end a text keep the model's probability, but in a word that goes on where it was found: there, the odds that the
-text ends are multiplied by the fraction of places where the word ends too.
+Tokens that end a text keep the model's probability, except inside a word that is longer at the places where it was found:
+there, the odds that the text ends are multiplied by the fraction of places where the word ends too.
 
 Related: kNN-LM (Khandelwal et al. 2020), infini-gram (Liu et al. 2024), and the mixing of contexts in PAQ (Mahoney 2005).
 B rows, V vocabulary, K predictions, F gate inputs.
@@ -50,7 +50,6 @@ GATE_FILE = "gate.safetensors"
 DEFAULT_GATE = Path(__file__).parent / GATE_FILE  # fitted on the demo's model before it had convolutions
 
 Array = npt.NDArray[Any]
-_IN_WORD = np.array([byte >= 0x80 or byte == ord("_") or chr(byte).isalnum() for byte in range(256)])
 
 
 class Evidence(NamedTuple):
@@ -83,8 +82,13 @@ class TokenKinds:
         kinds.is_text[[*not_text, -1]] = False
         for number, data in enumerate(token_bytes):
             if data:
-                kinds.begins_in_word[number], kinds.ends_in_word[number] = _IN_WORD[data[0]], _IN_WORD[data[-1]]
+                text = data.decode(errors="replace")  # a part of a character is in no word
+                kinds.begins_in_word[number], kinds.ends_in_word[number] = _is_in_word(text[0]), _is_in_word(text[-1])
         return kinds
+
+
+def _is_in_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def next_draft_limit(limit: int, n_drafted: int, n_accepted: int) -> int:
@@ -116,10 +120,14 @@ class SearchedTogether:
 
 @dataclass(frozen=True)
 class RequestText:
-    """All text of a request as ids: `before` the new tokens, also what the context has no room for, and other texts."""
+    """All text of a request as ids: `before` the new tokens, also what the context has no room for, and other texts.
+
+    `is_in_word` says that the text after the new tokens begins in a word.
+    """
 
     before: tuple[int, ...] = ()
     others: tuple[tuple[int, ...], ...] = ()
+    is_in_word: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,7 @@ class SampleText:
     """The tokens of a request, and those of one of its samples, in which matches are searched and which they end."""
 
     def __init__(self, text: RequestText, kinds: TokenKinds) -> None:
-        self._kinds = kinds
+        self._kinds, self._is_in_word = kinds, text.is_in_word
         n_others = 0
         others: list[int] = []
         for other in reversed(text.others):
@@ -225,7 +233,7 @@ class SampleText:
 
     def _goes_on(self, predictions: Sequence[Continuations], n: int) -> float:
         """`Evidence.goes_on` after `n` tokens."""
-        if n == self._n_others or not self._kinds.ends_in_word[self._buffer[n - 1]]:
+        if self._is_in_word or n == self._n_others or not self._kinds.ends_in_word[self._buffer[n - 1]]:
             return 0.0
         longest = max(predictions, key=lambda each: each.length)
         if longest.length < MIN_WORD_LENGTH:

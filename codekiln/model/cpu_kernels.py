@@ -25,7 +25,7 @@ _EXPONENTIAL = tuple(
 )
 _MIN_EXPONENT = np.float32(-87)
 SILU_GATED, GELU, GELU_TANH = 0, 1, 2
-MIN_PARALLEL = 200_000  # numbers of keys that attention reads; fewer are faster in one thread
+MIN_PARALLEL = 200_000  # products of attention: keys x heads x width, of all tokens; fewer are faster in one thread
 _OPTIONS: dict[str, Any] = {
     "cache": True,
     "nogil": True,
@@ -280,6 +280,15 @@ def attend(
         _attend_in_threads(q, keys, values, starts, lengths, maxima, sums, out, n_threads)
     else:
         _attend_heads(q, keys, values, starts, lengths, maxima, sums, out, 0, q.shape[1])
+
+
+def compile_for_threads() -> None:
+    """Compiles attention in threads, or loads what was compiled, before the first long text needs it."""
+    floats, integers = np.zeros((1, 1, LANES), np.float32), np.ones(1, np.int64)
+    states = np.zeros((1, 1), np.float32)
+    _attend_in_threads(
+        floats, floats, floats, 0 * integers, integers, states, states, np.zeros((1, LANES), np.float32), 2
+    )
 
 
 @_compiled

@@ -310,7 +310,7 @@ class PackedFiles:
                 declared = license_of_texts(known)
                 if declared is not None:
                     found[folder] = declared if found.get(folder, declared) == declared else UNKNOWN
-        return self._read_licenses(unread) if unread - named else found
+        return self._read_licenses(unread) if unread and not named else found
 
 
 def _listed(record: Record, column: str) -> Iterator[Record]:

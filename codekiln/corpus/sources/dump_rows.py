@@ -85,23 +85,26 @@ class RowReader:
             self._send_problem(TRUNCATED, 0)
 
     def _read(self, lines: list[bytes]) -> None:
-        rows, sizes, numbers = [], [], []
+        rows: list[tuple[bytes, int]] = []  # that follow one another, and the sizes of their lines
         for line in lines:
             text = line.strip()
+            if len(text) <= MAX_ROW_BYTES and text.startswith(b"<row ") and text.endswith(b"/>"):
+                rows.append((text, len(line) + 1))
+                continue
+            self._read_rows(rows)
+            rows = []
             if len(text) > MAX_ROW_BYTES:
                 self._send_problem(LONG_ROW, len(line))
-                continue
-            if not (text.startswith(b"<row ") and text.endswith(b"/>")):
+            else:
                 self._read_other(text)
-                continue
+        self._read_rows(rows)
+
+    def _read_rows(self, rows: list[tuple[bytes, int]]) -> None:
+        for attributes, (_, size) in zip(_parse_rows([text for text, _ in rows]), rows, strict=True):
             self._n_lines += 1
-            rows.append(text)
-            sizes.append(len(line) + 1)
-            numbers.append(self._n_lines)
-        for attributes, size, number in zip(_parse_rows(rows), sizes, numbers, strict=True):
             self._n_rows += attributes is not None
             problem = DAMAGED_ROW if attributes is None else None
-            self._receive(DumpRow(attributes or {}, size, number, problem))
+            self._receive(DumpRow(attributes or {}, size, self._n_lines, problem))
 
     def _read_other(self, text: bytes) -> None:
         """A line that is not a row: the head, the root element, or a part of a damaged row."""

@@ -68,7 +68,7 @@ class GitHubExport:
             "format": FORMAT,
         }
         folder = scratch / "github"
-        record = make_partitions(folder, inputs, self._partition)
+        record = make_partitions(folder, inputs, self._partition, not_kept=("licenses", "names"))
         for number, n_partition_bytes in enumerate(record["partitions"]):
             yield ContentPartition(folder, number, n_partition_bytes, self.languages, self.max_bytes)
 
@@ -88,7 +88,9 @@ class GitHubExport:
         tables = {name: self._files(name) for name in ("files", "contents", "licenses")}
         total = sum(file.n_bytes for file in tables["contents"])
         n = min(max(1, math.ceil(total / self.partition_bytes)), MAX_PARTITIONS)
-        with progress_bar("GitHub: sort by content", sum(f.n_bytes for t in tables.values() for f in t)) as progress:
+        n_bytes = sum(file.n_bytes for files in tables.values() for file in files)
+        done = (sorting.state or {}).get("read_bytes", 0)
+        with progress_bar("GitHub: sort by content", n_bytes, done=done) as progress:
             return {"partitions": _Partitioning(sorting, n, self.languages, progress).run(tables)}
 
 
@@ -165,7 +167,6 @@ class _Partitioning:
         for values, row in self._rows("contents", tables, ("id", "content", "binary")):
             self._write_content(values, row)
         self._contents.flush()
-        self._sorting.not_kept = ("licenses", "names")
         return self._sizes
 
     def _rows(
@@ -177,7 +178,6 @@ class _Partitioning:
         """
         for number, part in enumerate(record_parts(tables[table], columns)):
             if number < self._n_read.get(table, 0):
-                self._progress.advance(part.n_bytes)
                 continue
             for record in part.records([*columns, *optional], _MAX_LINE_BYTES):
                 row = f"{part.file.name}/{record.number}"
@@ -187,7 +187,7 @@ class _Partitioning:
                     self._drop(row, record.problem)
             self._progress.advance(part.n_bytes)
             self._n_read[table] = number + 1
-            self._sorting.save({"read": self._n_read, "sizes": self._sizes})
+            self._sorting.save({"read": self._n_read, "read_bytes": self._progress.done, "sizes": self._sizes})
 
     def _write_content(self, values: dict[str, Any], row: str) -> None:
         content_id, text = values.get("id"), values.get("content")

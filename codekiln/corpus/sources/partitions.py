@@ -20,55 +20,60 @@ import pyarrow as pa
 
 from codekiln.errors import CorruptFileError
 from codekiln.files import JsonObject, read_json, write_json
-from codekiln.folders import atomic_folder, require_made
+from codekiln.folders import claim_folder, replace_folder, require_made, require_replaceable
 
 RECORD, CHECKPOINT = "partitions.json", "checkpoint.json"
-CHECKPOINT_BYTES = 256 * 2**20  # of the input, at most, between two states that are saved
+CHECKPOINT_BYTES = 256 * 2**20  # of the input between two states that are saved
 MAX_PARTITIONS = 4096
 _HEADER = struct.Struct("<QQI")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 PENDING_BYTES = 32 * 2**20  # of rows in memory, over all partitions
 
 
-def make_partitions(folder: Path, inputs: JsonObject, make: Callable[["Sorting"], JsonObject]) -> JsonObject:
+def make_partitions(
+    folder: Path, inputs: JsonObject, make: Callable[["Sorting"], JsonObject], *, not_kept: Sequence[str]
+) -> JsonObject:
     """The record of a folder with partitions of `inputs`: `make` writes them and returns it, unless they exist.
 
-    `make` continues with what it had saved when it was interrupted.
+    `make` continues with what it had saved when it was interrupted. `not_kept` are the folders of partitions that only `make`
+    needs.
     """
     if (folder / RECORD).is_file():
         require_made(folder, "partitions")
         record = read_json(folder / RECORD)
         if record.get("inputs") == inputs:
             return record
-    sorting = Sorting(folder.with_name(f"{folder.name}.unfinished"), inputs)
-    record = {"inputs": inputs} | make(sorting)
-    with atomic_folder(folder, "partitions") as temporary:
-        temporary.rmdir()
-        sorting.folder.rename(temporary)
-        (temporary / CHECKPOINT).unlink(missing_ok=True)
-        for name in sorting.not_kept:
-            shutil.rmtree(temporary / name)
-        write_json(temporary / RECORD, record)
+    require_replaceable(folder, "partitions")
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    record = read_json(unfinished / RECORD) if (unfinished / RECORD).is_file() else {}
+    if record.get("inputs") != inputs:
+        sorting = Sorting(unfinished, inputs)
+        record = {"inputs": inputs} | make(sorting)
+        write_json(unfinished / RECORD, record)
+    # From here on, all steps are done again if they are interrupted.
+    for path in (unfinished / name for name in not_kept):
+        if path.exists():
+            shutil.rmtree(path)
+    (unfinished / CHECKPOINT).unlink(missing_ok=True)
+    os.sync()
+    replace_folder(unfinished, folder, "partitions")
     return record
 
 
 class Sorting:
-    """A folder in which partitions of `inputs` are made. `state` is what was saved before; None at the beginning.
-
-    `not_kept` are the folders in it that are needed while the partitions are made.
-    """
+    """A folder in which partitions of `inputs` are made. `state` is what was saved before; None at the beginning."""
 
     def __init__(self, folder: Path, inputs: JsonObject) -> None:
         self.folder, self._inputs = folder, inputs
-        self.not_kept: tuple[str, ...] = ()
         self._writers: dict[str, PartitionWriter] = {}
         path = folder / CHECKPOINT
         saved = read_json(path) if path.is_file() else {}
         if saved.get("inputs") != inputs:
             saved = {}
             if folder.exists():
+                require_made(folder, "partitions")
                 shutil.rmtree(folder)
-            folder.mkdir(parents=True)
+            claim_folder(folder, "partitions")
         self.state: JsonObject | None = saved.get("state")
         self._sizes: dict[str, list[int]] = saved.get("sizes", {})
 
@@ -84,6 +89,7 @@ class Sorting:
             writer.flush()
             self._sizes[name] = writer.sizes
         self.state = state
+        os.sync()  # what the state says is on the disk
         write_json(self.folder / CHECKPOINT, {"inputs": self._inputs, "state": state, "sizes": self._sizes})
 
 
@@ -129,7 +135,7 @@ def _cut(path: Path, n_bytes: int) -> None:
     """Removes what was written to a file after `n_bytes`."""
     found = path.stat().st_size if path.exists() else 0
     if found < n_bytes:
-        raise CorruptFileError(f"{path} is damaged: remove its folder, then run again")
+        raise CorruptFileError(f"{path} is damaged: remove {path.parent.parent}, then run again")
     if found > n_bytes:
         os.truncate(path, n_bytes)
 
@@ -151,6 +157,6 @@ def read_partition(path: Path) -> Iterator[list[Any]]:
                 compressed = file.read(min(compressed_size, path.stat().st_size))
                 is_whole = len(compressed) == compressed_size and zlib.crc32(compressed) == checksum
             if not is_whole:
-                raise CorruptFileError(f"{path} is damaged: remove its folder, then run again")
+                raise CorruptFileError(f"{path} is damaged: remove {path.parent.parent}, then run again")
             data = pa.decompress(compressed, decompressed_size=size, codec="zstd", asbytes=True)
             yield from json.loads(b"[" + data.replace(b"\n", b",") + b"]")

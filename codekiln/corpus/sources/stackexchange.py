@@ -84,7 +84,7 @@ class StackExchange:
         def make(sorting: Sorting) -> JsonObject:
             return asdict(_Partitioning(site, sorting, self.partition_bytes).run())
 
-        return make_partitions(folder, inputs, make)
+        return make_partitions(folder, inputs, make, not_kept=("posts", "comments"))
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,6 @@ class _Partitioning:
             if self._n_joined % JOINED_PER_SAVE == 0:
                 self._save()
         self._threads.flush()
-        self._sorting.not_kept = ("posts", "comments")
         return PartitionRecord(self._newest or "-", percentile_bins(self._scores), tuple(self._partition_bytes))
 
     def _read(self, file: DumpFile, name: str, receive: Callable[[DumpRow], None], progress: ProgressTask) -> None:

@@ -1,5 +1,6 @@
 """A file of a data set as a stream of bytes, decompressed in blocks, and the lines of such a stream."""
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from codekiln.corpus.sources.data_files import DataFile
 # What is decompressed before a truncated end is found is lost with its block, so blocks are small.
 BLOCK_BYTES = 2**17
 DAMAGED = "damaged or truncated file"
+TOO_LONG = "expands too far"
 BOMB = "compressed more than 200 times"
 # Of decompressed to compressed bytes, after the first `FREE_BYTES`. Source code has a ratio of 3 to 20.
 MAX_RATIO = 200
@@ -25,10 +27,11 @@ class Stream:
     """The decompressed bytes of a file from `start` on. Several frames or members in one file are one stream.
 
     `read` raises StreamError for damaged data, for a truncated end, for a window of more than 128 MB (Zstandard), and for more
-    than `MAX_RATIO` times the compressed bytes. Errors of the disk or the network stay as they are.
+    than `max_bytes` or `MAX_RATIO` times the compressed bytes. Errors of the disk or the network stay as they are.
     """
 
-    def __init__(self, file: DataFile, start: int = 0) -> None:
+    def __init__(self, file: DataFile, start: int = 0, *, max_bytes: float = math.inf) -> None:
+        self._max_bytes = max_bytes
         self._raw = file.open()
         self._stream = self._raw
         self.offset = start
@@ -48,6 +51,8 @@ class Stream:
         self.offset += len(data)
         if self._stream is not self._raw and self.offset > max(FREE_BYTES, MAX_RATIO * self._raw.n_read):
             raise StreamError(BOMB)
+        if self.offset > self._max_bytes:
+            raise StreamError(TOO_LONG)
         return data
 
     def read(self, n_bytes: int) -> bytes:

@@ -3,6 +3,7 @@
 The headers are read here, because `tarfile` holds extended headers of any size.
 """
 
+import math
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -27,12 +28,15 @@ _TOO_LONG = ""  # a key that no header has
 _PAX_LENGTH = re.compile(rb"(\d{1,6}) ")
 
 
-def tar_members(file: DataFile, max_bytes: int, is_wanted: Callable[[str], bool]) -> Iterator[Member]:
+def tar_members(
+    file: DataFile, max_bytes: int, is_wanted: Callable[[str], bool], *, max_stream_bytes: float = math.inf
+) -> Iterator[Member]:
     """The files whose names are wanted, links and devices, in order; then the damage of the archive, if any.
 
-    Members of more than `max_bytes`, and those with a problem, are skipped and have no content.
+    Members of more than `max_bytes`, and those with a problem, are skipped and have no content. Nothing is read after
+    `max_stream_bytes`.
     """
-    with closing(Stream(file)) as stream:
+    with closing(Stream(file, max_bytes=max_stream_bytes)) as stream:
         try:
             yield from _members(stream, max_bytes, is_wanted)
         except StreamError as error:

@@ -1,7 +1,8 @@
 """Repositories in .tar.gz archives, read as a stream: nothing is extracted to the disk.
 
-An archive is read twice: first the files that declare licenses and the .gitignore files, then the content. Hostile archives
-cannot fill the memory (`tar_members.py`, `streams.py`).
+An archive is read twice: first the files that declare licenses and the .gitignore files, then the content; and once more if a
+pyproject.toml names another file. Hostile archives cannot fill the memory (`tar_members.py`, `streams.py`), and are read up to
+`MAX_EXPANDED_BYTES`.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from codekiln.errors import MissingFileError
 TOO_MANY = "archive with too many files"
 BAD_PATH = "path leaves the repository or is too long"
 REPEATED = "second file of the same name"
+MAX_EXPANDED_BYTES = 10 * 10**9
 MAX_DECLARED_BYTES = 50 * 2**20  # of all files that declare licenses, which are in memory
 MAX_MEMBERS = 1_000_000
 MAX_PATH_CHARACTERS, MAX_PATH_PARTS = 1024, 128
@@ -82,7 +84,7 @@ class ArchiveUnit:
 
 def verify_archive(location: Path) -> None:
     """Raises ArchiveError if a .tar.gz ends too early, or expands too far."""
-    with closing(Stream(_data_file(location))) as stream:
+    with closing(Stream(_data_file(location), max_bytes=MAX_EXPANDED_BYTES)) as stream:
         try:
             while stream.read_block():
                 pass
@@ -157,12 +159,13 @@ def _data_file(location: Path) -> DataFile:
 def _members(location: Path, max_bytes: int, is_wanted: Callable[[str], bool]) -> Iterator[Member]:
     """The files of an archive whose names are wanted, in order, without links. Those of more than `max_bytes`, and those with a
     problem, have no content. Raises ArchiveError where the archive cannot be read further."""
-    for n_members, member in enumerate(tar_members(_data_file(location), max_bytes, is_wanted)):
+    members = tar_members(_data_file(location), max_bytes, is_wanted, max_stream_bytes=MAX_EXPANDED_BYTES)
+    for n_members, member in enumerate(members):
         if not member.name:
             raise ArchiveError(member.problem or DAMAGED)
         if n_members >= MAX_MEMBERS:
             raise ArchiveError(TOO_MANY)
-        if member.problem != LINK:
+        if member.problem is None or (member.problem != LINK and is_wanted(member.name)):
             yield member
 
 
