@@ -81,9 +81,13 @@ def atomic_folder(folder: Path, kind: FolderKind) -> Iterator[Path]:
     with atomic_write(folder) as temp_path:
         temp_path.mkdir()
         yield temp_path
-        files = sorted(_files(temp_path))
-        record = {"format": FORMAT, "kind": kind, "files": files}
-        (temp_path / MARK).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (temp_path / MARK).write_text(_mark(temp_path, kind), encoding="utf-8")
+
+
+def _mark(folder: Path, kind: FolderKind) -> str:
+    """The mark of a folder that is complete, with its files, as JSON in ASCII: names of files may not be UTF-8."""
+    files = sorted(set(_files(folder)) - {MARK})
+    return json.dumps({"format": FORMAT, "kind": kind, "files": files}, indent=1) + "\n"
 
 
 def replace_folder(made: Path, folder: Path, kind: FolderKind) -> None:
@@ -93,8 +97,9 @@ def replace_folder(made: Path, folder: Path, kind: FolderKind) -> None:
     """
     require_replaceable(folder, kind)
     require_made(made, kind)
-    files = sorted(set(_files(made)) - {MARK})
-    write_json(made / MARK, {"format": FORMAT, "kind": kind, "files": files})
+    mark = _mark(made, kind)
+    with atomic_write(made / MARK) as temp_path:
+        temp_path.write_text(mark, encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     made.rename(folder)

@@ -18,7 +18,6 @@ from codekiln.generate.names import begins_in_name, begun_name, continued, longe
 from codekiln.generate.precision import choose_precision
 from codekiln.generate.recall import Recall, RequestText
 from codekiln.generate.sampling import GREEDY, SamplingParams, TokenLogprobs, bits
-from codekiln.model.cache import HAS_KERNELS
 from codekiln.model.decoder import Precision
 from codekiln.model.huggingface import TOKENIZER, load_model, require_vocabulary, resolve_model_dir, stop_token_ids_in
 from codekiln.model.make_decoder import make_decoder
@@ -185,7 +184,12 @@ class Completer:
     @property
     def has_recall(self) -> bool:
         """Whether recall changes the distribution of tokens."""
-        return isinstance(self.engine, Engine) and self.engine.recall.is_scoring
+        return self._recall is not None
+
+    @property
+    def _recall(self) -> Recall | None:
+        """The recall that changes the distribution of tokens, if there is one."""
+        return self.engine.recall if isinstance(self.engine, Engine) and self.engine.recall.is_scoring else None
 
     def use_recall(self, recall: Recall) -> None:
         """Mixes what was written elsewhere into the distribution of tokens. Raises ConfigError for other backends."""
@@ -271,10 +275,8 @@ class Completer:
 
     def warm_up(self) -> None:
         """Compiles what the first request would wait for."""
-        if HAS_KERNELS:
-            from codekiln.model import cpu_kernels  # noqa: PLC0415 - an optional package
-
-            cpu_kernels.compile_for_threads()
+        if isinstance(self.engine, Engine):
+            self.engine.warm_up()
         prompt = self.tokenizer.encode("x = 1\n")
         self.complete([prompt], CompletionParams(sampling=GREEDY, max_new_tokens=min(2, self.max_new_tokens_limit)))
 
@@ -429,8 +431,9 @@ class Completer:
         n_all = len(prefix) + len(suffix)
         files = request.context.files if request.context is not None else ()
         others = [*(self.tokenizer.encode(file.text) for file in files if self.has_recall), suffix]
-        others += self._longer_names(request, prefix)
         is_in_word = begins_in_name(request.suffix or "")
+        if not is_in_word:
+            others += self._longer_names(request, prefix)
         text = RequestText(tuple(prefix), tuple(tuple(each) for each in others if each), is_in_word)
         n_suffix = min(len(suffix), max(int(room * SUFFIX_FRACTION), room - len(prefix)))
         suffix = suffix[:n_suffix]
@@ -465,17 +468,12 @@ class Completer:
 
     def _longer_names(self, request: InfillRequest, prefix: Sequence[int]) -> list[list[int]]:
         """For recall, the names that begin as the text before the cursor ends, whose ids are `prefix`."""
-        begun = begun_name(request.prompt)
-        if (
-            begun is None
-            or begins_in_name(request.suffix or "")
-            or not isinstance(self.engine, Engine)
-            or not self.engine.recall.is_scoring
-        ):
+        begun, recall = begun_name(request.prompt), self._recall
+        if begun is None or recall is None:
             return []
         files = request.context.files if request.context is not None else ()
         texts = [request.prompt[: -len(begun)], request.suffix or "", *(file.text for file in files)]
-        return continued(prefix, begun, longer_names(begun, texts, self.engine.recall.names(begun)), self.tokenizer)
+        return continued(prefix, begun, longer_names(begun, texts, recall.names(begun)), self.tokenizer)
 
     def _from_line_start(self, ids: list[int]) -> list[int]:
         """The ids from the first complete line on, if that keeps at least half of them; else all."""

@@ -189,6 +189,13 @@ class Engine:
         self._running: list[Request] = []
         self.stats = EngineStats()
 
+    def warm_up(self) -> None:
+        """Compiles what the first long text would wait for, or loads what was compiled."""
+        if self._pool.has_kernels:
+            from codekiln.model import cpu_kernels  # noqa: PLC0415 - an optional package
+
+            cpu_kernels.compile_for_threads()
+
     @property
     def n_waiting(self) -> int:
         """Requests whose prompt is not yet being read."""

@@ -26,7 +26,7 @@ def begun_name(before: str) -> str | None:
 
 
 def begins_in_name(after: str) -> bool:
-    """Whether a text begins with a character of a name: what is before it is then no whole name."""
+    """Whether a text begins with a letter, digit or underscore: a name that ends before it is then not complete."""
     return re.match(r"\w", after) is not None
 
 

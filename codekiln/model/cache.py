@@ -63,6 +63,7 @@ class KVPool:
         # On CPUs, memory that was never written is not resident.
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
         self.inputs = like.new_empty(config.n_layers - n_attention, n_tokens, config.d_model)
+        self.has_kernels = HAS_KERNELS and like.is_cpu and like.dtype == torch.float32
         self.has_flash = (
             like.dtype == torch.bfloat16
             and has_flash_attention(like.device, config.d_head)
@@ -91,7 +92,7 @@ class BatchAttention:
         if isinstance(pool.config, Lfm2Config):
             self._earlier = np.concatenate([_earlier_slots(c, pool.config.conv_width - 1) for c in chunks])
         self._earlier_tensor = torch.from_numpy(self._earlier).to(pool.keys.device)
-        self._has_kernels = HAS_KERNELS and pool.keys.is_cpu and pool.keys.dtype == torch.float32
+        self._has_kernels = pool.has_kernels
         self._flash: FlashBatchAttention | None = None
         if pool.has_flash:
             self._flash = FlashBatchAttention(chunks, pool.n_tokens, pool.keys.device)

@@ -37,6 +37,10 @@ class _Norm:
         bias = _EMPTY if isinstance(module, RMSNorm) else module.bias.numpy()
         return cls(module.weight.numpy(), bias, module.eps, isinstance(module, RMSNorm))
 
+    def apply(self, x: Array, out: Array) -> None:
+        """Writes x (N, D), normalized, to `out`."""
+        kernels.normalize(x, self.weight, self.bias, self.eps, self.is_rms, out)
+
 
 class _Layer:
     """Arrays of a layer of the decoder."""
@@ -79,8 +83,7 @@ class CpuDecoder(Decoder):
         y, heads_out, convolved, inner = (np.empty((N, width), np.float32) for width in (D, H * d, D, config.d_ff))
         q, k, v = (np.empty((N, n, d), np.float32) for n in (H, K, K))
         for layer in self._arrays:
-            norm = layer.attention_norm
-            kernels.normalize(x, norm.weight, norm.bias, norm.eps, norm.is_rms, y)
+            layer.attention_norm.apply(x, y)
             product = layer.into.apply(y)
             if layer.kernel is None:
                 kernels.split_heads(product, layer.head_scales, config.norm_eps, cosine, sine, is_half, q, k, v)
@@ -89,12 +92,11 @@ class CpuDecoder(Decoder):
             else:
                 attend.convolve_arrays(layer.number, product, layer.kernel, convolved)
                 attended = x + layer.out.apply(convolved)
-            if (second := layer.mlp_norm) is not None:
-                kernels.normalize(attended, second.weight, second.bias, second.eps, second.is_rms, y)
+            if layer.mlp_norm is not None:
+                layer.mlp_norm.apply(attended, y)
             kernels.activate(layer.up.apply(y), self._activation, inner)
             x = attended + layer.down.apply(inner)
-        norm = self._final_norm
-        kernels.normalize(x, norm.weight, norm.bias, norm.eps, norm.is_rms, y)
+        self._final_norm.apply(x, y)
         return torch.from_numpy(y)
 
     def _angle_arrays(self, positions: Tensor) -> tuple[Array, Array]:

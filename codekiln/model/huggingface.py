@@ -103,9 +103,10 @@ def read_config(folder: Path) -> tuple[HFArchitecture, ModelConfig]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        problem = f"has no model ({CONFIG} is missing)" if folder.is_dir() else "is not a folder"
-        if not folder.exists():
-            problem = "does not exist"
+        if folder.is_dir():
+            problem = f"has no model ({CONFIG} is missing)"
+        else:
+            problem = "is not a folder" if folder.exists() else "does not exist"
         raise MissingFileError(f"{folder} {problem}: name a run or a model folder")
     record = read_json(path)
     try:

@@ -44,7 +44,7 @@ class RowReader:
     """
 
     def __init__(self, name: str, receive: Callable[[DumpRow], None], state: RowState | None = None) -> None:
-        """With a state, what is fed first are the bytes after its `n_bytes`."""
+        """With a state, reading continues after its `n_bytes`."""
         self._name = name
         self._receive = receive
         self._rest = b""  # the beginning of a line
@@ -53,7 +53,7 @@ class RowReader:
 
     @property
     def state(self) -> RowState | None:
-        """What was read, up to the end of a line; None in a line that is too long."""
+        """What was read up to the last end of a line; None inside a line that is too long."""
         if self._n_skipped:
             return None
         return RowState(self._n_bytes - len(self._rest), self._n_lines, self._n_rows, self._is_closed)

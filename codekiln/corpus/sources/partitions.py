@@ -132,7 +132,7 @@ class PartitionWriter:
 
 
 def _cut(path: Path, n_bytes: int) -> None:
-    """Removes what was written to a file after `n_bytes`."""
+    """Cuts a file to `n_bytes`. Raises CorruptFileError if it is shorter."""
     found = path.stat().st_size if path.exists() else 0
     if found < n_bytes:
         raise CorruptFileError(f"{path} is damaged: remove {path.parent.parent}, then run again")
